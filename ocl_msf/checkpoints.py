@@ -1,0 +1,99 @@
+"""Finding and reading the checkpoints of stage 1, without unpickling anything."""
+
+import re
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+STEP = re.compile(r"step=(\d+)\.ckpt$")
+
+
+class Run(NamedTuple):
+    """A training run of stage 1: its folder, its variant, its newest checkpoint, the steps made and wanted."""
+
+    folder: Path
+    variant: str
+    checkpoint: Optional[Path]
+    step: int
+    max_steps: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is of the last step."""
+        return self.checkpoint is not None and self.step >= self.max_steps
+
+
+def read_weights(path: Path, module: str) -> Dict[str, torch.Tensor]:
+    """Read the weights of one module of a Lightning checkpoint.
+
+    Args:
+        path: the .ckpt file.
+        module: dotted path of the module in the training model, such as `models.vqvae`.
+
+    Returns:
+        Its state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, holds pickled objects, or has no such module.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch reports damage and pickles in many types; all mean: not a checkpoint to trust
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, is none, or holds pickled objects, which are never "
+            f"loaded. Choose another checkpoint or train it again. ({type(error).__name__}: {error})"
+        ) from error
+    prefix = module + "."
+    weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if not weights:
+        parts = sorted({".".join(name.split(".")[:2]) for name in state})
+        raise ValueError(f"{path} holds no module '{module}' (it holds {', '.join(parts)}): is it of stage 1?")
+    return weights
+
+
+def find_runs(folder: Path) -> List[Run]:
+    """List the runs `folder/<time>/`, newest first; folders without a readable configuration are left out."""
+    configs = sorted(folder.glob("*/config/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [run for run in map(_read_run, configs) if run]
+
+
+def _read_run(config_path: Path) -> Optional[Run]:
+    try:
+        config = OmegaConf.load(config_path)
+        variant, max_steps = str(config.experiment.variant), int(config.trainer.max_steps)
+    except (OmegaConfBaseException, TypeError, ValueError):
+        return None
+    folder = config_path.parent.parent
+    steps = {path: STEP.search(path.name) for path in folder.glob("lightning_logs/version_*/checkpoints/*.ckpt")}
+    made = sorted((int(found.group(1)), path) for path, found in steps.items() if found)
+    step, checkpoint = made[-1] if made else (0, None)
+    return Run(folder, variant, checkpoint, step, max_steps)
+
+
+def find_finished(folder: Path, variant: str, command: str) -> Path:
+    """Find the checkpoint of the newest finished run of a variant.
+
+    Args:
+        folder: holds the runs of one stage-1 experiment.
+        variant: of the VAE.
+        command: what makes such a run; goes into the message.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists what there is and what to do.
+    """
+    runs = find_runs(folder)
+    for run in runs:
+        if run.variant == variant and run.finished:
+            return run.checkpoint
+    lines = [f"Stage 2 needs a trained VAE of variant '{variant}', and {folder} holds no finished run of it."]
+    for run in runs:
+        lines.append(f"  found {run.folder}: variant '{run.variant}', step {run.step} of {run.max_steps}")
+    lines.append(f"Train stage 1 first:  {command}")
+    lines.append("or name a checkpoint:  experiment.vae_checkpoint=PATH")
+    raise FileNotFoundError("\n".join(lines))

@@ -1,0 +1,38 @@
+"""Primary encoders: image -> features for slot attention, without spatial downsampling."""
+
+from typing import Tuple
+
+import torch
+from torch import nn
+
+from ocl_msf._host import require_host
+
+with require_host():
+    from ocl.feature_extractors.utils import ImageFeatureExtractor, cnn_compute_positions_and_flatten
+
+
+class NaiveCNN(ImageFeatureExtractor):
+    """Four 5x5 convolutions with stride 1: features at the resolution of the image (section A.3).
+
+    Args:
+        feature_dim: channels of every layer.
+        num_layers: number of convolutions.
+    """
+
+    def __init__(self, feature_dim: int = 64, num_layers: int = 4):
+        super().__init__()
+        self._feature_dim = feature_dim
+        channels = [3] + [feature_dim] * num_layers
+        layers = [
+            layer for i, o in zip(channels, channels[1:]) for layer in (nn.Conv2d(i, o, 5, padding=2), nn.ReLU())
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the features."""
+        return self._feature_dim
+
+    def forward_images(self, images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """(b, 3, h, w) -> features (b, h*w, feature_dim) and their positions (h*w, 2)."""
+        return cnn_compute_positions_and_flatten(self.layers(images))

@@ -1,0 +1,77 @@
+"""The VAE of stage 1 as stage 2 sees it: frozen, in evaluation mode, its weights in stage 2's own checkpoints."""
+
+from dataclasses import dataclass
+from typing import Dict
+
+import torch
+from torch import nn
+
+from ocl_msf.autoencoder import VQVAE
+
+
+@dataclass
+class GuidanceOutput:
+    """What a decoder is to reconstruct.
+
+    Attributes:
+        features: continuous codes X_s (b, d, h, w).
+        indices: their code numbers (b, g, h, w), int64.
+    """
+
+    features: torch.Tensor
+    indices: torch.Tensor
+
+
+class FrozenGuidance(nn.Module):
+    """A pretrained VAE that guides and never learns (section 3.1).
+
+    Until `load` has given it weights, or a checkpoint of stage 2 has restored them, it refuses to run: training
+    against random guidance would look like training.
+
+    Args:
+        vae: the VAE of stage 1.
+        scale: which scale guides, 1 the finest (section 3.2; Table 5 tries 2).
+    """
+
+    def __init__(self, vae: VQVAE, scale: int = 1):
+        super().__init__()
+        if not 1 <= scale <= vae.pyramid.num_scales:
+            raise ValueError(f"scale must be 1 to {vae.pyramid.num_scales}, the scales of the VAE, got {scale}.")
+        self.vae = vae.requires_grad_(False)
+        self.scale = scale
+        self.register_buffer("loaded", torch.tensor(False))
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenGuidance":
+        """Stay in evaluation mode, whatever the model around does."""
+        return super().train(False)
+
+    def load(self, weights: Dict[str, torch.Tensor]) -> None:
+        """Take the weights of a stage-1 VAE.
+
+        Raises:
+            ValueError: they are of another variant or shape.
+        """
+        self.vae.load_state_dict(weights)
+        self.loaded.fill_(True)
+
+    @torch.no_grad()
+    def forward(self, image: torch.Tensor) -> GuidanceOutput:
+        """Encode images (b, 3, h, w), values in [-1, 1]; deterministic."""
+        if not self.loaded:
+            raise RuntimeError(
+                "The guidance VAE has no trained weights yet. Train it first (stage 1), then load it with the callback "
+                "ocl_msf.callbacks.LoadGuidance."
+            )
+        codes = self.vae.encode(image)
+        return GuidanceOutput(codes.quantized[self.scale - 1], codes.indices[self.scale - 1])
+
+    @torch.no_grad()
+    def lookup(self, indices: torch.Tensor) -> torch.Tensor:
+        """Code numbers (b, g, h, w) of the guiding scale -> features (b, d, h, w)."""
+        return self.vae.quantizer.lookup_scale(indices, self.scale - 1)
+
+    @torch.no_grad()
+    def decode(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (b, d, h, w) -> images (b, 3, 4h, 4w)."""
+        return self.vae.decode([features])[0]

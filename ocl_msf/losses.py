@@ -1,0 +1,51 @@
+"""Losses the host lacks."""
+
+from typing import Dict, Sequence, Tuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class PyramidLoss(nn.Module):
+    """Sum over scales of the mean squared error between images and their reconstructions (section 3.2)."""
+
+    def forward(self, reconstructions: Sequence[torch.Tensor], pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
+        """N reconstructions (b, c, h_n, w_n) and N images of the same shapes -> scalar."""
+        return sum(F.mse_loss(made, image) for made, image in zip(reconstructions, pyramid))
+
+
+class Weighted(nn.Module):
+    """A loss that a model has computed, times a weight.
+
+    Args:
+        weight: a number or a schedule of the host.
+    """
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Scalar -> weight * scalar."""
+        return loss * self.weight
+
+
+class GroupedCrossEntropy(nn.Module):
+    """Cross entropy of every index of a super-pixel, added over codebooks, in nats per token (SPEC: two heads)."""
+
+    def forward(
+        self, logits: Sequence[torch.Tensor], indices: torch.Tensor
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Compare predictions with codes.
+
+        Args:
+            logits: g tensors (b, n, m_g), one for each codebook.
+            indices: (b, g, h, w), int64, with h * w = n.
+
+        Returns:
+            The sum, a scalar, and each codebook's own mean under the names codebook_0, codebook_1, ...
+        """
+        targets = indices.flatten(2).unbind(1)
+        losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets)]
+        return sum(losses), {f"codebook_{g}": loss.detach() for g, loss in enumerate(losses)}
