@@ -1,0 +1,1 @@
+"""Object-centric learning: models, data, training and evaluation, composed by configuration."""

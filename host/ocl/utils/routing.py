@@ -1,0 +1,104 @@
+"""Modules that run other modules on a shared tree of inputs and outputs."""
+import functools
+
+import torch
+from torch import nn
+
+from ocl.utils.trees import get_tree_element, reduce_tree, split_tree
+
+RESERVED_NAMES = ("input", "model", "prefix", "losses", "previous_output")
+
+
+class Combined(nn.ModuleDict):
+    """Run modules in order; each sees the outputs of all earlier ones.
+
+    A `Combined` inside another one writes its outputs below its own name, so every output has one absolute path
+    (`"video.corrector.objects"`). Modules may be added later with `combined[name] = module`.
+
+    Args:
+        **modules: the modules by name; each is called as `module(inputs=tree)`.
+
+    Raises:
+        ValueError: a name is reserved.
+    """
+
+    def __init__(self, **modules):
+        super().__init__(modules)
+
+    def add_module(self, name, module):
+        if name in RESERVED_NAMES:
+            raise ValueError(f"`{name}` cannot name a module, it is one of the reserved names {RESERVED_NAMES}.")
+        super().add_module(name, module)
+
+    def forward(self, inputs):
+        """Run all modules.
+
+        Args:
+            inputs: dict, the whole tree; outputs are added to it.
+
+        Returns:
+            The part of the tree that holds the outputs; without an outer `Combined` that is `inputs` itself.
+        """
+        prefix = inputs.setdefault("prefix", "")
+        outputs = inputs
+        for component in prefix.split(".") if prefix else ():
+            outputs = outputs.setdefault(component, {})
+        for name, module in self.items():
+            inputs["prefix"] = f"{prefix}.{name}" if prefix else name
+            outputs[name] = module(inputs=inputs)
+        inputs["prefix"] = prefix
+        return outputs
+
+
+class Recurrent(nn.Module):
+    """Run a module once per step of a sequence and stack the outputs of all steps.
+
+    In each step the tree holds the current chunk in place of each split tensor and, as `previous_output`, what the
+    module returned in the step before.
+
+    Args:
+        module: called as `module(inputs=tree)`; it returns a tensor or a tree of tensors.
+        inputs_to_split: dotted paths of the tensors to split.
+        initial_input_mapping: where the first `previous_output` comes from, as dotted paths `{target: source}`. The
+            target `""` is the whole of `previous_output`.
+        split_axis: axis of the steps, both for splitting and for stacking.
+        chunk_size: length of a chunk; with 1 the axis is removed from the chunk.
+    """
+
+    def __init__(self, module, inputs_to_split, initial_input_mapping, split_axis=1, chunk_size=1):
+        super().__init__()
+        self.module = module
+        self.inputs_to_split = [path.split(".") for path in inputs_to_split]
+        self.initial_input_mapping = dict(initial_input_mapping)
+        self.split_axis = split_axis
+        self.chunk_size = chunk_size
+
+    def forward(self, inputs):
+        """Run all steps; `inputs` is not modified.
+
+        Returns:
+            The output of a step with each tensor stacked along `split_axis`.
+
+        Raises:
+            ValueError: a path is missing in `inputs`.
+        """
+        outputs = []
+        previous_output = self._initial_output(inputs)
+        for step_inputs in split_tree(inputs, self.inputs_to_split, self.split_axis, self.chunk_size):
+            step_inputs["previous_output"] = previous_output
+            previous_output = self.module(inputs=step_inputs)
+            outputs.append(previous_output)
+        return reduce_tree(outputs, functools.partial(torch.stack, dim=self.split_axis))
+
+    def _initial_output(self, inputs):
+        initial = {}
+        for target, source in self.initial_input_mapping.items():
+            element = get_tree_element(inputs, source.split("."))
+            if target == "":
+                return element
+            *parents, name = target.split(".")
+            parent = initial
+            for component in parents:
+                parent = parent.setdefault(component, {})
+            parent[name] = element
+        return initial
