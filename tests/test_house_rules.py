@@ -1,0 +1,201 @@
+"""The rules of CONTRIBUTING.md that a machine can check."""
+
+import ast
+import importlib.util
+import re
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ocl_msf"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "configs/experiment/msf").glob("[!_]*.yaml"))
+TEXTS = sorted(
+    path
+    for folder in ("ocl_msf", "host", "configs", "scripts", "tests", ".ci", ".github")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {"", ".py", ".yaml", ".yml", ".md", ".toml", ".sh"} and path.is_file()
+) + sorted([*ROOT.glob("*.md"), *ROOT.glob("*.toml")])
+
+# What a module may import besides the standard library; a folder stands for all of its modules.
+MATHS = {"torch", "einops"}
+HOST = {"ocl", "ocl_msf._host"}
+NETWORKS = MATHS | HOST | {"timm", "diffusers", "numpy"}
+FRAMEWORK = MATHS | HOST | {"numpy", "pytorch_lightning"}
+MAY_IMPORT = {
+    "__init__": set(),
+    "_host": set(),
+    "_plugins": {"hydra"},
+    "pyramid": MATHS,
+    "quantization": MATHS,
+    "losses": MATHS,
+    "fusion": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization"},
+    "autoencoder": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization", "ocl_msf.fusion"},
+    "guidance": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization", "ocl_msf.fusion", "ocl_msf.autoencoder"},
+    "feature_extractors": NETWORKS,
+    "conditioning": NETWORKS,
+    "perceptual_grouping": NETWORKS,
+    "decoding": NETWORKS,
+    "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
+    "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
+    "scheduling": FRAMEWORK,
+    "checkpoints": {"torch", "omegaconf"},
+    "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
+    "data": FRAMEWORK | {"PIL", "lmdb", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
+}
+COMMAND_LINES = {"data"}  # rooms with commands: these may print
+
+
+def name_of(path):
+    """The module that a file holds, `data.scenes`; `__init__` for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(3, 8))
+
+
+def imports(path):
+    """(name, line) of every import: `torch`, but `ocl_msf.fusion` for the package's own rooms."""
+    for node in ast.walk(parse(path)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno}: relative import; write ocl_msf.<module>"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            yield ".".join(parts[:2] if parts[0] == "ocl_msf" else parts[:1]), node.lineno
+
+
+def is_standard(name):
+    """Whether Python itself brings the module."""
+    spec = importlib.util.find_spec(name)
+    origin = (spec.origin if spec else None) or ""
+    library = sysconfig.get_paths()["stdlib"]
+    return origin in {"built-in", "frozen"} or (origin.startswith(library) and "site-packages" not in origin)
+
+
+def dotted(node):
+    """`os.environ` for the expression that reads so, "" for anything that is no dotted name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
+
+
+def report(path, lines):
+    return [f"{path.relative_to(ROOT)}:{line}: {what}" for line, what in lines]
+
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
+
+
+@each_module
+def test_imports_go_one_way(path):
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"{room} is new: say in MAY_IMPORT what it may import"
+    strangers = {(line, name) for name, line in imports(path) if name not in MAY_IMPORT[room]}
+    assert not report(path, (found for found in strangers if not is_standard(found[1].split(".")[0])))
+
+
+@each_module
+def test_no_module_asks_which_host_it_runs_in(path):
+    """The host is imported at the top, where `require_host` explains its absence, and never looked at."""
+    tree = parse(path)
+    blocks = [node for node in tree.body if isinstance(node, ast.With) and "require_host" in ast.dump(node.items[0])]
+    at_top = {id(node) for block in [tree, *blocks] for node in block.body}
+    found = [(line, name) for name, line in imports(path) if name == "importlib" and room_of(path) != "_plugins"]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in at_top:
+            names = [getattr(node, "module", None) or ""] + [alias.name for alias in node.names]
+            found += [(node.lineno, name) for name in names if name.split(".")[0] in {"ocl", "routed"}]
+        if isinstance(node, ast.Attribute) and node.attr in {"__version__", "version_info"}:
+            found.append((node.lineno, dotted(node)))
+    assert not report(path, found)
+
+
+@each_module
+def test_modules_stay_pure(path):
+    """No printing (but by commands), no moves to a device, no code from strings, no environment."""
+    banned = {"exec", "eval", "os.environ", "os.getenv"}
+    banned |= set() if room_of(path) in COMMAND_LINES else {"print"}
+    found = []
+    for node in ast.walk(parse(path)):
+        to_device = isinstance(node, ast.Call) and dotted(node.func).endswith(".cuda")
+        if to_device or dotted(node) in banned:
+            found.append((node.lineno, dotted(getattr(node, "func", node))))
+    assert not report(path, found)
+
+
+@each_module
+def test_everything_public_says_what_it_is(path):
+    tree = parse(path)
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    found = [] if ast.get_docstring(tree) or not tree.body else [(1, "the module has no docstring")]
+    for node in tree.body:
+        if isinstance(node, definitions) and not node.name.startswith("_") and not ast.get_docstring(node):
+            found.append((node.lineno, f"{node.name} has no docstring"))
+    assert not report(path, found)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_names_a_place_on_one_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"(?<![\w.~}/-])/(?:home|root|Users|work|mnt|tmp)/[\w.-]+", text)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_opens_with_its_command(path):
+    comment = path.read_text(encoding="utf-8").split("\n\n")[0]
+    opening = [line for line in comment.splitlines() if line.startswith("#")]
+    assert any(re.search(rf"\+experiment=msf/{path.stem}(?!\w)", line) for line in opening), opening
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_is_a_mapping(path):
+    """One that is empty, or that YAML reads as something else, would do nothing and say nothing."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict) and content
+
+
+def bash_lines(path):
+    """The commands in the bash blocks of a Markdown file, continued lines joined, comments left out."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def files_named(command):
+    """The files of this repository that a command takes for granted."""
+    for group, name in re.findall(r"\+?([\w/]+)=([\w/]+)(?=\s|$)", command):
+        if "msf/" in f"{group} {name}":
+            yield f"configs/{group}/{name}.yaml"
+    for module in re.findall(r"-m (ocl_msf[\w.]*)", command):
+        yield module.replace(".", "/") + ".py"
+    for word in command.split():
+        if re.match(r"(\./)?(scripts|host|ocl_msf|configs|tests|\.ci)/[\w./-]+$", word):
+            yield word
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_commands_in_the_documentation_exist(name):
+    files = [file for command in bash_lines(ROOT / name) for file in files_named(command)]
+    assert files, "no command names a file: are its blocks marked as bash?"
+    assert not [file for file in files if not (ROOT / file).exists()]
+
+
+def test_the_oldest_python_runs_tests_that_exist():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]
+    files = re.findall(r"tests/[\w/]+\.py", jobs["oldest"]["steps"][-1]["run"])
+    assert files
+    assert not [file for file in files if not (ROOT / file).exists()]
