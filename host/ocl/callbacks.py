@@ -1,0 +1,183 @@
+"""Lightning callbacks: frozen and restored parts, schedules, progress in words, and stopping on a signal."""
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any, Optional
+
+import pytorch_lightning as pl
+from hydra.utils import to_absolute_path
+
+from ocl.optimization import check_parameter_group, select_parameters
+from ocl.scheduling import HPScheduler
+from ocl.utils.checkpoints import load_weights
+
+log = logging.getLogger(__name__)
+
+
+class FreezeParameters(pl.Callback):
+    """Exclude parameters from training by clearing `requires_grad`; nothing else about them changes.
+
+    Args:
+        parameter_groups: Groups with `params` and optionally `predicate`, as in
+            `ocl.optimization.OptimizationWrapper`.
+
+    Raises:
+        ValueError: If a group is malformed, or, when fitting starts, if a path does not exist.
+    """
+
+    def __init__(self, parameter_groups: list[dict[str, Any]]):
+        super().__init__()
+        self.parameter_groups = list(parameter_groups)
+        for group in self.parameter_groups:
+            check_parameter_group(group)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before distributed wrappers look at which parameters need gradients.
+        if stage == "fit":
+            for group in self.parameter_groups:
+                for parameter in select_parameters(pl_module, group):
+                    parameter.requires_grad_(False)
+
+
+class RestoreParameterSubset(pl.Callback):
+    """Load a part of the model from the checkpoint of another run before training, unless the run is resumed.
+
+    Args:
+        checkpoint_file: Checkpoint; a relative path starts at the folder the program was started in.
+        target_path: Dotted path of the submodule to load into.
+        source_path: Dotted path of the same submodule in the checkpoint, by default `target_path`.
+    """
+
+    def __init__(self, checkpoint_file: str, target_path: str, source_path: Optional[str] = None):
+        super().__init__()
+        self.checkpoint_file = to_absolute_path(checkpoint_file)
+        self.target_path = target_path
+        self.source_path = target_path if source_path is None else source_path
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            load_weights(pl_module, self.checkpoint_file, self.target_path, self.source_path)
+
+
+class UpdateHyperparameterScheduling(pl.Callback):
+    """Tell every `HPScheduler` below the model the global step."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        update_global_step(pl_module, 0)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        update_global_step(pl_module, trainer.global_step)
+
+
+def update_global_step(model: pl.LightningModule, global_step: int) -> None:
+    """Move all schedules below `model` to a step."""
+    for module in model.modules():
+        if isinstance(module, HPScheduler):
+            module.update_global_step(global_step)
+
+
+class SetEpochEnvironmentVariable(pl.Callback):
+    """Keep the current epoch in the environment variable `EPOCH`, where later data workers find it."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        os.environ["EPOCH"] = str(trainer.current_epoch)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The first workers of a resumed run start before the trainer knows its epoch.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        os.environ["EPOCH"] = str(progress["processed"])
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        os.environ["EPOCH"] = str(trainer.current_epoch)
+
+
+class LogProgress(pl.Callback):
+    """Write a line per validation, and per percent of the training where no progress bar does it."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.progress_bar_callback is None and trainer.max_steps > 0:
+            if trainer.global_step % max(1, trainer.max_steps // 100) == 0:
+                self._log(trainer, "train/")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log(trainer, "val/")
+
+    @staticmethod
+    def _log(trainer: pl.Trainer, phase: str) -> None:
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            values = [f"{name} {metrics[name]:.4g}" for name in sorted(metrics) if name.startswith(phase)]
+            log.info("step %d: %s", trainer.global_step, ", ".join(values) or "no metrics")
+
+
+class Interrupted(SystemExit):
+    """Training was stopped by a signal; the exit status is the conventional 128 + signal."""
+
+
+class StopOnSignal(pl.Callback):
+    """On Ctrl-C or SIGTERM finish the step, save a checkpoint, say how to continue, and exit.
+
+    A second signal stops at once.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._signal: Optional[int] = None
+        self._process: Optional[int] = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning has registered its own handlers by now, and puts the original ones back when it is done.
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._request)
+            signal.signal(signal.SIGTERM, self._request)
+
+    on_sanity_check_start = on_train_start
+
+    def _request(self, signum: int, frame: Any) -> None:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+        if os.getpid() == self._process:
+            self._signal = signum
+            print(f"\n{signal.Signals(signum).name}: stopping after this step.", file=sys.stderr, flush=True)
+        elif signum == signal.SIGTERM:  # a data worker that has inherited this handler
+            os.kill(os.getpid(), signum)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        # All ranks have to leave after the same step.
+        requested = self._signal is not None
+        if trainer.world_size > 1:
+            requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
+        if requested:
+            self._save_and_exit(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        # Ranks can have different numbers of validation batches: they agree after the next training step.
+        if self._signal is not None and trainer.world_size == 1:
+            self._save_and_exit(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        # Ctrl-C reaches data workers as well, so that the next batch can fail before the step is over.
+        if self._signal is not None and isinstance(exception, RuntimeError) and trainer.world_size == 1:
+            self._save_and_exit(trainer)
+
+    def _save_and_exit(self, trainer: pl.Trainer) -> None:
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if folder and trainer.global_step > 0 and not trainer.sanity_checking:
+            name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+            path = os.path.join(folder, name)
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                log.warning("Interrupted at step %d, saved %s", trainer.global_step, path)
+                hint = f"load_checkpoint='{os.path.abspath(path)}'"
+                log.warning('To continue, repeat the command with "%s"', hint)
+        # The launcher kills the first process of a node if another one reports a failure.
+        raise Interrupted(128 + (self._signal or signal.SIGTERM) if trainer.local_rank == 0 else 0)

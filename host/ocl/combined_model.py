@@ -1,0 +1,136 @@
+"""The LightningModule that trains and evaluates a model put together from routed modules."""
+from typing import Any, Callable, Optional, Union
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ocl.optimization import OptimizationWrapper
+from ocl.utils.checkpoints import load_weights
+from ocl.utils.routing import Combined
+
+
+class CombinedModel(pl.LightningModule):
+    """Run modules on a batch, sum their losses, and log losses, metrics and visualizations.
+
+    Args:
+        models: Modules that run in this order, or one module; called with
+            `inputs={"input": batch, "model": self}`.
+        optimizers: Name to `OptimizationWrapper`, or to a function from parameters to an optimizer.
+        losses: Name to module, called with `inputs=outputs`; returns a scalar, or a scalar and further
+            outputs, which are then found under `losses.<name>`.
+        visualizations: Name to visualization method, called with `inputs=outputs`.
+        training_metrics: Name to metric, logged every step. Metrics get the outputs as keywords, so no model
+            may be named like an argument of a metric's `update` (such as `prediction` or `target`).
+        evaluation_metrics: Name to metric, logged per validation.
+        vis_log_frequency: Training steps between visualizations.
+    """
+
+    def __init__(
+        self,
+        models: Union[dict[str, nn.Module], nn.Module],
+        optimizers: dict[str, Union[OptimizationWrapper, Callable]],
+        losses: dict[str, nn.Module],
+        visualizations: dict[str, Callable],
+        training_metrics: Optional[dict[str, Any]] = None,
+        evaluation_metrics: Optional[dict[str, Any]] = None,
+        vis_log_frequency: int = 100,
+    ):
+        super().__init__()
+        self.models = models if isinstance(models, nn.Module) else Combined(**models)
+        self.optimizer_builders = optimizers
+        self.losses = nn.ModuleDict(losses)
+        self.visualizations = visualizations
+        self.training_metrics = nn.ModuleDict(training_metrics or {})
+        self.evaluation_metrics = nn.ModuleDict(evaluation_metrics or {})
+        self.vis_log_frequency = vis_log_frequency
+        self.return_outputs_on_validation = False
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path, map_location: Any = None, **kwargs) -> "CombinedModel":
+        """Build a model and load its weights, without unpickling anything.
+
+        Args:
+            checkpoint_path: Checkpoint of the same model.
+            map_location: Device to move the model to.
+            **kwargs: Arguments of the constructor.
+        """
+        model = cls(**kwargs)
+        load_weights(model, str(checkpoint_path))
+        return model if map_location is None else model.to(map_location)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self.models(inputs={"input": batch, "model": self})
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        outputs = self(batch)
+        losses = self._compute_losses(outputs)
+        options = dict(on_step=True, on_epoch=False, batch_size=batch["batch_size"])
+        for name, value in self._with_total(losses).items():
+            self.log(f"train/{name}", value.detach(), **options)
+        with torch.no_grad():
+            for name, metric in self.training_metrics.items():
+                metric(**outputs)
+                self.log(f"train/{name}", metric, **options)
+            if self.trainer.global_step % self.vis_log_frequency == 0:
+                self._visualize(outputs, "train")
+        return sum(losses.values())
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Optional[dict[str, Any]]:
+        outputs = self(batch)
+        losses = self._compute_losses(outputs)
+        options = dict(on_step=False, on_epoch=True, batch_size=batch["batch_size"])
+        for name, value in self._with_total(losses).items():
+            self.log(f"val/{name}", value, sync_dist=True, **options)
+        for name, metric in self.evaluation_metrics.items():
+            metric.update(**outputs)
+            self.log(f"val/{name}", metric, **options)
+        if batch_idx == 0:
+            self._visualize(outputs, "val")
+        return outputs if self.return_outputs_on_validation else None
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        outputs = self(batch)
+        return {name: value for name, value in outputs.items() if name != "model"}
+
+    def configure_optimizers(self):
+        return [
+            build(self) if isinstance(build, OptimizationWrapper) else build(self.parameters())
+            for _, build in sorted(self.optimizer_builders.items())
+        ]
+
+    def _compute_losses(self, outputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the losses by name, and leave them or their further outputs in `outputs["losses"]`."""
+        if not self.losses:
+            raise ValueError("The model has no losses: it can predict, but not be trained or validated.")
+        losses, outputs["losses"] = {}, {}
+        for name, loss in self.losses.items():
+            result = loss(inputs=outputs)
+            losses[name], outputs["losses"][name] = result if isinstance(result, tuple) else (result, result)
+        return losses
+
+    @staticmethod
+    def _with_total(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**losses, "loss_total": sum(losses.values())} if len(losses) > 1 else losses
+
+    def _visualize(self, outputs: dict[str, Any], phase: str) -> None:
+        experiment = getattr(self.logger, "experiment", None)
+        if experiment is None or not self.trainer.is_global_zero:
+            return
+        for name, visualize in self.visualizations.items():
+            images = visualize(inputs=outputs)
+            if not isinstance(images, dict):
+                self._show(experiment, f"{phase}/{name}", images)
+                continue
+            for key, image in images.items():
+                self._show(experiment, f"{phase}/{name}.{key}", image)
+
+    def _show(self, experiment: Any, tag: str, image: Any) -> None:
+        if image is None:
+            return
+        try:
+            image.add_to_experiment(experiment=experiment, tag=tag, global_step=self.trainer.global_step)
+        except AttributeError as error:
+            # Many loggers cannot show images; Python 3.9 does not tell whose attribute is missing.
+            if getattr(error, "obj", experiment) is not experiment:
+                raise

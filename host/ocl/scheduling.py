@@ -1,0 +1,275 @@
+"""Learning-rate schedules, and hyper-parameters that follow the global step."""
+import abc
+import math
+from typing import Any, Optional
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+
+def exponential_decay_with_optional_warmup(
+    optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000, warmup_steps: int = 0
+) -> dict[str, Any]:
+    """Decay exponentially from the first step on, scaled by a linear warm-up.
+
+    Args:
+        optimizer: Its learning rates are the starting values.
+        decay_rate: Factor reached after `decay_steps` steps.
+        decay_steps: Steps over which the learning rate falls by `decay_rate`.
+        warmup_steps: Steps of the warm-up, 0 for none.
+
+    Returns:
+        Lightning's description of a scheduler, stepped after every batch.
+    """
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        return warmup * decay_rate ** (step / decay_steps)
+
+    return _every_step(LambdaLR(optimizer, factor))
+
+
+def exponential_decay_after_optional_warmup(
+    optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000, warmup_steps: int = 0
+) -> dict[str, Any]:
+    """Warm up linearly, then decay exponentially counting from the end of the warm-up.
+
+    Args:
+        optimizer: Its learning rates are the values after the warm-up.
+        decay_rate: Factor reached `decay_steps` steps after the warm-up.
+        decay_steps: Steps over which the learning rate falls by `decay_rate`.
+        warmup_steps: Steps of the warm-up, 0 for none.
+
+    Returns:
+        Lightning's description of a scheduler, stepped after every batch.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        return decay_rate ** ((step - warmup_steps) / decay_steps)
+
+    return _every_step(LambdaLR(optimizer, factor))
+
+
+def cosine_annealing_with_optional_warmup(
+    optimizer: Optimizer,
+    T_max: int = 100000,
+    eta_min: float = 0.0,
+    warmup_steps: int = 0,
+    error_on_exceeding_steps: bool = False,
+) -> dict[str, Any]:
+    """Warm up linearly, then follow half a cosine down to `eta_min`.
+
+    Args:
+        optimizer: Its learning rates are the values after the warm-up.
+        T_max: Number of steps, warm-up included, after which `eta_min` is reached.
+        eta_min: Final learning rate (absolute, the same for all parameter groups).
+        warmup_steps: Steps of the warm-up, 0 for none.
+        error_on_exceeding_steps: Raise a `ValueError` from step `T_max` on instead of staying at `eta_min`.
+
+    Returns:
+        Lightning's description of a scheduler, stepped after every batch.
+    """
+    return _every_step(
+        CosineAnnealingWithWarmup(optimizer, T_max, eta_min, warmup_steps, error_on_exceeding_steps)
+    )
+
+
+def plateau_decay(
+    optimizer: Optimizer,
+    decay_rate: float = 1.0,
+    patience: int = 10,
+    monitor_metric: str = "val/lotal_loss",
+    mode: str = "min",
+) -> dict[str, Any]:
+    """Multiply the learning rate by `decay_rate` when a metric has stopped improving.
+
+    Args:
+        optimizer: Its learning rates are the starting values.
+        decay_rate: Factor of each reduction; has to be below 1.
+        patience: Epochs without improvement to wait for.
+        monitor_metric: Logged name of the metric.
+        mode: `"min"` or `"max"`, whether a low or a high metric is good.
+
+    Returns:
+        Lightning's description of a scheduler, stepped after every epoch.
+    """
+    scheduler = ReduceLROnPlateau(optimizer, mode=mode, factor=decay_rate, patience=patience)
+    return {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor_metric}}
+
+
+def _every_step(scheduler: LRScheduler) -> dict[str, Any]:
+    return {"lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class CosineAnnealingWithWarmup(LRScheduler):
+    """Linear warm-up followed by half a cosine, see `cosine_annealing_with_optional_warmup`."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        T_max: int,
+        eta_min: float = 0.0,
+        warmup_steps: int = 0,
+        error_on_exceeding_steps: bool = False,
+    ):
+        self.T_max = T_max
+        self.eta_min = eta_min
+        self.warmup_steps = warmup_steps
+        self.error_on_exceeding_steps = error_on_exceeding_steps
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [self._rate(self.last_epoch, base_lr) for base_lr in self.base_lrs]
+
+    def _rate(self, step: int, base_lr: float) -> float:
+        if step < self.warmup_steps:
+            return base_lr * (step + 0.5) / self.warmup_steps
+        if step < self.T_max:
+            # A cosine of a single step has no length to divide by.
+            progress = (step - self.warmup_steps) / max(1, self.T_max - self.warmup_steps - 1)
+            return self.eta_min + (base_lr - self.eta_min) / 2 * (1 + math.cos(math.pi * progress))
+        if self.error_on_exceeding_steps:
+            raise ValueError(f"The learning-rate schedule ends after T_max={self.T_max} steps.")
+        return self.eta_min
+
+
+class HPScheduler(nn.Module, abc.ABC):
+    """A hyper-parameter that depends on the global step and can be used like a float.
+
+    It is a module without state, so that every scheduler below a model is found through the module tree.
+    `ocl.callbacks.UpdateHyperparameterScheduling` tells it the step.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.last_global_step: Optional[int] = None
+
+    @abc.abstractmethod
+    def compute_scheduled_value(self) -> float:
+        """Return the value at `self.last_global_step`."""
+
+    def update_global_step(self, global_step: int) -> None:
+        """Move the schedule to a step.
+
+        Args:
+            global_step: Number of optimizer steps done so far.
+        """
+        self.last_global_step = global_step
+
+    def __float__(self) -> float:
+        if self.last_global_step is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no value yet: add ocl.callbacks.UpdateHyperparameterScheduling "
+                "to the callbacks, or call update_global_step first."
+            )
+        return float(self.compute_scheduled_value())
+
+    def __mul__(self, other):
+        return float(self) * other
+
+    def __rmul__(self, other):
+        return other * float(self)
+
+    def __add__(self, other):
+        return float(self) + other
+
+    def __radd__(self, other):
+        return other + float(self)
+
+    def __sub__(self, other):
+        return float(self) - other
+
+    def __rsub__(self, other):
+        return other - float(self)
+
+    def __truediv__(self, other):
+        return float(self) / other
+
+    def __rtruediv__(self, other):
+        return other / float(self)
+
+
+class LinearHPScheduler(HPScheduler):
+    """Go linearly from one value to another, constant before and after.
+
+    Args:
+        end_value: Value from `end_step` on.
+        end_step: Step at which the ramp ends.
+        start_value: Value up to `start_step`.
+        start_step: Step at which the ramp starts.
+
+    Raises:
+        ValueError: If the ramp ends before it starts.
+    """
+
+    def __init__(self, end_value: float, end_step: int, start_value: float = 0.0, start_step: int = 0):
+        super().__init__()
+        if start_step > end_step:
+            raise ValueError(f"start_step={start_step} is after end_step={end_step}.")
+        self.start_value = start_value
+        self.end_value = end_value
+        self.start_step = start_step
+        self.end_step = end_step
+
+    def compute_scheduled_value(self) -> float:
+        progress = _progress(self.last_global_step, self.start_step, self.end_step)
+        return self.start_value + progress * (self.end_value - self.start_value)
+
+
+class StepHPScheduler(HPScheduler):
+    """Switch from one value to another.
+
+    Args:
+        end_value: Value from `switch_step` on.
+        switch_step: First step with the new value.
+        start_value: Value before.
+    """
+
+    def __init__(self, end_value: float, switch_step: int, start_value: float = 0.0):
+        super().__init__()
+        self.start_value = start_value
+        self.end_value = end_value
+        self.switch_step = switch_step
+
+    def compute_scheduled_value(self) -> float:
+        return self.start_value if self.last_global_step < self.switch_step else self.end_value
+
+
+class CosineAnnealingHPScheduler(HPScheduler):
+    """Fall along half a cosine from one value to a lower one, constant before and after.
+
+    Args:
+        start_value: Value up to `start_step`.
+        end_value: Value from `end_step` on, not above `start_value`.
+        start_step: Step at which the value starts to fall.
+        end_step: Step at which it has fallen.
+
+    Raises:
+        ValueError: If the value would rise, or the end comes before the start.
+    """
+
+    def __init__(self, start_value: float, end_value: float, start_step: int, end_step: int):
+        super().__init__()
+        if start_value < end_value:
+            raise ValueError(f"start_value={start_value} is below end_value={end_value}.")
+        if start_step > end_step:
+            raise ValueError(f"start_step={start_step} is after end_step={end_step}.")
+        self.start_value = start_value
+        self.end_value = end_value
+        self.start_step = start_step
+        self.end_step = end_step
+
+    def compute_scheduled_value(self) -> float:
+        progress = _progress(self.last_global_step, self.start_step, self.end_step)
+        amplitude = (self.start_value - self.end_value) / 2
+        return amplitude * math.cos(math.pi * progress) + (self.start_value + self.end_value) / 2
+
+
+def _progress(step: int, start: int, end: int) -> float:
+    """Share of the way from `start` to `end`, clipped to 0..1."""
+    if step >= end:
+        return 1.0
+    return max(0, step - start) / (end - start)

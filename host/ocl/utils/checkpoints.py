@@ -1,0 +1,166 @@
+"""Reading and writing checkpoints: nothing is unpickled, and no half-written file looks like a whole one."""
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or written, or does not fit the model."""
+
+
+def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint that consists of tensors and plain values.
+
+    Args:
+        path: Local file.
+        map_location: Where to put the tensors, as in `torch.load`.
+
+    Returns:
+        The dictionary that was saved.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged, or contains other objects than tensors and plain values.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Checkpoint {path} does not exist.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            raise CheckpointError(
+                f"Checkpoint {path} is refused: besides tensors and plain values it holds "
+                f"{found.group(1) if found else 'other objects'}, and unpickling objects can run any code. "
+                "Save it again without them."
+            ) from error
+        message = f"Checkpoint {path} is damaged, cut off or no checkpoint: {_reason(error)}"
+        raise CheckpointError(message) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"Checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary.")
+    return checkpoint
+
+
+def load_weights(
+    module: nn.Module, path: str, target_path: str = "", source_path: str = ""
+) -> dict[str, Any]:
+    """Load the weights of a module, or of a part of it, from a checkpoint.
+
+    Args:
+        module: Module to load into.
+        path: Local checkpoint file.
+        target_path: Dotted path of the submodule to load, by default the whole module.
+        source_path: Dotted path of the entries in the checkpoint that belong to this submodule.
+
+    Returns:
+        The whole checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the checkpoint cannot be read, or its keys or shapes are not those of the module.
+        ValueError: If there is no submodule `target_path`.
+    """
+    try:
+        target = module.get_submodule(target_path)
+    except AttributeError as error:
+        raise ValueError(f"The model has no module `{target_path}`: {error}") from error
+    checkpoint = load_checkpoint(path)
+    state = select_weights(checkpoint, path, source_path)
+    check_weights(target, state, f"Checkpoint {path} does not fit {target_path or 'the model'}")
+    target.load_state_dict(state)
+    return checkpoint
+
+
+def select_weights(checkpoint: dict[str, Any], path: str, source_path: str = "") -> dict[str, torch.Tensor]:
+    """Return the entries of a checkpoint's `state_dict` below a dotted path, named relative to it."""
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"Checkpoint {path} has no `state_dict`, only {_first(checkpoint)}.")
+    prefix = f"{source_path}." if source_path else ""
+    selected = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if not selected:
+        raise CheckpointError(
+            f"Checkpoint {path} has no weights below `{source_path}`; it has {_first(_parents(state))}."
+        )
+    return selected
+
+
+def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
+    """Raise a `CheckpointError` with the first differences unless keys and shapes are those of the module."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    differences = [
+        f"{len(names)} {kind} ({_first(names)})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if differences:
+        raise CheckpointError(f"{complaint}: {', '.join(differences)}.")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's way of storing checkpoints, made safe against kills, full disks and foreign files.
+
+    Files appear under their name only when complete, loading never unpickles, and only files that this
+    process has written are removed: after resuming, the names that Lightning remembers are of another run.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._written = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        path = str(path)
+        if "://" in path:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        folder, name = os.path.split(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"Checkpoint {path} could not be written: {_reason(error)}") from error
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+        self._written.add(os.path.abspath(path))
+
+    def load_checkpoint(self, path: str, map_location: Any = "cpu", **_) -> dict[str, Any]:
+        return load_checkpoint(str(path), map_location)
+
+    def remove_checkpoint(self, path: str) -> None:
+        if "://" in str(path) or os.path.abspath(path) in self._written:
+            super().remove_checkpoint(path)
+
+
+def _reason(error: Exception) -> str:
+    """First sentence of what may be a page."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0]
+
+
+def _first(names: Iterable, count: int = 3) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _parents(state: dict[str, Any]) -> list[str]:
+    return sorted({name.rpartition(".")[0] for name in state})
