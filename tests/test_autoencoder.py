@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
+from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.losses import PyramidLoss
+from ocl_msf.quantization import VectorQuantizer
+
+
+def build(num_scales=3, variant="msf"):
+    torch.manual_seed(0)
+    quantizer = MultiScaleFusion(8, 16, num_scales)
+    return VQVAE(Encoder(8, 16), Decoder(8, 16), quantizer, num_scales, variant)
+
+
+def test_shapes_of_every_scale():
+    output = build()(torch.randn(2, 3, 64, 32))
+    for n in range(3):
+        assert output.pyramid[n].shape == output.reconstructions[n].shape == (2, 3, 64 >> n, 32 >> n)
+        assert output.quantized[n].shape == (2, 8, 16 >> n, 8 >> n)
+        assert output.indices[n].shape == (2, 2, 16 >> n, 8 >> n)
+
+
+def test_encode_and_decode_are_the_two_halves():
+    vae, image = build().eval(), torch.randn(2, 3, 32, 32)
+    whole, codes = vae(image), vae.encode(image)
+    torch.testing.assert_close(codes.quantized, whole.quantized)
+    torch.testing.assert_close(vae.decode(codes.quantized), whole.reconstructions)
+    looked_up = vae.quantizer.lookup(codes.indices)
+    torch.testing.assert_close(vae.decode(looked_up), whole.reconstructions, atol=1e-4, rtol=1e-4)
+
+
+def test_a_size_that_does_not_fit_the_pyramid_is_refused():
+    with pytest.raises(ValueError, match="72x64.*divisible by 16"):
+        build()(torch.randn(1, 3, 72, 64))
+
+
+def test_every_parameter_learns_and_the_loss_falls():
+    torch.manual_seed(0)
+    vae, image = build(), torch.rand(8, 3, 32, 32) * 2 - 1
+    loss_of, optimizer = PyramidLoss(), torch.optim.Adam(vae.parameters(), 2e-3)
+    losses = []
+    for _ in range(60):
+        output = vae(image)
+        loss = loss_of(output.reconstructions, output.pyramid) + output.codebook_loss + 0.25 * output.commitment_loss
+        optimizer.zero_grad()
+        loss.backward()
+        if not losses:
+            assert all(p.grad is not None for p in vae.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_plain_vae_is_one_scale_with_one_codebook():
+    vae = VQVAE(Encoder(8), Decoder(8), VectorQuantizer(8, 32), 1, "vq")
+    output = vae(torch.randn(2, 3, 20, 36))
+    assert len(output.reconstructions) == 1 and output.indices[0].shape == (2, 1, 5, 9)
+
+
+def test_the_weights_of_another_variant_are_refused_by_name():
+    weights = build(variant="gdr").state_dict()
+    with pytest.raises(ValueError, match="'gdr'.*'msf'"):
+        build().load_state_dict(weights)
+
+
+def test_the_state_dict_loads_without_unpickling(tmp_path):
+    torch.save(build().state_dict(), tmp_path / "vae.pt")
+    weights = torch.load(tmp_path / "vae.pt", weights_only=True)
+    assert isinstance(build().load_state_dict(weights), nn.modules.module._IncompatibleKeys)

@@ -1,0 +1,30 @@
+import torch
+from torch.nn import functional as F
+
+from ocl_msf.losses import GroupedCrossEntropy, PyramidLoss, Weighted
+
+
+def test_pyramid_loss_adds_the_scales():
+    made, images = ([torch.randn(2, 3, s, s) for s in (8, 4)] for _ in range(2))
+    expected = sum(((a - b) ** 2).mean() for a, b in zip(made, images))
+    torch.testing.assert_close(PyramidLoss()(made, images), expected)
+
+
+def test_weighted_scales_a_loss():
+    assert Weighted(0.25)(torch.tensor(2.0)) == 0.5
+
+
+def test_cross_entropy_adds_the_codebooks():
+    logits = (torch.randn(2, 6, 5), torch.randn(2, 6, 4))
+    indices = torch.stack([torch.randint(5, (2, 2, 3)), torch.randint(4, (2, 2, 3))], 1)
+    loss, parts = GroupedCrossEntropy()(logits, indices)
+    for g in range(2):
+        chosen = logits[g].log_softmax(-1).gather(-1, indices[:, g].flatten(1)[..., None])
+        torch.testing.assert_close(parts[f"codebook_{g}"], -chosen.mean())
+    torch.testing.assert_close(loss, sum(parts.values()))
+
+
+def test_a_certain_and_right_prediction_costs_nothing():
+    indices = torch.randint(5, (1, 1, 2, 2))
+    logits = 100.0 * F.one_hot(indices.flatten(1)[0], 5).float()[None]
+    assert GroupedCrossEntropy()([logits], indices)[0] < 1e-6

@@ -1,0 +1,169 @@
+"""Codebooks, projections, straight-through gradients and the plain quantisers."""
+
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.quantization import (
+    Codebook,
+    GroupedQuantizer,
+    InvertibleProjection,
+    VectorQuantizer,
+    quantization_losses,
+    straight_through,
+)
+
+QUANTIZERS = {
+    "vq": lambda **options: VectorQuantizer(6, 16, **options),
+    "gdr": lambda **options: GroupedQuantizer(6, 8, 2, **options),
+    "msf": lambda **options: MultiScaleFusion(6, 8, 3, **options),
+}
+
+
+@pytest.fixture(params=QUANTIZERS)
+def build(request):
+    return QUANTIZERS[request.param]
+
+
+@pytest.fixture
+def maps():
+    torch.manual_seed(0)
+    return [torch.randn(2, 6, size, size, requires_grad=True) for size in (8, 4, 2)]
+
+
+def test_match_is_the_nearest_code_and_its_softmax_probability():
+    book = Codebook(9, 5).double()
+    features = torch.randn(4, 3, 5, dtype=torch.float64)
+    match = book.match(features)
+    distance = torch.from_numpy(cdist(features.flatten(0, 1).numpy(), book.weight.detach().numpy()))
+    probability, nearest = (-distance).softmax(-1).max(-1)
+    assert torch.equal(match.indices.flatten(), nearest)
+    torch.testing.assert_close(match.confidence.flatten(), probability)
+
+
+def test_looking_up_indices_gives_the_quantized_maps(build, maps):
+    quantizer = build().eval()
+    output = quantizer(maps)
+    for quantized, looked_up in zip(output.quantized, quantizer.lookup(output.indices)):
+        torch.testing.assert_close(looked_up, quantized)
+
+
+def test_every_quantizer_answers_in_one_shape(build, maps):
+    output = build()(maps)
+    for quantized, indices, given in zip(output.quantized, output.indices, maps):
+        assert quantized.shape == given.shape and quantized.dtype == given.dtype
+        assert indices.shape[::2] == given.shape[::2] and indices.dtype == torch.int64
+    assert output.codebook_loss.shape == output.commitment_loss.shape == ()
+    assert len(output.quantized) == len(output.indices) == 3
+
+
+def test_quantising_codes_changes_nothing():
+    quantizer = VectorQuantizer(6, 16).eval()
+    once = quantizer([torch.randn(2, 6, 4, 4)]).quantized
+    again = quantizer(list(once))
+    torch.testing.assert_close(again.quantized, once)
+    assert again.codebook_loss < 1e-10
+
+
+def test_a_batch_is_its_images_one_by_one_and_evaluation_is_deterministic(build, maps):
+    quantizer = build(temperature=1.0, residual=0.5, replace_below=0.5).eval()
+    whole = quantizer(maps)
+    for image in range(2):
+        alone = quantizer([m[image : image + 1] for m in maps])
+        for a, b in zip(whole.indices, alone.indices):
+            assert torch.equal(a[image : image + 1], b)
+
+
+def test_channels_last_maps_and_autocast_give_the_same_codes(build, maps):
+    quantizer = build().eval()
+    plain = quantizer(maps)
+    last = quantizer([m.contiguous(memory_format=torch.channels_last) for m in maps])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = quantizer(maps)
+    for a, b, c in zip(plain.indices, last.indices, mixed.indices):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    assert mixed.quantized[0].dtype == torch.float32
+
+
+def test_the_straight_through_gradient_is_the_identity():
+    features, codes = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
+    for residual in (0.0, 0.3, 1.0):
+        passed = straight_through(features, codes, residual)
+        torch.testing.assert_close(passed, residual * features + (1 - residual) * codes)
+        direction = torch.randn_like(passed)
+        to_features, to_codes = torch.autograd.grad(passed, [features, codes], direction, allow_unused=True)
+        torch.testing.assert_close(to_features, direction)
+        assert to_codes is None
+
+
+def test_codebook_loss_moves_codes_and_commitment_loss_moves_features():
+    features, codes = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
+    codebook, commitment = quantization_losses(features, codes)
+    inputs = [features, codes]
+    assert torch.autograd.grad(codebook, inputs, allow_unused=True)[0] is None
+    assert torch.autograd.grad(commitment, inputs, allow_unused=True)[1] is None
+    torch.testing.assert_close(codebook, (features - codes).square().mean())
+    torch.testing.assert_close(commitment, codebook)
+
+
+def test_up_then_down_is_the_identity_and_differentiable():
+    project = InvertibleProjection(3, 6).double()
+    project.weight.data += 0.2 * torch.randn(6, 3, dtype=torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(project.down(project.up([x]))[0], x)
+    torch.testing.assert_close(project.pinv(), torch.linalg.pinv(project.weight))
+    assert torch.autograd.gradcheck(lambda _: project.pinv(), project.weight)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(6, 3), torch.ones(6, 3), torch.full((6, 3), float("nan"))])
+def test_a_projection_without_full_rank_is_an_error(weight):
+    project = InvertibleProjection(3, 6)
+    project.weight.data = weight
+    with pytest.raises(ValueError, match="rank"):
+        project.up([torch.randn(2, 3)])
+
+
+def test_sampling_follows_the_softmax_at_its_temperature():
+    torch.manual_seed(0)
+    book = Codebook(3, 2, temperature=0.5)
+    point = torch.tensor([0.3, -0.2])
+    drawn = book.match(point.expand(20000, 2)).indices
+    expected = (-(point - book.weight).norm(dim=-1) / 0.5).softmax(-1)
+    torch.testing.assert_close(torch.bincount(drawn, minlength=3) / 20000, expected.detach(), atol=0.02, rtol=0)
+    assert len(book.eval().match(point.expand(100, 2)).indices.unique()) == 1
+
+
+def test_dead_codes_become_vectors_of_the_batch_and_used_codes_stay():
+    torch.manual_seed(0)
+    book = Codebook(4, 2, replace_below=0.2, usage_decay=0.5)
+    book.weight.data = torch.tensor([[0.0, 0.0], [9.0, 9.0], [100.0, 0.0], [0.0, 100.0]])
+    features = torch.cat([torch.randn(50, 2), 9 + torch.randn(50, 2)])
+    for _ in range(3):
+        book.quantize([features.view(1, 10, 10, 2)])
+    assert torch.equal(book.weight[:2].detach(), torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
+    for code in book.weight[2:].detach():
+        assert (features == code).all(-1).any()
+    before = book.weight.detach().clone()
+    book.eval().quantize([features.view(1, 10, 10, 2)])
+    assert torch.equal(book.weight, before)
+
+
+def test_nothing_is_replaced_unless_asked():
+    book = Codebook(64, 2)
+    before = book.weight.detach().clone()
+    for _ in range(50):
+        book.quantize([torch.zeros(1, 4, 4, 2)])
+    assert torch.equal(book.weight, before)
+
+
+def test_not_a_number_is_named_in_training(build, maps):
+    broken = [maps[0].detach(), maps[1].detach().clone(), maps[2].detach()]
+    broken[1][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="Z_2"):
+        build()(broken)
+
+
+def test_a_map_of_other_channels_is_refused(build):
+    with pytest.raises(ValueError, match="Scale 1"):
+        build()([torch.randn(1, 5, 8, 8), torch.randn(1, 6, 4, 4), torch.randn(1, 6, 2, 2)])
