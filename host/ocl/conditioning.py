@@ -1,0 +1,118 @@
+"""Initial slots for perceptual grouping."""
+
+from typing import Callable, Optional
+
+import torch
+from torch import nn
+
+from ocl.typing import ConditioningOutput
+
+Initializer = Callable[[torch.Tensor], object]  # fills a tensor in place, as in torch.nn.init
+
+
+def _initialize(initializer: Initializer, shape: tuple[int, ...]) -> torch.Tensor:
+    tensor = torch.zeros(shape)
+    initializer(tensor)
+    return tensor
+
+
+class RandomConditioning(nn.Module):
+    """Slots drawn from one Gaussian.
+
+    Args:
+        object_dim: Channels D of the slots.
+        n_slots: Number of slots K.
+        learn_mean: Train the mean.
+        learn_std: Train the standard deviation.
+        mean_init: Fills the mean (1, 1, D) in place.
+        logsigma_init: Fills the logarithm of the standard deviation (1, 1, D) in place.
+    """
+
+    def __init__(
+        self,
+        object_dim: int,
+        n_slots: int,
+        learn_mean: bool = True,
+        learn_std: bool = True,
+        mean_init: Initializer = nn.init.xavier_uniform_,
+        logsigma_init: Initializer = nn.init.xavier_uniform_,
+    ):
+        super().__init__()
+        self.object_dim = object_dim
+        self.n_slots = n_slots
+        self._add("slots_mu", _initialize(mean_init, (1, 1, object_dim)), learn_mean)
+        self._add("slots_logsigma", _initialize(logsigma_init, (1, 1, object_dim)), learn_std)
+
+    def _add(self, name: str, value: torch.Tensor, learn: bool):
+        if learn:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def _sample_noise(self, batch_size: int) -> torch.Tensor:
+        mean = self.slots_mu
+        return torch.randn(batch_size, self.n_slots, self.object_dim, device=mean.device, dtype=mean.dtype)
+
+    def forward(self, batch_size: int) -> ConditioningOutput:
+        """Draw slots (B, K, D)."""
+        return self.slots_mu + self.slots_logsigma.exp() * self._sample_noise(batch_size)
+
+
+class RandomConditioningWithQMCSampling(RandomConditioning):
+    """Slots drawn from one Gaussian by quasi-Monte-Carlo, so that a batch covers it evenly."""
+
+    def _sample_noise(self, batch_size: int) -> torch.Tensor:
+        sequence = torch.quasirandom.SobolEngine(self.object_dim, scramble=True)
+        uniform = sequence.draw(batch_size * self.n_slots, dtype=torch.float64)
+        # The sequence may contain 0, whose quantile is infinite.
+        noise = torch.special.ndtri(uniform.clamp(min=2.0**-31))
+        return noise.view(batch_size, self.n_slots, self.object_dim).to(self.slots_mu)
+
+
+class LearntConditioning(nn.Module):
+    """The same learned slots for every input.
+
+    Args:
+        object_dim: Channels D of the slots.
+        n_slots: Number of slots K.
+        slot_init: Fills the slots (1, K, D) in place, by default with standard normal values.
+    """
+
+    def __init__(self, object_dim: int, n_slots: int, slot_init: Optional[Initializer] = None):
+        super().__init__()
+        self.object_dim = object_dim
+        self.n_slots = n_slots
+        self.slots = nn.Parameter(_initialize(slot_init or nn.init.normal_, (1, n_slots, object_dim)))
+
+    def forward(self, batch_size: int) -> ConditioningOutput:
+        """Return the slots (B, K, D)."""
+        return self.slots.expand(batch_size, -1, -1)
+
+
+class SlotwiseLearntConditioning(nn.Module):
+    """Slots drawn from one learned Gaussian each.
+
+    Args:
+        object_dim: Channels D of the slots.
+        n_slots: Number of slots K.
+        mean_init: Fills the means (1, K, D) in place.
+        logsigma_init: Fills the logarithms of the standard deviations (1, K, D) in place.
+    """
+
+    def __init__(
+        self,
+        object_dim: int,
+        n_slots: int,
+        mean_init: Initializer = nn.init.normal_,
+        logsigma_init: Initializer = nn.init.xavier_uniform_,
+    ):
+        super().__init__()
+        self.object_dim = object_dim
+        self.n_slots = n_slots
+        self.slots_mu = nn.Parameter(_initialize(mean_init, (1, n_slots, object_dim)))
+        self.slots_logsigma = nn.Parameter(_initialize(logsigma_init, (1, n_slots, object_dim)))
+
+    def forward(self, batch_size: int) -> ConditioningOutput:
+        """Draw slots (B, K, D)."""
+        mean = self.slots_mu.expand(batch_size, -1, -1)
+        return mean + self.slots_logsigma.exp() * torch.randn_like(mean)

@@ -1,0 +1,25 @@
+"""Modules that turn images and videos into sets of features."""
+
+from ocl.feature_extractors.misc import (
+    DVAEFeatureExtractor,
+    SAViFeatureExtractor,
+    SlotAttentionFeatureExtractor,
+)
+from ocl.feature_extractors.utils import FeatureExtractor, ImageFeatureExtractor
+
+__all__ = [
+    "DVAEFeatureExtractor",
+    "FeatureExtractor",
+    "ImageFeatureExtractor",
+    "SAViFeatureExtractor",
+    "SlotAttentionFeatureExtractor",
+    "TimmFeatureExtractor",
+]
+
+
+def __getattr__(name: str):
+    if name != "TimmFeatureExtractor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ocl.feature_extractors.timm import TimmFeatureExtractor  # timm is an optional dependency
+
+    return TimmFeatureExtractor

@@ -1,0 +1,97 @@
+"""Convolutional feature extractors of slot attention, SAVi and SLATE."""
+
+from typing import Union
+
+from torch import nn
+from torch.nn import functional as F
+
+from ocl.feature_extractors.utils import ImageFeatureExtractor, cnn_compute_positions_and_flatten
+from ocl.scheduling import HPScheduler
+from ocl.typing import ImageData
+
+
+class SlotAttentionFeatureExtractor(ImageFeatureExtractor):
+    """The encoder of slot attention (Locatello et al., 2020, appendix E) at full resolution."""
+
+    feature_dim = 64
+
+    def __init__(self):
+        super().__init__()
+        layers = []
+        for in_channels in (3, 64, 64, 64):
+            layers += [nn.Conv2d(in_channels, 64, kernel_size=5, padding=2), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward_images(self, images: ImageData):
+        """Turn images (B, 3, H, W) into features (B, H*W, 64) with positions (H*W, 2)."""
+        return cnn_compute_positions_and_flatten(self.layers(images))
+
+
+class SAViFeatureExtractor(ImageFeatureExtractor):
+    """The encoder of SAVi (Kipf et al., 2022).
+
+    Args:
+        larger_input_arch: Use the variant for 128x128 frames: 64 instead of 32 channels, half the resolution.
+    """
+
+    def __init__(self, larger_input_arch: bool = False):
+        super().__init__()
+        self.feature_dim = channels = 64 if larger_input_arch else 32
+        if larger_input_arch:
+            # With stride 2, "same" padding puts the odd row and column at the end.
+            layers = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(3, channels, kernel_size=5, stride=2)]
+        else:
+            layers = [nn.Conv2d(3, channels, kernel_size=5, padding=2)]
+        for _ in range(3):
+            layers += [nn.ReLU(inplace=True), nn.Conv2d(channels, channels, kernel_size=5, padding=2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward_images(self, images: ImageData):
+        """Turn images (B, 3, H, W) into features (B, N, D) with positions (N, 2)."""
+        return cnn_compute_positions_and_flatten(self.layers(images))
+
+
+class DVAEFeatureExtractor(ImageFeatureExtractor):
+    """The discrete tokens of SLATE (Singh et al., 2022) as features.
+
+    Args:
+        encoder: Maps images to logits (B, V, h, w) over V codes.
+        positional_encoder: Adds positions to the embeddings (B, 1+h*w, D).
+        dictionary: Embeds one-hot tokens (..., V+1); entry 0 is the begin-of-sequence token.
+        tau: Temperature of the Gumbel softmax.
+        hard: Draw one-hot samples with straight-through gradients for the dVAE's decoder.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        positional_encoder: nn.Module,
+        dictionary: nn.Module,
+        tau: Union[float, HPScheduler] = 1.0,
+        hard: bool = False,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.dictionary = dictionary
+        self.positional_encoder = positional_encoder
+        self.tau = tau
+        self.hard = hard
+
+    def forward_images(self, images: ImageData):
+        """Sample tokens of images (B, 3, H, W).
+
+        Returns:
+            Embedded tokens (B, h*w, D), no positions, and a dict with the relaxed sample `z` (B, V, h, w), an
+            independent one-hot sample `z_hard` (B, h*w, V), and `targets` (B, h*w, D), the embeddings shifted
+            by one behind the begin-of-sequence token.
+        """
+        tau = float(self.tau)
+        logits = F.log_softmax(self.encoder(images), dim=1)
+        z = F.gumbel_softmax(logits, tau, self.hard, dim=1)
+        z_hard = F.gumbel_softmax(logits.detach(), tau, hard=True, dim=1).flatten(2).transpose(1, 2)
+
+        tokens = F.pad(z_hard, (1, 0, 1, 0))  # one more code and one more position, both at the front
+        tokens[:, 0, 0] = 1.0
+        embeddings = self.positional_encoder(self.dictionary(tokens))
+        aux = {"z": z, "z_hard": z_hard, "targets": embeddings[:, :-1]}
+        return embeddings[:, 1:], None, aux

@@ -1,0 +1,111 @@
+"""Base classes and position helpers for feature extractors."""
+
+import abc
+from typing import Any, Optional, Union
+
+import torch
+from torch import nn
+
+from ocl.typing import FeatureExtractorOutput, ImageData, ImageFeatures, ImageOrVideoData, Positions
+
+ForwardOutput = Union[
+    ImageFeatures,
+    tuple[ImageFeatures, Optional[Positions]],
+    tuple[ImageFeatures, Optional[Positions], Optional[dict[str, Any]]],
+]
+
+
+def grid_positions(height: int, width: int, device: Optional[torch.device] = None) -> torch.Tensor:
+    """Return (H, W, 2) coordinates, row before column, each running from 0 to 1."""
+    rows = torch.linspace(0, 1, height, device=device)
+    columns = torch.linspace(0, 1, width, device=device)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+
+
+def cnn_compute_positions_and_flatten(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flatten feature maps row by row.
+
+    Args:
+        features: (B, D, H, W).
+
+    Returns:
+        Features (B, H*W, D) and their positions (H*W, 2) in [0, 1].
+    """
+    positions = grid_positions(*features.shape[-2:], device=features.device)
+    return features.flatten(2).transpose(1, 2), positions.flatten(0, 1)
+
+
+def transformer_compute_positions(features: torch.Tensor) -> torch.Tensor:
+    """Return the positions (N, 2) in [0, 1] of tokens (B, N, D) that cover a square grid row by row.
+
+    Raises:
+        ValueError: If the number of tokens is not a square.
+    """
+    n_tokens = features.shape[1]
+    side = round(n_tokens**0.5)
+    if side * side != n_tokens:
+        raise ValueError(f"Expected the tokens of a square grid, but {n_tokens} is not a square number.")
+    return grid_positions(side, side, device=features.device).flatten(0, 1)
+
+
+class FeatureExtractor(nn.Module, abc.ABC):
+    """A module from images or videos to features."""
+
+    @abc.abstractmethod
+    def forward(self, video: ImageOrVideoData) -> FeatureExtractorOutput:
+        """Extract features from images (B, C, H, W) or videos (B, T, C, H, W)."""
+
+
+class ImageFeatureExtractor(FeatureExtractor):
+    """A feature extractor that looks at every frame on its own."""
+
+    @abc.abstractmethod
+    def forward_images(self, images: ImageData) -> ForwardOutput:
+        """Extract features from images.
+
+        Args:
+            images: (B, C, H, W); the frames of videos arrive here as one large batch.
+
+        Returns:
+            Features (B, N, D); or features and positions (N, 2); or both and a dict of further results.
+        """
+
+    def forward(self, video: ImageOrVideoData) -> FeatureExtractorOutput:
+        """Extract features from images (B, C, H, W) or videos (B, T, C, H, W).
+
+        Raises:
+            ValueError: If the input is neither.
+        """
+        if video.dim() == 4:
+            return FeatureExtractorOutput(*_normalize_output(self.forward_images(video)))
+        if video.dim() != 5:
+            raise ValueError(
+                "Expected images (B, C, H, W) or videos (B, T, C, H, W), "
+                f"but the input has shape {tuple(video.shape)}."
+            )
+        features, positions, aux = _normalize_output(self.forward_images(video.flatten(0, 1)))
+        lead = video.shape[:2]
+        return FeatureExtractorOutput(features.unflatten(0, lead), positions, _unfold_frames(aux, lead))
+
+
+def _normalize_output(output: ForwardOutput) -> tuple[ImageFeatures, Optional[Positions], Any]:
+    if isinstance(output, torch.Tensor):
+        return output, None, None
+    if len(output) not in (2, 3):
+        raise RuntimeError(
+            "forward_images has to return features, (features, positions) or (features, positions, "
+            f"auxiliary features), not {len(output)} values."
+        )
+    return (*output, None)[:3]
+
+
+def _unfold_frames(value: Any, lead: torch.Size) -> Any:
+    """Split the first axis of all tensors in nested containers into batch and frames."""
+    if isinstance(value, torch.Tensor):
+        return value.unflatten(0, lead) if value.dim() else value
+    if isinstance(value, dict):
+        return {key: _unfold_frames(entry, lead) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [_unfold_frames(entry, lead) for entry in value]
+        return tuple(entries) if isinstance(value, tuple) else entries
+    return value

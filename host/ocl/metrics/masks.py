@@ -1,0 +1,268 @@
+"""Metrics that compare predicted with true masks.
+
+Predictions are scores (B, C, H, W), true masks (B, K, H, W), pixels to leave out (B, 1, H, W). Videos have an
+axis T behind B: all their frames are scored jointly, so masks have to keep their place over time. A model called
+`prediction`, `target` or `ignore` would take the place of what is mapped to these arguments.
+"""
+
+from typing import Optional
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from ocl.metrics.utils import MeanMetric
+from ocl.utils.resizing import resize_patches_to_image
+
+
+def _check_shapes(prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor]):
+    shapes = [tuple(mask.shape) for mask in (prediction, target, ignore) if mask is not None]
+    if prediction.dim() not in (4, 5) or len({shape[:-3] + shape[-2:] for shape in shapes}) != 1:
+        raise ValueError(
+            "Expected predictions (B, C, H, W), targets (B, K, H, W) and pixels to ignore (B, 1, H, W), "
+            f"or videos with an axis T behind B, all of one size, got shapes {shapes}."
+        )
+
+
+def _flatten_pixels(masks: torch.Tensor) -> torch.Tensor:
+    """Merge frames and pixels: (B, K, H, W) or (B, T, K, H, W) to (B, K, N)."""
+    return masks.movedim(-3, 1).flatten(2)
+
+
+def _one_hot_argmax(scores: torch.Tensor) -> torch.Tensor:
+    """Mark the highest of K scores (B, K, N), the first one of equals, as bool."""
+    winner = scores.argmax(dim=1, keepdim=True)
+    return torch.arange(scores.shape[1], device=scores.device).view(-1, 1) == winner
+
+
+def _find_counted_pixels(
+    target: torch.Tensor, ignore: Optional[torch.Tensor], ignore_overlaps: bool
+) -> torch.Tensor:
+    """Find the pixels (B, 1, N) that are neither ignored nor in several of the bool masks (B, K, N)."""
+    counted = target.sum(dim=1, keepdim=True) <= 1
+    ignored = torch.zeros_like(counted) if ignore is None else _flatten_pixels(ignore) > 0
+    if not ignore_overlaps and not (counted | ignored).all():
+        raise ValueError(
+            "True masks overlap. Set ignore_overlaps to leave these pixels out, "
+            "or convert the masks such that each pixel belongs to one object."
+        )
+    return counted & ~ignored
+
+
+def _count_common_pixels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Count the pixels that bool masks (B, C, N) and (B, K, N) share, as (B, C, K) in double precision."""
+    # Products in single precision are at the mercy of autocast; those in double precision are exact.
+    return first.to(torch.float64) @ second.to(torch.float64).transpose(1, 2)
+
+
+def _adjusted_rand_index(table: torch.Tensor) -> torch.Tensor:
+    """Compute the index (B,) of contingency tables (B, C, K); it is 1 where it is not defined.
+
+    This is Hubert and Arabie (1985), eq. 5, with ordered instead of unordered pairs of pixels.
+    """
+    rows, columns, n = table.sum(dim=2), table.sum(dim=1), table.sum(dim=(1, 2))
+    in_both = (table * (table - 1)).sum(dim=(1, 2))
+    in_rows, in_columns = (rows * (rows - 1)).sum(dim=1), (columns * (columns - 1)).sum(dim=1)
+    # Divided first, such that a single cluster gives exactly 1.
+    expected = in_rows * (in_columns / (n * (n - 1)).clamp(min=1))
+    span = (in_rows + in_columns) / 2 - expected
+    return torch.where(span > 0, (in_both - expected) / span.where(span > 0, 1), 1)
+
+
+class ARIMetric(MeanMetric):
+    """Adjusted Rand index, by default of the foreground only.
+
+    Args:
+        foreground: Leave out the pixels of the first true mask.
+        convert_target_one_hot: The true masks carry class ids as values: the highest one wins a pixel.
+        ignore_overlaps: Leave out pixels of several true masks.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        foreground: bool = True,
+        convert_target_one_hot: bool = False,
+        ignore_overlaps: bool = False,
+    ):
+        super().__init__()
+        self.foreground = foreground
+        self.convert_target_one_hot = convert_target_one_hot
+        self.ignore_overlaps = ignore_overlaps
+
+    def update(
+        self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None
+    ) -> None:
+        """Add samples; only pixels of a true mask count, and samples without any score 1.
+
+        Args:
+            prediction: Scores (B, C, H, W) or (B, T, C, H, W).
+            target: (B, K, H, W) or (B, T, K, H, W).
+            ignore: (B, 1, H, W) or (B, T, 1, H, W), true where pixels are left out.
+
+        Raises:
+            ValueError: If shapes do not fit or true masks overlap.
+        """
+        _check_shapes(prediction, target, ignore)
+        target = _flatten_pixels(target)
+        if self.foreground:
+            target = target[:, 1:]
+        labeled = target > 0
+        if self.convert_target_one_hot and target.shape[1] > 1:
+            labeled = labeled & _one_hot_argmax(target)
+        labeled = labeled & _find_counted_pixels(labeled, ignore, self.ignore_overlaps)
+        predicted = _one_hot_argmax(_flatten_pixels(prediction))
+        self.add_scores(_adjusted_rand_index(_count_common_pixels(predicted, labeled)))
+
+
+class PatchARIMetric(ARIMetric):
+    """Adjusted Rand index of masks over the patches of a square image.
+
+    Args:
+        foreground: See `ARIMetric`, like the last two arguments.
+        resize_masks_mode: How the predictions are brought to the size of the true masks.
+        convert_target_one_hot: The true masks carry class ids as values.
+        ignore_overlaps: Leave out pixels of several true masks.
+    """
+
+    def __init__(
+        self,
+        foreground: bool = True,
+        resize_masks_mode: str = "bilinear",
+        convert_target_one_hot: bool = False,
+        ignore_overlaps: bool = False,
+    ):
+        super().__init__(foreground, convert_target_one_hot, ignore_overlaps)
+        self.resize_masks_mode = resize_masks_mode
+
+    def update(
+        self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None
+    ) -> None:
+        """Add samples; `prediction` is (B, C, P) or (B, T, C, P), the rest as in `ARIMetric`."""
+        resized = resize_patches_to_image(
+            prediction, size=target.shape[-1], resize_mode=self.resize_masks_mode
+        )
+        super().update(resized, target, ignore)
+
+
+class UnsupervisedMaskIoUMetric(MeanMetric):
+    """Intersection over union of true masks with the predictions that fit them.
+
+    The score of a sample is the mean over its true masks; empty masks and samples without masks do not count.
+
+    Args:
+        use_threshold: Predictions are all scores above `threshold`, instead of the highest of every pixel.
+        threshold: See above.
+        matching: `hungarian`, every prediction serves one true mask at most, and masks left over score 0; or
+            `best_overlap`, every true mask takes the best prediction.
+        compute_discovery_fraction: The score is the fraction of true masks above `discovery_threshold`.
+        correct_localization: The score is 1 if any true mask is above `discovery_threshold`, otherwise 0.
+        discovery_threshold: See above.
+        ignore_background: Leave out the first true mask.
+        ignore_overlaps: Leave out pixels of several true masks.
+
+    Raises:
+        ValueError: If the matching is unknown or two kinds of scores are asked for.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        use_threshold: bool = False,
+        threshold: float = 0.5,
+        matching: str = "hungarian",
+        compute_discovery_fraction: bool = False,
+        correct_localization: bool = False,
+        discovery_threshold: float = 0.5,
+        ignore_background: bool = False,
+        ignore_overlaps: bool = False,
+    ):
+        super().__init__()
+        if matching not in ("hungarian", "best_overlap"):
+            raise ValueError(f"Unknown matching {matching!r}: choose hungarian or best_overlap.")
+        if compute_discovery_fraction and correct_localization:
+            raise ValueError("Choose one of compute_discovery_fraction and correct_localization.")
+        self.use_threshold = use_threshold
+        self.threshold = threshold
+        self.matching = matching
+        self.compute_discovery_fraction = compute_discovery_fraction
+        self.correct_localization = correct_localization
+        self.discovery_threshold = discovery_threshold
+        self.ignore_background = ignore_background
+        self.ignore_overlaps = ignore_overlaps
+
+    def update(
+        self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None
+    ) -> None:
+        """Add samples.
+
+        Args:
+            prediction: Scores (B, C, H, W) or (B, T, C, H, W).
+            target: (B, K, H, W) or (B, T, K, H, W), positive inside.
+            ignore: (B, 1, H, W) or (B, T, 1, H, W), true where pixels are left out.
+
+        Raises:
+            ValueError: If shapes do not fit or true masks overlap.
+        """
+        _check_shapes(prediction, target, ignore)
+        scores = _flatten_pixels(prediction)
+        predicted = scores > self.threshold if self.use_threshold else _one_hot_argmax(scores)
+        target = _flatten_pixels(target) > 0
+        if self.ignore_background:
+            target = target[:, 1:]
+        counted = _find_counted_pixels(target, ignore, self.ignore_overlaps)
+        target, predicted = target & counted, predicted & counted
+
+        common = _count_common_pixels(predicted, target)  # b c k
+        union = predicted.sum(dim=2).unsqueeze(2) + target.sum(dim=2).unsqueeze(1) - common
+        ious = self._match(common / union.clamp(min=1), target.any(dim=2))
+        self.add_scores(self._score(ious))
+
+    def _match(self, ious: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Turn IoUs (B, C, K) into those of the true masks (B, K), NaN where these are not present."""
+        if self.matching == "best_overlap":
+            matched = ious.amax(dim=1)
+        else:
+            matched = torch.stack([_assign(table, kept) for table, kept in zip(ious.cpu(), present.cpu())])
+        return matched.to(ious.device).where(present, torch.nan)
+
+    def _score(self, ious: torch.Tensor) -> torch.Tensor:
+        """Turn IoUs (B, K) into the scores of all samples that have masks."""
+        present = ~ious.isnan()
+        ious, present = ious[present.any(dim=1)], present[present.any(dim=1)]
+        if self.correct_localization:
+            return (ious > self.discovery_threshold).any(dim=1).to(ious.dtype)
+        if self.compute_discovery_fraction:
+            return (ious > self.discovery_threshold).sum(dim=1) / present.sum(dim=1, dtype=ious.dtype)
+        return ious.nanmean(dim=1)
+
+
+def _assign(ious: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Match predictions one to one with the present ones of K true masks; return the IoUs (K,)."""
+    columns = present.nonzero().flatten()
+    rows, order = linear_sum_assignment(ious[:, columns].numpy(), maximize=True)
+    matched = torch.zeros_like(ious[0])
+    matched[columns[order]] = ious[rows, columns[order]]
+    return matched
+
+
+class AverageBestOverlapMetric(UnsupervisedMaskIoUMetric):
+    """Mean IoU of true masks with the best prediction each (ABO, also mBO)."""
+
+    def __init__(self, **options):
+        super().__init__(matching="best_overlap", **options)
+
+
+class BestOverlapObjectRecoveryMetric(UnsupervisedMaskIoUMetric):
+    """Fraction of true masks that some prediction overlaps well."""
+
+    def __init__(self, **options):
+        super().__init__(matching="best_overlap", compute_discovery_fraction=True, **options)
+
+
+class MaskCorLocMetric(UnsupervisedMaskIoUMetric):
+    """Fraction of samples in which some prediction overlaps some true mask well (CorLoc)."""
+
+    def __init__(self, **options):
+        super().__init__(matching="best_overlap", correct_localization=True, **options)

@@ -1,0 +1,208 @@
+"""Functions that build common networks."""
+
+from typing import Callable, Optional, Union
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ocl.neural_networks.extensions import (
+    TransformerDecoderLayerWithAttention,
+    TransformerDecoderWithAttention,
+)
+from ocl.neural_networks.wrappers import Residual
+
+Activation = Union[str, Callable[[torch.Tensor], torch.Tensor]]
+
+
+class ReLUSquared(nn.Module):
+    """The square of the positive part."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return max(inputs, 0)^2."""
+        return F.relu(inputs).square()
+
+
+class _Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(inputs)
+
+
+def get_activation_fn(
+    name_or_callable: Activation, inplace: bool = True, leaky_relu_slope: Optional[float] = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the activation of a name; callables are returned as they are.
+
+    Args:
+        name_or_callable: relu, relu_squared, leaky_relu, tanh, sigmoid or identity, in any case.
+        inplace: Let relu and leaky_relu overwrite their input.
+        leaky_relu_slope: Slope of leaky_relu for negative values.
+
+    Raises:
+        ValueError: If the name is unknown or leaky_relu lacks its slope.
+    """
+    if callable(name_or_callable):
+        return name_or_callable
+    name = name_or_callable.lower()
+    if name == "relu":
+        return nn.ReLU(inplace=inplace)
+    if name == "leaky_relu":
+        if leaky_relu_slope is None:
+            raise ValueError("leaky_relu needs leaky_relu_slope.")
+        return nn.LeakyReLU(leaky_relu_slope, inplace=inplace)
+    others = {"relu_squared": ReLUSquared, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "identity": nn.Identity}
+    if name not in others:
+        names = ", ".join(["relu", "leaky_relu", *others])
+        raise ValueError(f"Unknown activation {name_or_callable!r}: choose one of {names}.")
+    return others[name]()
+
+
+def _activation_layer(activation: Activation) -> nn.Module:
+    function = get_activation_fn(activation)
+    return function if isinstance(function, nn.Module) else _Function(function)
+
+
+def build_mlp(
+    input_dim: int,
+    output_dim: int,
+    features: list[int],
+    activation_fn: Activation = "relu",
+    final_activation_fn: Optional[Activation] = None,
+    initial_layer_norm: bool = False,
+    residual: bool = False,
+) -> nn.Module:
+    """Build a multi-layer perceptron whose biases start at zero.
+
+    Args:
+        input_dim: Channels of the input.
+        output_dim: Channels of the output.
+        features: Channels of the hidden layers.
+        activation_fn: Activation behind every hidden layer.
+        final_activation_fn: Activation behind the last layer.
+        initial_layer_norm: Normalize the input.
+        residual: Add the input to the output.
+    """
+    layers = [nn.LayerNorm(input_dim)] if initial_layer_norm else []
+    dims = [input_dim, *features, output_dim]
+    activations = [activation_fn] * len(features) + [final_activation_fn]
+    for in_dim, out_dim, activation in zip(dims, dims[1:], activations):
+        linear = nn.Linear(in_dim, out_dim)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if activation is not None:
+            layers.append(_activation_layer(activation))
+    mlp = nn.Sequential(*layers)
+    return Residual(mlp) if residual else mlp
+
+
+def build_two_layer_mlp(
+    input_dim: int,
+    output_dim: int,
+    hidden_dim: int,
+    initial_layer_norm: bool = False,
+    residual: bool = False,
+) -> nn.Module:
+    """Build a perceptron with one hidden layer; see `build_mlp`."""
+    return build_mlp(
+        input_dim, output_dim, [hidden_dim], initial_layer_norm=initial_layer_norm, residual=residual
+    )
+
+
+def _transformer_layer_options(
+    input_dim: int,
+    n_heads: int,
+    hidden_dim: Optional[int],
+    dropout: float,
+    activation_fn: Activation,
+    layer_norm_eps: float,
+) -> dict:
+    return dict(
+        d_model=input_dim,
+        nhead=n_heads,
+        dim_feedforward=4 * input_dim if hidden_dim is None else hidden_dim,
+        dropout=dropout,
+        activation=get_activation_fn(activation_fn),
+        layer_norm_eps=layer_norm_eps,
+        batch_first=True,
+        norm_first=True,
+    )
+
+
+def build_transformer_encoder(
+    input_dim: int,
+    output_dim: int,
+    n_layers: int,
+    n_heads: int,
+    hidden_dim: Optional[int] = None,
+    dropout: float = 0.0,
+    activation_fn: Activation = "relu",
+    layer_norm_eps: float = 1e-5,
+    use_output_transform: bool = True,
+) -> nn.Module:
+    """Build a pre-norm transformer encoder from (B, N, input_dim) to (B, N, output_dim).
+
+    Args:
+        input_dim: Channels of the input and of all layers.
+        output_dim: Channels of the output.
+        n_layers: Number of layers.
+        n_heads: Number of attention heads.
+        hidden_dim: Channels inside the perceptrons, by default four times `input_dim`.
+        dropout: Dropout probability.
+        activation_fn: Activation of the perceptrons.
+        layer_norm_eps: Added to variances.
+        use_output_transform: End with normalization and a linear layer; otherwise `output_dim` has no effect.
+    """
+    options = _transformer_layer_options(
+        input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps
+    )
+    layers = [nn.TransformerEncoderLayer(**options) for _ in range(n_layers)]
+    if use_output_transform:
+        layers += [nn.LayerNorm(input_dim, eps=layer_norm_eps), nn.Linear(input_dim, output_dim)]
+    return nn.Sequential(*layers)
+
+
+def build_transformer_decoder(
+    input_dim: int,
+    output_dim: int,
+    n_layers: int,
+    n_heads: int,
+    hidden_dim: Optional[int] = None,
+    dropout: float = 0.0,
+    activation_fn: Activation = "relu",
+    layer_norm_eps: float = 1e-5,
+    return_attention_weights: bool = False,
+    attention_weight_type: Union[int, str] = -1,
+) -> nn.Module:
+    """Build a pre-norm transformer decoder without final norm.
+
+    It is called with `tgt` (B, P, D), `memory` (B, K, D), `tgt_mask` (P, P) and optionally
+    `memory_key_padding_mask` (B, K).
+
+    Args:
+        input_dim: Channels D.
+        output_dim: Without effect, the output has `input_dim` channels.
+        n_layers: Number of layers.
+        n_heads: Number of attention heads.
+        hidden_dim: Channels inside the perceptrons, by default four times `input_dim`.
+        dropout: Dropout probability.
+        activation_fn: Activation of the perceptrons.
+        layer_norm_eps: Added to variances.
+        return_attention_weights: Return the cross-attention (B, K, P) beside the output.
+        attention_weight_type: Index of the layer it is taken from, or `mean` over all layers.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    options = _transformer_layer_options(
+        input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps
+    )
+    if return_attention_weights:
+        layer = TransformerDecoderLayerWithAttention(**options)
+        return TransformerDecoderWithAttention(layer, n_layers, attention_weight_type)
+    return nn.TransformerDecoder(nn.TransformerDecoderLayer(**options), n_layers)

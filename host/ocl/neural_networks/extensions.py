@@ -1,0 +1,87 @@
+"""Modules of PyTorch that return more than the originals."""
+
+from typing import Optional, Union
+
+import torch
+from torch import nn
+
+
+class TransformerDecoderLayerWithAttention(nn.TransformerDecoderLayer):
+    """A pre-norm decoder layer that also returns its cross-attention."""
+
+    def forward(
+        self,
+        tgt: torch.Tensor,
+        memory: torch.Tensor,
+        tgt_mask: Optional[torch.Tensor] = None,
+        memory_key_padding_mask: Optional[torch.Tensor] = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode.
+
+        Args:
+            tgt: (B, P, D).
+            memory: (B, K, D).
+            tgt_mask: (P, P), added to the logits of the self-attention.
+            memory_key_padding_mask: (B, K) bool, true where the memory must not be read.
+
+        Returns:
+            Output (B, P, D) and the cross-attention (B, P, K), averaged over heads.
+        """
+        normed = self.norm1(tgt)
+        attended, _ = self.self_attn(normed, normed, normed, attn_mask=tgt_mask, need_weights=False)
+        x = tgt + self.dropout1(attended)
+        attended, attention = self.multihead_attn(
+            self.norm2(x), memory, memory, key_padding_mask=memory_key_padding_mask
+        )
+        x = x + self.dropout2(attended)
+        hidden = self.dropout(self.activation(self.linear1(self.norm3(x))))
+        return x + self.dropout3(self.linear2(hidden)), attention
+
+
+class TransformerDecoderWithAttention(nn.TransformerDecoder):
+    """A decoder that also returns the cross-attention of one layer, or its mean over layers.
+
+    Args:
+        decoder_layer: Prototype of the layers.
+        num_layers: Number of layers.
+        attention_weight_type: Index of the layer, negative from the end, or `mean`.
+
+    Raises:
+        ValueError: If there is no such layer, or for any other string.
+    """
+
+    def __init__(
+        self,
+        decoder_layer: TransformerDecoderLayerWithAttention,
+        num_layers: int,
+        attention_weight_type: Union[int, str] = -1,
+    ):
+        super().__init__(decoder_layer, num_layers)
+        if attention_weight_type != "mean" and attention_weight_type not in range(-num_layers, num_layers):
+            raise ValueError(
+                f"attention_weight_type is {attention_weight_type!r}, but has to be 'mean' or "
+                f"the index of one of {num_layers} layers."
+            )
+        self.attention_weight_type = attention_weight_type
+
+    def forward(
+        self,
+        tgt: torch.Tensor,
+        memory: torch.Tensor,
+        tgt_mask: Optional[torch.Tensor] = None,
+        memory_key_padding_mask: Optional[torch.Tensor] = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode; see `TransformerDecoderLayerWithAttention`.
+
+        Returns:
+            Output (B, P, D) and attention (B, K, P), which sums to 1 over K.
+        """
+        attentions = []
+        for layer in self.layers:
+            tgt, attention = layer(tgt, memory, tgt_mask, memory_key_padding_mask)
+            attentions.append(attention)
+        if self.attention_weight_type == "mean":
+            attention = torch.stack(attentions).mean(dim=0)
+        else:
+            attention = attentions[self.attention_weight_type]
+        return tgt, attention.transpose(1, 2)

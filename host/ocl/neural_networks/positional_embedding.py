@@ -1,0 +1,78 @@
+"""Modules that tell features where they are."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ocl.typing import Positions
+
+
+class DummyPositionEmbed(nn.Module):
+    """Leave the inputs as they are."""
+
+    def forward(self, inputs: torch.Tensor, positions: Any) -> torch.Tensor:
+        """Return the inputs."""
+        return inputs
+
+
+class SoftPositionEmbed(nn.Module):
+    """Add a linear map of the coordinates (slot attention, Locatello et al., 2020, appendix E.2).
+
+    Args:
+        n_spatial_dims: Number of coordinates S.
+        feature_dim: Channels D of the features.
+        cnn_channel_order: The features are maps (B, D, H, W) and the positions (1, H, W, S).
+        savi_style: Map coordinates in [-1, 1] instead of the distances to all sides.
+    """
+
+    def __init__(
+        self,
+        n_spatial_dims: int,
+        feature_dim: int,
+        cnn_channel_order: bool = False,
+        savi_style: bool = False,
+    ):
+        super().__init__()
+        self.cnn_channel_order = cnn_channel_order
+        self.savi_style = savi_style
+        self.dense = nn.Linear(n_spatial_dims if savi_style else 2 * n_spatial_dims, feature_dim)
+
+    def forward(self, inputs: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """Embed features.
+
+        Args:
+            inputs: (..., N, D), or (B, D, H, W) in the channel order of CNNs.
+            positions: (N, S) in [0, 1], or (1, H, W, S) in the channel order of CNNs.
+
+        Returns:
+            A tensor like `inputs`.
+        """
+        positions = positions.to(self.dense.weight.dtype)
+        if self.savi_style:
+            coordinates = 2 * positions - 1
+        else:
+            coordinates = torch.cat([positions, 1 - positions], dim=-1)
+        embedding = self.dense(coordinates)
+        if self.cnn_channel_order:
+            embedding = embedding.permute(0, 3, 1, 2)
+        return inputs + embedding
+
+
+class LearnedAdditivePositionalEmbed(nn.Module):
+    """Add a learned vector per place of a sequence.
+
+    Args:
+        max_len: Length of the longest sequence.
+        d_model: Channels D.
+        dropout: Probability of dropping a channel of the sum.
+    """
+
+    def __init__(self, max_len: int, d_model: int, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.pe = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, max_len, d_model)))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Embed sequences (B, L, D), L at most `max_len`."""
+        return self.dropout(inputs + self.pe[:, : inputs.shape[1]])

@@ -1,0 +1,73 @@
+"""Modules of SLATE (Singh et al., 2022)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class OneHotDictionary(nn.Module):
+    """Embeddings of tokens that arrive as one-hot vectors.
+
+    Args:
+        vocab_size: Number of tokens V.
+        emb_size: Channels D of the embeddings.
+    """
+
+    def __init__(self, vocab_size: int, emb_size: int):
+        super().__init__()
+        self.dictionary = nn.Embedding(vocab_size, emb_size)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Embed one-hot vectors (..., V) as (..., D)."""
+        return self.dictionary(inputs.argmax(dim=-1))
+
+
+class Conv2dBlockWithGroupNorm(nn.Module):
+    """Convolution, group normalization with one group, ReLU.
+
+    Args:
+        in_channels: See `torch.nn.Conv2d`, like all other arguments but the last.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel.
+        stride: Stride.
+        padding: Padding.
+        dilation: Dilation.
+        groups: Groups of the convolution.
+        bias: Give the convolution a bias, initially zero.
+        padding_mode: Kind of padding.
+        weight_init: Initialization of the kernel, `xavier` or `kaiming`.
+
+    Raises:
+        ValueError: If the initialization is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        weight_init: str = "xavier",
+    ):
+        super().__init__()
+        self.conv2d = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        )
+        self.group_norm = nn.GroupNorm(1, out_channels)
+        if weight_init == "kaiming":
+            nn.init.kaiming_uniform_(self.conv2d.weight, nonlinearity="relu")
+        elif weight_init == "xavier":
+            nn.init.xavier_uniform_(self.conv2d.weight)
+        else:
+            raise ValueError(f"Unknown weight_init {weight_init!r}: choose xavier or kaiming.")
+        if bias:
+            nn.init.zeros_(self.conv2d.bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Apply the block to maps (B, in_channels, H, W)."""
+        return F.relu(self.group_norm(self.conv2d(inputs)))

@@ -1,0 +1,27 @@
+"""Modules that combine other modules."""
+
+import torch
+from torch import nn
+
+
+class Residual(nn.Module):
+    """Add the input of a module to its output."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return inputs + module(inputs)."""
+        return inputs + self.module(inputs)
+
+
+class Sequential(nn.Sequential):
+    """Run modules one after the other; a tuple becomes several inputs of the next one."""
+
+    def forward(self, *inputs):
+        """Pass the inputs to the first module and return the output of the last."""
+        for layer in self:
+            outputs = layer(*inputs)
+            inputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return outputs

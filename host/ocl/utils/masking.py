@@ -1,0 +1,60 @@
+"""Modules that create masks."""
+
+from typing import Optional
+
+import torch
+from torch import nn
+
+
+class CreateSlotMask(nn.Module):
+    """Tell which slots are surplus."""
+
+    def __init__(self, max_slots: int):
+        super().__init__()
+        self.max_slots = max_slots
+
+    def forward(self, n_slots: torch.Tensor) -> torch.Tensor:
+        """Turn numbers of slots (B,) into bool (B, max_slots), true from that number on."""
+        return torch.arange(self.max_slots, device=n_slots.device) >= n_slots.unsqueeze(-1)
+
+
+class CreateRandomMaskPatterns(nn.Module):
+    """Masks that ignore the image, to see what a metric gives for them.
+
+    Args:
+        pattern: `random` draws every pixel's shares, `blocks` tiles the image with rectangles.
+        n_slots: Number of rectangles, by default the number of masks.
+        n_cols: Number of columns the rectangles stand in; the last one takes the remainder.
+
+    Raises:
+        ValueError: If the pattern is unknown.
+    """
+
+    def __init__(self, pattern: str, n_slots: Optional[int] = None, n_cols: int = 2):
+        super().__init__()
+        if pattern not in ("random", "blocks"):
+            raise ValueError(f"Unknown pattern {pattern!r}: choose random or blocks.")
+        self.pattern = pattern
+        self.n_slots = n_slots
+        self.n_cols = n_cols
+
+    def forward(self, masks: torch.Tensor) -> torch.Tensor:
+        """Create masks in place of (..., K, H, W) that sum to 1 over K."""
+        if self.pattern == "random":
+            shares = torch.rand(masks.shape, device=masks.device)
+            return shares / shares.sum(dim=-3, keepdim=True)
+        *lead, n_masks, height, width = masks.shape
+        blocks = self._tile(self.n_slots or n_masks, height, width).to(masks.device)
+        return blocks.expand(*lead, -1, -1, -1).clone()
+
+    def _tile(self, n_slots: int, height: int, width: int) -> torch.Tensor:
+        blocks = torch.zeros(n_slots, height, width)
+        per_column = n_slots // self.n_cols
+        for column in range(self.n_cols):
+            first = column * per_column
+            n_rows = per_column if column < self.n_cols - 1 else n_slots - first
+            left, right = column * width // self.n_cols, (column + 1) * width // self.n_cols
+            for row in range(n_rows):
+                top, bottom = row * height // n_rows, (row + 1) * height // n_rows
+                blocks[first + row, top:bottom, left:right] = 1.0
+        return blocks

@@ -1,0 +1,58 @@
+"""What visualizations consist of, and how they reach a TensorBoard-like experiment."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+
+
+@dataclasses.dataclass
+class Visualization:
+    """Something an experiment can show; its fields are the arguments of the experiment's method."""
+
+    experiment_method: ClassVar[str]
+
+    def add_to_experiment(self, experiment: Any, tag: str, global_step: int) -> None:
+        """Add the visualization to an experiment under a tag."""
+        arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        getattr(experiment, self.experiment_method)(**arguments, tag=tag, global_step=global_step)
+
+
+@dataclasses.dataclass
+class Image(Visualization):
+    """One image."""
+
+    experiment_method = "add_image"
+
+    img_tensor: torch.Tensor
+    dataformats: str = "CHW"
+
+
+@dataclasses.dataclass
+class Images(Visualization):
+    """Several images."""
+
+    experiment_method = "add_images"
+
+    img_tensor: torch.Tensor
+    dataformats: str = "NCHW"
+
+
+@dataclasses.dataclass
+class Video(Visualization):
+    """Videos (N, T, C, H, W)."""
+
+    experiment_method = "add_video"
+
+    vid_tensor: torch.Tensor
+    fps: int = 4
+
+
+@dataclasses.dataclass
+class Figure(Visualization):
+    """A matplotlib figure."""
+
+    experiment_method = "add_figure"
+
+    figure: Any
+    close: bool = True
