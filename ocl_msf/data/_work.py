@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all, and tasks spread over processes."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, Sequence
+
+from tqdm import tqdm
+
+
+class DataError(Exception):
+    """The user's data or paths are not as they have to be; the message says what and where."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write that takes its name only when it is complete.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError("The disk is full, %s was not written. Free some space and run again." % path) from error
+        raise
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def run_tasks(
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, description: str, chunk: int = 1
+) -> Iterable[Any]:
+    """Yield `function(task)` for all tasks, in any order, with a progress bar.
+
+    Args:
+        function: Picklable when `workers` is more than 1.
+        tasks: Arguments, one each.
+        workers: Processes; 0 and 1 work in this one.
+        description: Title of the progress bar.
+        chunk: Tasks handed to a process at a time.
+    """
+    progress = {"total": len(tasks), "desc": description, "disable": not tasks}
+    if workers <= 1 or len(tasks) <= 1:
+        yield from tqdm(map(function, tasks), **progress)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(tasks)), initializer=_prepare_worker) as pool:
+        yield from tqdm(pool.imap_unordered(function, tasks, chunksize=chunk), **progress)

@@ -1,0 +1,248 @@
+"""Make scenes like ClevrTex's, without any download: `python -m ocl_msf.data.scenes OUT --count 2400`.
+
+Three to ten textured bodies of very different sizes stand on a textured ground. Files are laid out as in ClevrTex
+(https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so `python -m ocl_msf.data.convert clevrtex` reads them.
+"""
+
+import argparse
+import functools
+import io
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+
+from ocl_msf.data._render import SHAPES, Body, Camera, Light, Scene, render, trace
+from ocl_msf.data._textures import sample_material
+from ocl_msf.data._work import DataError, replacing, run_tasks
+
+VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
+SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.24, 0.36)}
+MIN_VISIBLE = 60 / (320 * 240)  # share of the frame that every body must cover
+_AREA = 3.0  # bodies stand within +-_AREA of the origin in x and y
+_MARGIN = 0.1
+_PALETTE = [
+    (0, 0, 0), (255, 0, 0), (0, 100, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255),
+    (255, 140, 0), (128, 0, 128), (160, 220, 120), (250, 190, 200), (110, 70, 20), (128, 128, 128), (240, 240, 240),
+]  # fmt: skip
+
+
+def _camera(rng: np.random.Generator, width: int, height: int) -> Camera:
+    position = np.array([7.2, -6.8, 5.1]) + rng.uniform(-0.5, 0.5, 3)
+    forward = np.array([0, 0, 0.3]) - position
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(right, forward), forward])
+    return Camera(position.astype(np.float32), axes.astype(np.float32), 35 / 32, width, height)
+
+
+def _light(rng: np.random.Generator, camera: Camera) -> Light:
+    def direction(azimuth: float, elevation: float) -> np.ndarray:
+        right, _, forward = camera.axes
+        level = np.cos(azimuth) * right - np.sin(azimuth) * forward * [1, 1, 0]
+        vector = level / np.linalg.norm(level) * np.cos(elevation) + np.array([0, 0, np.sin(elevation)])
+        return vector.astype(np.float32)
+
+    def colour(strength: float) -> np.ndarray:
+        warmth = rng.uniform(-0.08, 0.08)
+        return (strength * np.array([1 + warmth, 1, 1 - warmth])).astype(np.float32)
+
+    azimuth = rng.uniform(-0.4, np.pi + 0.4)
+    return Light(
+        sun=direction(azimuth, rng.uniform(0.7, 1.15)),
+        sun_colour=colour(rng.uniform(0.85, 1.2)),
+        fill=direction(azimuth + np.pi + rng.uniform(-0.6, 0.6), 0.5),
+        fill_colour=colour(rng.uniform(0.1, 0.25)),
+        ambient=float(rng.uniform(0.25, 0.4)),
+    )
+
+
+def _bodies(rng: np.random.Generator) -> Optional[List[Body]]:
+    """Three to ten bodies that do not touch, a large and a small one among them; None if they found no room."""
+    count = int(rng.integers(3, 11))
+    names = ["large", "small"] + [str(rng.choice(list(SIZES))) for _ in range(count - 2)]
+    bodies = []
+    for radius in sorted((float(rng.uniform(*SIZES[name])) for name in names), reverse=True):
+        shape = str(rng.choice(list(SHAPES)))
+        for _ in range(60):
+            x, y = rng.uniform(-_AREA, _AREA, 2)
+            if all(math.dist((x, y), b.centre[:2]) > 1.2 * (b.radius + radius) + _MARGIN for b in bodies):
+                break
+        else:
+            return None
+        centre = np.array([x, y, -SHAPES[shape].bottom * radius]).astype(np.float32)
+        material = sample_material(rng, float(np.exp(rng.uniform(np.log(1.2), np.log(4)))), flat=False)
+        bodies.append(Body(shape, radius, float(rng.uniform(0, 2 * np.pi)), centre, material))
+    return [bodies[i] for i in rng.permutation(count)]
+
+
+def sample_scene(seed: int, index: int, width: int, height: int) -> Tuple[Scene, np.ndarray]:
+    """Draw scene `index` of the endless series `seed`.
+
+    Returns:
+        The scene and its instance mask (height, width) uint8: 0 ground, i the i-th body. Every body is visible.
+    """
+    for attempt in itertools.count():
+        rng = np.random.default_rng([seed, index, attempt])
+        bodies = _bodies(rng)
+        if bodies is None:
+            continue
+        camera = _camera(rng, width, height)
+        scene = Scene(
+            camera=camera,
+            light=_light(rng, camera),
+            bodies=bodies,
+            ground=sample_material(rng, float(np.exp(rng.uniform(np.log(0.6), np.log(2.5)))), flat=True),
+            curve_start=float(rng.uniform(4.5, 6)),
+            curve_radius=float(rng.uniform(6, 8)),
+        )
+        mask, _ = trace(scene, camera.rays(0, 0))
+        visible = np.bincount(mask.ravel(), minlength=len(bodies) + 1)[1:]
+        if visible.min() > MIN_VISIBLE * mask.size:
+            return scene, mask
+
+
+def _directions(camera: Camera) -> Dict[str, List[float]]:
+    right, _, forward = camera.axes
+    behind = forward * [1, 1, 0] / np.linalg.norm(forward[:2])
+    vectors = {"behind": behind, "front": -behind, "left": -right, "right": right}
+    vectors.update(above=np.array([0, 0, 1]), below=np.array([0, 0, -1]))
+    return {name: [float(x) for x in vector] for name, vector in vectors.items()}
+
+
+def _object_record(number: int, body: Body, camera: Camera) -> Dict[str, Any]:
+    x, y, depth = camera.project(body.centre)
+    mean = body.material.ramp.mean(axis=0) ** (1 / 2.2) * 255
+    return {
+        "shape": body.shape,
+        "rotation": math.degrees(body.angle),
+        "size": next(name for name, (low, _) in SIZES.items() if body.radius >= low),
+        "radius": body.radius,
+        "3d_coords": [float(v) for v in body.centre],
+        "pixel_coords": [round(x), round(y), depth],
+        "index": number,
+        "color": "#%02x%02x%02x" % tuple(int(v) for v in mean),
+        "material": body.material.name,
+    }
+
+
+def _metadata(scene: Scene, name: str, index: int, origin: Dict[str, Any]) -> Dict[str, Any]:
+    directions = _directions(scene.camera)
+    places = np.stack([body.centre for body in scene.bodies])
+    relationships = {}
+    for direction in ("behind", "front", "left", "right"):
+        along = places @ np.float32(directions[direction])
+        relationships[direction] = [np.flatnonzero(along > here + 0.2).tolist() for here in along]
+    return {
+        "num_objects": len(scene.bodies),
+        "split": "full",
+        "image_index": index,
+        "image_filename": name + ".png",
+        "mask_filename": name + "_flat.png",
+        "ground_material": scene.ground.name,
+        "directions": directions,
+        "objects": [_object_record(i, body, scene.camera) for i, body in enumerate(scene.bodies, 1)],
+        "relationships": relationships,
+        "generator": origin,
+    }
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png", compress_level=2)
+    return buffer.getvalue()
+
+
+def scene_path(out: Path, index: int) -> Path:
+    """Where scene `index` lies under `out`, without the endings `.png`, `_flat.png` and `.json`."""
+    return out / "clevrtex_full" / str(index // 1000) / ("CLEVRTEX_full_%06d" % index)
+
+
+def _origin(seed: int, size: Tuple[int, int]) -> Dict[str, Any]:
+    return {"version": VERSION, "seed": seed, "size": list(size)}
+
+
+def write_scene(out: Path, seed: int, size: Tuple[int, int], index: int) -> None:
+    """Render scene `index` and write its three files, the JSON last: where it is, the scene is complete."""
+    scene, mask = sample_scene(seed, index, *size)
+    path = scene_path(out, index)
+    opaque = np.full(mask.shape + (1,), 255, np.uint8)
+    palette_image = Image.fromarray(mask, "P")
+    palette_image.putpalette([value for colour in _PALETTE * 4 for value in colour])
+    metadata = _metadata(scene, path.name, index, _origin(seed, size))
+    contents = {
+        ".png": _png(Image.fromarray(np.concatenate([render(scene), opaque], axis=2), "RGBA")),
+        "_flat.png": _png(palette_image),
+        ".json": json.dumps(metadata, indent=1).encode(),
+    }
+    for ending, content in contents.items():
+        with replacing(path.with_name(path.name + ending)) as file:
+            file.write(content)
+
+
+def _is_complete(out: Path, seed: int, size: Tuple[int, int], index: int) -> bool:
+    path = scene_path(out, index)
+    record = path.with_name(path.name + ".json")
+    if not record.exists():
+        return False
+    found = json.loads(record.read_text()).get("generator")
+    if found != _origin(seed, size):
+        raise DataError(
+            "%s holds a scene made with other settings (%s). Choose another folder or the same settings."
+            % (record, found)
+        )
+    return True
+
+
+def make_scenes(out: Path, count: int, seed: int = 0, size: Tuple[int, int] = (320, 240), workers: int = 2) -> int:
+    """Write scenes 0 .. `count` - 1 in ClevrTex's layout; scenes that are there already are kept.
+
+    Args:
+        out: Folder that gets `clevrtex_full/<index // 1000>/CLEVRTEX_full_<index>{.png,_flat.png,.json}`.
+        count: Number of scenes.
+        seed: A scene depends on seed, size and its index alone.
+        size: Width and height in pixels.
+        workers: Processes.
+
+    Returns:
+        How many scenes were made now.
+
+    Raises:
+        DataError: `out` holds scenes made with other settings, or the disk is full.
+    """
+    missing = [index for index in range(count) if not _is_complete(out, seed, size, index)]
+    task = functools.partial(write_scene, out, seed, size)
+    return sum(1 for _ in run_tasks(task, missing, workers, "scenes", chunk=4))
+
+
+def _size(text: str) -> Tuple[int, int]:
+    width, height = (int(part) for part in text.split("x"))
+    if min(width, height) < 1:
+        raise ValueError(text)
+    return width, height
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ocl_msf.data.scenes", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for the scenes")
+    parser.add_argument("--count", type=int, default=2400, help="number of scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=_size, default=(320, 240), help="WIDTHxHEIGHT in pixels (default: 320x240)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        made = make_scenes(options.out, options.count, options.seed, options.size, options.workers)
+    except DataError as error:
+        sys.exit("error: %s" % error)
+    print("%d scenes in %s, %d of them new" % (options.count, options.out / "clevrtex_full", made))
+
+
+if __name__ == "__main__":
+    main()
