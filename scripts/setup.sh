@@ -15,13 +15,13 @@ version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/de
 
 stamp=.venv/ocl-msf-setup  # what was installed; written last, so that a broken run leaves none
 case "$*" in
-    "") if grep -qs 'ocl-msf\[dev\]' "$stamp"; then extras="[dev]"; else extras=""; fi ;;
+    "") if grep -qs '^Python .*\[dev\]' "$stamp"; then extras="[dev]"; else extras=""; fi ;;
     --dev) extras="[dev]" ;;
     *) die "unknown arguments '$*'; the only one there is: --dev" ;;
 esac
 
-python="${PYTHON:-.venv/bin/python}"
-if [[ -z "${PYTHON:-}" ]] && ! version_of .venv/bin/python >/dev/null; then python=python3; fi
+behind_venv='import sys; print("{}/bin/python{}.{}".format(sys.base_prefix, *sys.version_info))'
+python="${PYTHON:-$(.venv/bin/python -c "$behind_venv" 2>/dev/null || echo python3)}"
 version="$(version_of "$python")" || die "cannot run '$python': install Python 3.9 or newer, or set PYTHON to one"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
     die "'$python' is Python $version, but the host needs 3.9 or newer: set PYTHON to one (for 3.8, see README.md: OCLF)"
@@ -34,11 +34,10 @@ if [[ -x .venv/bin/python && "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
 fi
 
 rm -f "$stamp"
-if [[ "$(version_of .venv/bin/python || true)" != "$version" ]]; then
+if [[ "$(version_of .venv/bin/python || true)" != "$version" ]] || ! .venv/bin/python -m pip --version &>/dev/null; then
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv || die "'$python -m venv' failed (on Debian and Ubuntu: apt install python3-venv)"
 fi
-.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip
 say "upgrading pip"
 .venv/bin/python -m pip install --quiet --upgrade pip
 say "installing host/ and ocl-msf$extras; the first time this loads PyTorch, which takes some minutes"
