@@ -2,10 +2,9 @@
 import inspect
 from collections.abc import Mapping
 
+from ocl.utils.trees import get_tree_element
 from torch import nn
 from torchmetrics import Metric
-
-from ocl.utils.trees import get_tree_element
 
 
 def route_class(cls, module_name, name):
@@ -55,18 +54,17 @@ def _routed_method(cls):
 
 
 def _named_parameters(method):
-    """Return the parameters of an unbound method that can be passed by keyword, in order and without `self`."""
+    """Return what can be passed to an unbound method by keyword, in order and without `self`."""
     _, *parameters = inspect.signature(method).parameters.values()
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _split_paths(cls, paths):
+    paths = {parameter: path for parameter, path in paths.items() if path is not None}
     for parameter, path in paths.items():
-        if not isinstance(path, (str, type(None))):
-            raise TypeError(
-                f"`{parameter}_path` of `{cls.__name__}` must be a dotted path, not a {type(path).__name__}."
-            )
-    return {parameter: path.split(".") if path else [] for parameter, path in paths.items() if path is not None}
+        if not isinstance(path, str):
+            raise TypeError(f"`{parameter}_path` of `{cls.__name__}` must be a dotted path, got {path!r}.")
+    return {parameter: path.split(".") if path else [] for parameter, path in paths.items()}
 
 
 def _is_empty(inputs):
@@ -82,5 +80,6 @@ def _look_up(module, tree, parameters, taken):
             arguments[parameter] = get_tree_element(tree, path)
         except ValueError as error:
             if parameters[parameter].default is inspect.Parameter.empty:
-                raise ValueError(f"`{type(module).__name__}` lacks its argument `{parameter}`. {error}") from error
+                name = type(module).__name__
+                raise ValueError(f"`{name}` lacks its argument `{parameter}`. {error}") from error
     return arguments

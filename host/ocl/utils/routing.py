@@ -12,8 +12,8 @@ RESERVED_NAMES = ("input", "model", "prefix", "losses", "previous_output")
 class Combined(nn.ModuleDict):
     """Run modules in order; each sees the outputs of all earlier ones.
 
-    A `Combined` inside another one writes its outputs below its own name, so every output has one absolute path
-    (`"video.corrector.objects"`). Modules may be added later with `combined[name] = module`.
+    A `Combined` inside another one writes its outputs below its own name, so every output has one absolute
+    path (`"video.corrector.objects"`). Modules may be added later with `combined[name] = module`.
 
     Args:
         **modules: the modules by name; each is called as `module(inputs=tree)`.
@@ -27,7 +27,7 @@ class Combined(nn.ModuleDict):
 
     def add_module(self, name, module):
         if name in RESERVED_NAMES:
-            raise ValueError(f"`{name}` cannot name a module, it is one of the reserved names {RESERVED_NAMES}.")
+            raise ValueError(f"No module can be named `{name}`, the names {RESERVED_NAMES} are reserved.")
         super().add_module(name, module)
 
     def forward(self, inputs):
@@ -53,14 +53,14 @@ class Combined(nn.ModuleDict):
 class Recurrent(nn.Module):
     """Run a module once per step of a sequence and stack the outputs of all steps.
 
-    In each step the tree holds the current chunk in place of each split tensor and, as `previous_output`, what the
-    module returned in the step before.
+    In each step the tree holds the current chunk in place of each split tensor and, as `previous_output`,
+    what the module returned in the step before.
 
     Args:
         module: called as `module(inputs=tree)`; it returns a tensor or a tree of tensors.
         inputs_to_split: dotted paths of the tensors to split.
-        initial_input_mapping: where the first `previous_output` comes from, as dotted paths `{target: source}`. The
-            target `""` is the whole of `previous_output`.
+        initial_input_mapping: where the first `previous_output` comes from, as dotted paths
+            `{target: source}`. The target `""` is the whole of `previous_output`.
         split_axis: axis of the steps, both for splitting and for stacking.
         chunk_size: length of a chunk; with 1 the axis is removed from the chunk.
     """

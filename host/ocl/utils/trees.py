@@ -1,7 +1,7 @@
 """Nested containers of tensors ("trees") and the paths into them.
 
-Dicts, dataclasses, namedtuples, lists and tuples are the containers; everything else is a leaf. A path is a list with
-one component per level: a key, a field name or an index.
+Dicts, dataclasses, namedtuples, lists and tuples are the containers; everything else is a leaf. A path is a
+list with one component per level: a key, a field name or an index.
 """
 import copy
 import dataclasses
@@ -39,10 +39,10 @@ def get_tree_element(tree, path):
     for depth, component in enumerate(path):
         child = _get_child(element, component)
         if child is _MISSING:
-            reached = ".".join(map(str, path[:depth]))
+            wanted = ".".join(map(str, path))
+            reached = f"`{'.'.join(map(str, path[:depth]))}`" if depth else "the tree"
             raise ValueError(
-                f"Nothing is at path `{'.'.join(map(str, path))}`: {f'`{reached}`' if reached else 'the tree'} "
-                f"has no `{component}`, {_describe(element)}."
+                f"Nothing is at path `{wanted}`: {reached} has no `{component}`, {_describe(element)}."
             )
         element = child
     return element
@@ -87,8 +87,8 @@ def _children(tree):
 def walk_tree_with_paths(tree, path=None, instance_check=is_tensor_or_module):
     """Yield (path, element) for each matching element, depth first and in container order.
 
-    A matching element is not descended into. Unlike the other functions this one also descends into modules, by
-    child name.
+    A matching element is not descended into. Unlike the other functions this one also descends into modules,
+    by child name.
 
     Args:
         tree: the tree to walk.
@@ -164,8 +164,8 @@ def reduce_tree(list_of_trees, fn):
 def split_tree(tree, split_paths, split_axis, chunk_size):
     """Yield copies of a tree in which the named tensors are replaced by their consecutive chunks.
 
-    A named tensor is replaced wherever it occurs. Other tensors and all modules are shared with the original, other
-    objects are deep copied.
+    A named tensor is replaced wherever it occurs. Other tensors and all modules are shared with the original,
+    other objects are deep copied.
 
     Args:
         tree: the tree to copy.
@@ -181,7 +181,7 @@ def split_tree(tree, split_paths, split_axis, chunk_size):
         raise ValueError(f"Only tensors can be split, not all of {split_paths} are tensors.")
     if len({tensor.shape[split_axis] for tensor in tensors.values()}) > 1:
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
-        raise ValueError(f"Tensors to split differ in length along axis {split_axis}: {split_paths} are {shapes}.")
+        raise ValueError(f"The tensors {split_paths} differ in length along axis {split_axis}: {shapes}.")
     chunks = [tensor.split(chunk_size, split_axis) for tensor in tensors.values()]
     for step in zip(*chunks):
         if chunk_size == 1:

@@ -1,0 +1,144 @@
+"""Lazy pipelines of samples."""
+import random
+
+import torch
+from torch.utils.data import IterableDataset
+
+
+class Pipe(IterableDataset):
+    """A stream of samples (later of batches) that can be iterated again and again.
+
+    Each operation returns a new pipe and leaves this one alone. A pipe can be pickled if its callables can.
+
+    Args:
+        source: re-iterable object that gives the first stream.
+        stages: functions from stream to stream, applied in order.
+        size: declared number of elements, what `len` returns; without it there is no length.
+    """
+
+    def __init__(self, source, stages=(), size=None):
+        super().__init__()
+        self.source = source
+        self.stages = tuple(stages)
+        self.size = size
+
+    def __iter__(self):
+        stream = iter(self.source)
+        for stage in self.stages:
+            stream = stage(stream)
+        return iter(stream)
+
+    def __len__(self):
+        if self.size is None:
+            raise TypeError("The size of this data is not known.")
+        return self.size
+
+    def then(self, stage):
+        """Append a function from stream to stream, for instance a generator function."""
+        return Pipe(self.source, (*self.stages, stage))
+
+    def with_size(self, size):
+        """Declare the number of elements, or None."""
+        return Pipe(self.source, self.stages, size)
+
+    def map(self, fn):
+        """Apply `fn` to each sample."""
+        return self.then(_Map(fn))
+
+    def map_dict(self, fns):
+        """Apply `fns[field]` to each named field of (a copy of) each sample."""
+        return self.then(_Map(_MapFields(fns)))
+
+    def filter(self, predicate):
+        """Keep the samples for which `predicate(sample)` holds."""
+        return self.then(_Filter(predicate))
+
+    def shuffle(self, buffer_size):
+        """Shuffle the samples within a buffer; the order follows from torch's random state."""
+        return self.then(_Shuffle(buffer_size))
+
+    def batch(self, batch_size, drop_last=False):
+        """Group consecutive samples into lists."""
+        return self.then(_Batch(batch_size, drop_last))
+
+    def collate(self, collate_fn):
+        """Apply `collate_fn` to each list of samples."""
+        return self.map(collate_fn)
+
+
+# The stages are classes, not closures, so that pipes can be pickled. They loop themselves: in the builtin `map`
+# and `filter` a StopIteration that escapes from a user's function would end the stream unnoticed.
+
+
+class _Map:
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __call__(self, stream):
+        for sample in stream:
+            yield self.fn(sample)
+
+
+class _Filter:
+    def __init__(self, predicate):
+        self.predicate = predicate
+
+    def __call__(self, stream):
+        for sample in stream:
+            if self.predicate(sample):
+                yield sample
+
+
+class _MapFields:
+    def __init__(self, fns):
+        self.fns = dict(fns)
+
+    def __call__(self, sample):
+        sample = dict(sample)
+        for field, fn in self.fns.items():
+            sample[field] = fn(get_field(sample, field))
+        return sample
+
+
+class _Shuffle:
+    def __init__(self, buffer_size):
+        self.buffer_size = buffer_size
+
+    def __call__(self, stream):
+        rng = random.Random(torch.randint(2**62, ()).item())
+        buffer = []
+        for sample in stream:
+            if len(buffer) < self.buffer_size:
+                buffer.append(sample)
+            else:
+                chosen = rng.randrange(self.buffer_size)
+                buffer[chosen], sample = sample, buffer[chosen]
+                yield sample
+        rng.shuffle(buffer)
+        yield from buffer
+
+
+class _Batch:
+    def __init__(self, batch_size, drop_last):
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+
+    def __call__(self, stream):
+        batch = []
+        for sample in stream:
+            batch.append(sample)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch and not self.drop_last:
+            yield batch
+
+
+def get_field(sample, field):
+    """Return a field of a sample, or raise a `KeyError` that names the sample and what it has."""
+    if field not in sample:
+        raise KeyError(
+            f"sample {sample.get('__key__')!r} has no field `{field}`, only {sorted(sample)}; "
+            "a field is loaded only if the shard has it and a transform names it"
+        )
+    return sample[field]

@@ -1,0 +1,69 @@
+"""Random samples in place of real data."""
+import functools
+
+import numpy as np
+import torch
+
+
+class RandomSamples:
+    """A given number of random samples, new ones in each iteration.
+
+    Args:
+        shapes: shape by field.
+        types: type by field, see `ocl.datasets.DummyDataModule`.
+        size: number of samples.
+
+    Raises:
+        ValueError: unknown type, or a mask without exactly four axes.
+    """
+
+    def __init__(self, shapes, types, size):
+        self.generators = {field: _generator(types[field], shape) for field, shape in shapes.items()}
+        self.size = size
+
+    def __iter__(self):
+        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        for index in range(self.size):
+            values = {field: generate(rng) for field, generate in self.generators.items()}
+            yield {"__key__": str(index), **values}
+
+
+def _generator(kind, shape):
+    """Return the function that draws a value of a type from a numpy generator."""
+    if kind == "image":
+        return functools.partial(_integers, shape=shape, low=0, high=256)
+    if kind == "binary":
+        return functools.partial(_booleans, shape=shape)
+    if kind == "uniform":
+        return functools.partial(_uniform, shape=shape)
+    if kind == "mask":
+        if len(shape) != 4:
+            raise ValueError(f"A random mask has the four axes K, H, W, 1, not the shape {shape}.")
+        return functools.partial(_one_hot, shape=shape)
+    name, *bounds = kind.split("_")
+    if name == "categorical" and len(bounds) in (1, 2) and all(bound.isdigit() for bound in bounds):
+        low, high = map(int, bounds if len(bounds) == 2 else (0, *bounds))
+        return functools.partial(_integers, shape=shape, low=low, high=high)
+    raise ValueError(
+        f"Random data cannot be of type `{kind}`; the types are image, binary, uniform, mask, "
+        "categorical_<n> and categorical_<low>_<high>."
+    )
+
+
+def _integers(rng, shape, low, high):
+    return rng.integers(low, high, shape, dtype=np.uint8 if high <= 256 else np.int64)
+
+
+def _booleans(rng, shape):
+    return rng.integers(0, 2, shape, dtype=np.uint8).astype(bool)
+
+
+def _uniform(rng, shape):
+    return rng.random(shape, dtype=np.float32)
+
+
+def _one_hot(rng, shape):
+    n_classes, *rest = shape
+    winners = rng.integers(0, n_classes, rest)
+    classes = np.arange(n_classes).reshape(-1, 1, 1, 1)
+    return (winners == classes).astype(np.uint8)

@@ -1,0 +1,206 @@
+"""Data modules."""
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from ocl._collate import collate_with_autopadding, collate_with_batch_size
+from ocl._loader import EvaluationLoader, TrainingLoader, identity
+from ocl._pipe import Pipe
+from ocl._random_samples import RandomSamples
+from ocl._shards import ShardReader, expand_shards
+from ocl.data_decoding import decode_sample
+
+__all__ = [
+    "DummyDataModule",
+    "WebdatasetDataModule",
+    "collate_with_autopadding",
+    "collate_with_batch_size",
+]
+
+
+class _SplitDataModule(pl.LightningDataModule):
+    """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`."""
+
+    def train_data_iterator(self):
+        """Return the transformed training samples, re-iterable."""
+        return self._samples("train")
+
+    def val_data_iterator(self):
+        """Return the transformed validation samples, re-iterable."""
+        return self._samples("val")
+
+    def test_data_iterator(self):
+        """Return the transformed test samples, re-iterable."""
+        return self._samples("test")
+
+    def train_dataloader(self):
+        """Return the loader of training batches."""
+        return self._loader("train")
+
+    def val_dataloader(self):
+        """Return the loader of validation batches."""
+        return self._loader("val")
+
+    def test_dataloader(self):
+        """Return the loader of test batches."""
+        return self._loader("test")
+
+    def _size(self, split):
+        return getattr(self, f"{split}_size")
+
+    def _transforms(self, split, batch):
+        transforms = self.train_transforms if split == "train" else self.eval_transforms
+        ordered = [transforms[name] for name in sorted(transforms)]
+        return [transform for transform in ordered if bool(transform.is_batch_transform) == batch]
+
+    def _batch_size(self, split):
+        return self.batch_size if split == "train" else self.eval_batch_size
+
+
+class WebdatasetDataModule(_SplitDataModule):
+    """Samples from tar files in the webdataset format.
+
+    Consecutive files `<key>.<field>.<extension>` form a sample. A sample has the fields whose stored names
+    start with a field of any transform, decoded by extension (see `ocl.data_decoding`), and its `__key__`. A
+    batch has the fields stacked, the keys as a list and its `batch_size`.
+
+    Args:
+        train_shards: str or list of str, local paths or URLs, with braces: `"train-{000000..000009}.tar"`.
+        val_shards: likewise.
+        test_shards: likewise.
+        batch_size: samples in a training batch, per rank.
+        eval_batch_size: samples in a validation or test batch; `batch_size` by default.
+        train_transforms: transforms by name for training, applied in the order of their names.
+        eval_transforms: the same for validation and test.
+        num_workers: number of worker processes per rank.
+        train_size: number of samples after the transforms; without it the loader has no length.
+        val_size: likewise.
+        test_size: likewise.
+        shuffle_train: whether to shuffle training samples, not only shards.
+        shuffle_buffer_size: number of samples to shuffle among; `4 * batch_size` by default.
+        use_autopadding: whether to pad fields of different shape with zeros.
+
+    Raises:
+        ValueError: there are no shards at all.
+    """
+
+    def __init__(
+        self,
+        train_shards=None,
+        val_shards=None,
+        test_shards=None,
+        batch_size=32,
+        eval_batch_size=None,
+        train_transforms=None,
+        eval_transforms=None,
+        num_workers=2,
+        train_size=None,
+        val_size=None,
+        test_size=None,
+        shuffle_train=True,
+        shuffle_buffer_size=None,
+        use_autopadding=False,
+    ):
+        super().__init__()
+        if train_shards is None and val_shards is None and test_shards is None:
+            raise ValueError("Give at least one of train_shards, val_shards and test_shards.")
+        self.train_shards = train_shards
+        self.val_shards = val_shards
+        self.test_shards = test_shards
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.train_transforms = dict(train_transforms or {})
+        self.eval_transforms = dict(eval_transforms or {})
+        self.num_workers = num_workers
+        self.train_size = train_size
+        self.val_size = val_size
+        self.test_size = test_size
+        self.shuffle_train = shuffle_train
+        self.shuffle_buffer_size = 4 * batch_size if shuffle_buffer_size is None else shuffle_buffer_size
+        self.use_autopadding = use_autopadding
+
+    def _samples(self, split):
+        shards = getattr(self, f"{split}_shards")
+        if shards is None:
+            raise ValueError(f"This dataset has no {split} split: {split}_shards is not set.")
+        transforms = self._transforms(split, batch=False)
+        users = transforms + self._transforms(split, batch=True)
+        fields = [field for transform in users for field in transform.fields]
+        pipe = Pipe(ShardReader(expand_shards(shards), fields))
+        if split == "train" and self.shuffle_train:
+            pipe = pipe.shuffle(self.shuffle_buffer_size)
+        pipe = pipe.map(decode_sample)
+        for transform in transforms:
+            pipe = transform(pipe)
+        return pipe.with_size(self._size(split))
+
+    def _loader(self, split):
+        batch_size = self._batch_size(split)
+        collate = collate_with_autopadding if self.use_autopadding else collate_with_batch_size
+        pipe = self._samples(split).batch(batch_size, drop_last=split == "train").collate(collate)
+        for transform in self._transforms(split, batch=True):
+            pipe = transform(pipe)
+        loader = TrainingLoader if split == "train" else EvaluationLoader
+        return loader(pipe, batch_size, self._size(split), self.num_workers)
+
+
+class DummyDataModule(_SplitDataModule):
+    """Random samples, to try out a model without data.
+
+    Element transforms are applied; batch transforms, shards and `num_workers` are accepted and ignored.
+
+    Args:
+        data_shapes: shape by field.
+        data_types: type by field: `image` (uint8), `binary` (bool), `uniform` (float32 in [0, 1)),
+            `categorical_{n}` or `categorical_{low}_{high}` (integers below n or high), `mask` (uint8 one-hot
+            over the first of the axes K, H, W, 1).
+        batch_size: samples in a training batch.
+        eval_batch_size: samples in a validation or test batch; `batch_size` by default.
+        train_transforms: transforms by name for training, applied in the order of their names.
+        eval_transforms: the same for validation and test.
+        train_size: number of training samples; three batches and one sample by default.
+        val_size: number of validation samples; two batches by default.
+        test_size: likewise.
+        train_shards: ignored.
+        val_shards: ignored.
+        test_shards: ignored.
+        num_workers: ignored.
+    """
+
+    def __init__(
+        self,
+        data_shapes,
+        data_types,
+        batch_size=4,
+        eval_batch_size=None,
+        train_transforms=None,
+        eval_transforms=None,
+        train_size=None,
+        val_size=None,
+        test_size=None,
+        train_shards=None,
+        val_shards=None,
+        test_shards=None,
+        num_workers=None,
+    ):
+        super().__init__()
+        self.data_shapes = {field: tuple(shape) for field, shape in data_shapes.items()}
+        self.data_types = dict(data_types)
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.train_transforms = dict(train_transforms or {})
+        self.eval_transforms = dict(eval_transforms or {})
+        self.train_size = 3 * batch_size + 1 if train_size is None else train_size
+        self.val_size = 2 * batch_size if val_size is None else val_size
+        self.test_size = 2 * batch_size if test_size is None else test_size
+
+    def _samples(self, split):
+        size = self._size(split)
+        pipe = Pipe(RandomSamples(self.data_shapes, self.data_types, size))
+        for transform in self._transforms(split, batch=False):
+            pipe = transform(pipe)
+        return pipe.with_size(size)
+
+    def _loader(self, split):
+        batches = self._samples(split).batch(self._batch_size(split)).collate(collate_with_autopadding)
+        n_batches = -(-self._size(split) // self._batch_size(split))
+        return DataLoader(batches.with_size(n_batches), batch_size=None, collate_fn=identity)
