@@ -56,8 +56,8 @@ class TrainingLoader(_BatchLoader):
     """Yields full batches only, equally many on each rank.
 
     Several readers lose more samples in partial batches than one. If the size is declared, they start over
-    until there are as many batches as the length says: Lightning waits for the last one to validate, and ranks
-    wait for each other. Without a declared size all ranks end with the first that runs out.
+    until there are as many batches as the length says: Lightning validates after the last one, and ranks wait
+    for each other. Without a declared size all ranks end with the first that runs out.
     """
 
     def __iter__(self):

@@ -66,8 +66,8 @@ class Pipe(IterableDataset):
         return self.map(collate_fn)
 
 
-# The stages are classes, not closures, so that pipes can be pickled. They loop themselves: in the builtin `map`
-# and `filter` a StopIteration that escapes from a user's function would end the stream unnoticed.
+# Stages are classes, not closures, so that pipes can be pickled. They loop themselves: in the builtins `map`
+# and `filter`, a StopIteration that escapes from a user's function would end the stream unnoticed.
 
 
 class _Map:

@@ -56,8 +56,8 @@ def _slice(value, part, dim):
 class SampleSlices(_SlicingTransform):
     """Replace each sample by randomly chosen positions along an axis, which is removed.
 
-    The choice depends on nothing but the key and the seed, with `per_epoch` also on the epoch: then the epochs
-    go through all positions, the last group being filled up from the front, before the order is drawn anew.
+    The choice depends on nothing but the key and the seed, with `per_epoch` also on the epoch: then the
+    epochs go through all positions, the last group filled up from the front, before the order is drawn anew.
 
     Args:
         n_slices_per_input: number of positions, -1 for all.

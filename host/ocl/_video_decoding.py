@@ -10,8 +10,8 @@ from ocl._transform import FieldTransform, stream_rng
 class VideoDecoder(FieldTransform):
     """Decode whole videos.
 
-    Each field becomes a uint8 tensor (frames, height, width, 3); the field `decoded_indices` holds the numbers
-    of the decoded frames.
+    Each field becomes a uint8 tensor (frames, height, width, 3); the field `decoded_indices` holds the
+    numbers of the decoded frames.
 
     Args:
         fields: names of the fields with the encoded videos, all of the same length.

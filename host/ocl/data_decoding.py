@@ -26,7 +26,8 @@ def decode_sample(raw_sample):
         except Exception as error:
             where = f"Field `{name}` of sample `{raw_sample.key}` in shard `{raw_sample.shard}`"
             problem = str(error) or type(error).__name__
-            raise ShardError(f"{where} cannot be decoded: {problem}. Fetch or write the shard again.") from error
+            message = f"{where} cannot be decoded: {problem}. Fetch or write the shard again."
+            raise ShardError(message) from error
         sample[decoded_name] = value
     return sample
 
@@ -34,7 +35,7 @@ def decode_sample(raw_sample):
 def decode_field(name, data):
     """Decode one field.
 
-    Names that start with `_` are text and keep their name. Unknown extensions are kept too, with the bytes as a
+    Names that start with `_` are text and keep their name. Unknown extensions are kept, the bytes become a
     stream.
 
     Args:
