@@ -1,0 +1,1 @@
+"""Hydra configurations of the host, found as `pkg://configs`."""
