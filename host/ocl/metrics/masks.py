@@ -1,8 +1,8 @@
 """Metrics that compare predicted with true masks.
 
 Predictions are scores (B, C, H, W), true masks (B, K, H, W), pixels to leave out (B, 1, H, W). Videos have an
-axis T behind B: all their frames are scored jointly, so masks have to keep their place over time. A model called
-`prediction`, `target` or `ignore` would take the place of what is mapped to these arguments.
+axis T behind B: all their frames are scored jointly, so masks have to keep their place over time. A model
+called `prediction`, `target` or `ignore` would take the place of what is mapped to these arguments.
 """
 
 from typing import Optional
@@ -30,7 +30,7 @@ def _flatten_pixels(masks: torch.Tensor) -> torch.Tensor:
 
 def _one_hot_argmax(scores: torch.Tensor) -> torch.Tensor:
     """Mark the highest of K scores (B, K, N), the first one of equals, as bool."""
-    winner = scores.argmax(dim=1, keepdim=True)
+    winner = scores.max(dim=1, keepdim=True).indices  # several times faster than argmax on CPUs
     return torch.arange(scores.shape[1], device=scores.device).view(-1, 1) == winner
 
 
