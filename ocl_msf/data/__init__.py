@@ -1,1 +1,1 @@
-"""Data: synthetic scenes, converters from raw downloads to shards, and the data module that reads the shards."""
+"""Synthetic scenes, converters from raw downloads to shards, and the data module that reads the shards."""

@@ -104,7 +104,7 @@ def _checker(p: np.ndarray, v: float) -> np.ndarray:
 
 
 def _plaid(p: np.ndarray, v: float) -> np.ndarray:
-    return ((_fraction(p) < 0.25 + 0.3 * v)).sum(axis=0) / np.float32(3)
+    return (_fraction(p) < 0.25 + 0.3 * v).sum(axis=0) / np.float32(3)
 
 
 def _dots(p: np.ndarray, v: float) -> np.ndarray:
@@ -202,21 +202,21 @@ class Material:
         placed = np.einsum("ij,jn->in", self.frame, points) + self.offset
         level = PATTERNS[self.pattern][0](placed, self.variant)
         index = (np.clip(level, 0, 1) * 255).astype(np.intp)
-        return self.ramp.T.take(index, axis=1) * (0.75 + 0.5 * _grain(placed * 0.7))
+        return self.ramp.T.take(index, axis=1) * (0.75 + 0.5 * _grain(placed * 3))
 
 
 def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
     """`count` sRGB colours, each one as far from the others as chance allows."""
+    vivid = rng.uniform() < 0.4
+    middle = rng.uniform((0, 0.05, 0.3), (1, 0.9 if vivid else 0.5, 0.85))
+    spread = np.array((0.5, 0.3, 0.5) if vivid else (0.06, 0.15, 0.35))
     colours, apart = [], 0.4
-    base_hue, spread = rng.uniform(), rng.choice([0.08, 0.5])
-    grey = rng.uniform() < 0.2
     while len(colours) < count:
-        hue = (base_hue + rng.uniform(-spread, spread)) % 1
-        saturation = rng.uniform(0, 0.15) if grey else rng.uniform(0.1, 0.9)
-        colour = np.array(colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.12, 0.95)))
+        hue, saturation, value = middle + rng.uniform(-spread, spread)
+        colour = np.array(colorsys.hsv_to_rgb(hue % 1, np.clip(saturation, 0, 1), np.clip(value, 0.08, 0.95)))
         if all(np.linalg.norm(colour - other) > apart for other in colours):
             colours.append(colour)
-        apart *= 0.98
+        apart *= 0.9
     return np.stack(colours)
 
 
@@ -251,7 +251,7 @@ def sample_material(rng: np.random.Generator, cells: float, flat: bool) -> Mater
     if flat:
         offset[2] = 0.5  # through the middle of the cells, not along their joints
     return Material(
-        name="%s%d" % (pattern, count),
+        name=f"{pattern}{count}",
         pattern=pattern,
         variant=float(rng.uniform()),
         frame=(cells * _rotation(rng, flat)).astype(np.float32),

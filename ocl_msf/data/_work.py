@@ -33,7 +33,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError("The disk is full, %s was not written. Free some space and run again." % path) from error
+            raise DataError(
+                f"The disk is full: {path} was not written. Free some space, run again."
+            ) from error
         raise
 
 

@@ -1,7 +1,8 @@
 """Make scenes like ClevrTex's, without any download: `python -m ocl_msf.data.scenes OUT --count 2400`.
 
-Three to ten textured bodies of very different sizes stand on a textured ground. Files are laid out as in ClevrTex
-(https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so `python -m ocl_msf.data.convert clevrtex` reads them.
+Three to ten textured bodies of very different sizes stand on a textured ground. Files are laid out as in
+ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so that `python -m ocl_msf.data.convert clevrtex`
+reads them.
 """
 
 import argparse
@@ -17,18 +18,20 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from ocl_msf.data._render import SHAPES, Body, Camera, Light, Scene, render, trace
-from ocl_msf.data._textures import sample_material
+from ocl_msf.data._render import Camera, Light, Scene, render, trace
+from ocl_msf.data._shapes import SHAPES, Body
+from ocl_msf.data._textures import Material, sample_material
 from ocl_msf.data._work import DataError, replacing, run_tasks
 
 VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
-SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.24, 0.36)}
+SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.22, 0.33)}
 MIN_VISIBLE = 60 / (320 * 240)  # share of the frame that every body must cover
 _AREA = 3.0  # bodies stand within +-_AREA of the origin in x and y
 _MARGIN = 0.1
 _PALETTE = [
     (0, 0, 0), (255, 0, 0), (0, 100, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255),
-    (255, 140, 0), (128, 0, 128), (160, 220, 120), (250, 190, 200), (110, 70, 20), (128, 128, 128), (240, 240, 240),
+    (255, 140, 0), (128, 0, 128), (160, 220, 120), (250, 190, 200), (110, 70, 20), (128, 128, 128),
+    (240, 240, 240),
 ]  # fmt: skip
 
 
@@ -56,15 +59,15 @@ def _light(rng: np.random.Generator, camera: Camera) -> Light:
     azimuth = rng.uniform(-0.4, np.pi + 0.4)
     return Light(
         sun=direction(azimuth, rng.uniform(0.7, 1.15)),
-        sun_colour=colour(rng.uniform(0.85, 1.2)),
+        sun_colour=colour(rng.uniform(0.95, 1.3)),
         fill=direction(azimuth + np.pi + rng.uniform(-0.6, 0.6), 0.5),
         fill_colour=colour(rng.uniform(0.1, 0.25)),
-        ambient=float(rng.uniform(0.25, 0.4)),
+        ambient=float(rng.uniform(0.2, 0.34)),
     )
 
 
 def _bodies(rng: np.random.Generator) -> Optional[List[Body]]:
-    """Three to ten bodies that do not touch, a large and a small one among them; None if they found no room."""
+    """Three to ten bodies that do not touch, a large and a small one among them; None where room is short."""
     count = int(rng.integers(3, 11))
     names = ["large", "small"] + [str(rng.choice(list(SIZES))) for _ in range(count - 2)]
     bodies = []
@@ -77,16 +80,21 @@ def _bodies(rng: np.random.Generator) -> Optional[List[Body]]:
         else:
             return None
         centre = np.array([x, y, -SHAPES[shape].bottom * radius]).astype(np.float32)
-        material = sample_material(rng, float(np.exp(rng.uniform(np.log(1.2), np.log(4)))), flat=False)
-        bodies.append(Body(shape, radius, float(rng.uniform(0, 2 * np.pi)), centre, material))
+        bodies.append(Body(shape, radius, float(rng.uniform(0, 2 * np.pi)), centre))
     return [bodies[i] for i in rng.permutation(count)]
+
+
+def _material(rng: np.random.Generator, low: float, high: float, flat: bool) -> Material:
+    """A material of `low` to `high` pattern cells per unit, as likely small as large."""
+    return sample_material(rng, math.exp(rng.uniform(math.log(low), math.log(high))), flat)
 
 
 def sample_scene(seed: int, index: int, width: int, height: int) -> Tuple[Scene, np.ndarray]:
     """Draw scene `index` of the endless series `seed`.
 
     Returns:
-        The scene and its instance mask (height, width) uint8: 0 ground, i the i-th body. Every body is visible.
+        The scene, in which every body is visible, and its instance mask (height, width) uint8: 0 where the
+        ground is, i where the i-th body is.
     """
     for attempt in itertools.count():
         rng = np.random.default_rng([seed, index, attempt])
@@ -94,18 +102,20 @@ def sample_scene(seed: int, index: int, width: int, height: int) -> Tuple[Scene,
         if bodies is None:
             continue
         camera = _camera(rng, width, height)
-        scene = Scene(
-            camera=camera,
-            light=_light(rng, camera),
-            bodies=bodies,
-            ground=sample_material(rng, float(np.exp(rng.uniform(np.log(0.6), np.log(2.5)))), flat=True),
-            curve_start=float(rng.uniform(4.5, 6)),
-            curve_radius=float(rng.uniform(6, 8)),
-        )
-        mask, _ = trace(scene, camera.rays(0, 0))
+        mask, _ = trace(camera, bodies, camera.rays(0, 0))
         visible = np.bincount(mask.ravel(), minlength=len(bodies) + 1)[1:]
         if visible.min() > MIN_VISIBLE * mask.size:
-            return scene, mask
+            break
+    scene = Scene(
+        camera=camera,
+        light=_light(rng, camera),
+        bodies=bodies,
+        materials=[_material(rng, 0.6, 2.5, flat=True)]
+        + [_material(rng, 1.2, 4, flat=False) for _ in bodies],
+        curve_start=float(rng.uniform(4.5, 6)),
+        curve_radius=float(rng.uniform(6, 8)),
+    )
+    return scene, mask
 
 
 def _directions(camera: Camera) -> Dict[str, List[float]]:
@@ -116,9 +126,9 @@ def _directions(camera: Camera) -> Dict[str, List[float]]:
     return {name: [float(x) for x in vector] for name, vector in vectors.items()}
 
 
-def _object_record(number: int, body: Body, camera: Camera) -> Dict[str, Any]:
+def _object_record(number: int, body: Body, material: Material, camera: Camera) -> Dict[str, Any]:
     x, y, depth = camera.project(body.centre)
-    mean = body.material.ramp.mean(axis=0) ** (1 / 2.2) * 255
+    mean = material.ramp.mean(axis=0) ** (1 / 2.2) * 255
     return {
         "shape": body.shape,
         "rotation": math.degrees(body.angle),
@@ -127,13 +137,17 @@ def _object_record(number: int, body: Body, camera: Camera) -> Dict[str, Any]:
         "3d_coords": [float(v) for v in body.centre],
         "pixel_coords": [round(x), round(y), depth],
         "index": number,
-        "color": "#%02x%02x%02x" % tuple(int(v) for v in mean),
-        "material": body.material.name,
+        "color": "#" + bytes(int(v) for v in mean).hex(),
+        "material": material.name,
     }
 
 
 def _metadata(scene: Scene, name: str, index: int, origin: Dict[str, Any]) -> Dict[str, Any]:
     directions = _directions(scene.camera)
+    owners = zip(scene.bodies, scene.materials[1:])
+    objects = [
+        _object_record(i, body, material, scene.camera) for i, (body, material) in enumerate(owners, 1)
+    ]
     places = np.stack([body.centre for body in scene.bodies])
     relationships = {}
     for direction in ("behind", "front", "left", "right"):
@@ -145,9 +159,9 @@ def _metadata(scene: Scene, name: str, index: int, origin: Dict[str, Any]) -> Di
         "image_index": index,
         "image_filename": name + ".png",
         "mask_filename": name + "_flat.png",
-        "ground_material": scene.ground.name,
+        "ground_material": scene.materials[0].name,
         "directions": directions,
-        "objects": [_object_record(i, body, scene.camera) for i, body in enumerate(scene.bodies, 1)],
+        "objects": objects,
         "relationships": relationships,
         "generator": origin,
     }
@@ -155,13 +169,13 @@ def _metadata(scene: Scene, name: str, index: int, origin: Dict[str, Any]) -> Di
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "png", compress_level=2)
+    image.save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 
 def scene_path(out: Path, index: int) -> Path:
     """Where scene `index` lies under `out`, without the endings `.png`, `_flat.png` and `.json`."""
-    return out / "clevrtex_full" / str(index // 1000) / ("CLEVRTEX_full_%06d" % index)
+    return out / "clevrtex_full" / str(index // 1000) / f"CLEVRTEX_full_{index:06d}"
 
 
 def _origin(seed: int, size: Tuple[int, int]) -> Dict[str, Any]:
@@ -194,13 +208,14 @@ def _is_complete(out: Path, seed: int, size: Tuple[int, int], index: int) -> boo
     found = json.loads(record.read_text()).get("generator")
     if found != _origin(seed, size):
         raise DataError(
-            "%s holds a scene made with other settings (%s). Choose another folder or the same settings."
-            % (record, found)
+            f"{record} is a scene made with other settings ({found}). Use those or another folder."
         )
     return True
 
 
-def make_scenes(out: Path, count: int, seed: int = 0, size: Tuple[int, int] = (320, 240), workers: int = 2) -> int:
+def make_scenes(
+    out: Path, count: int, seed: int = 0, size: Tuple[int, int] = (320, 240), workers: int = 2
+) -> int:
     """Write scenes 0 .. `count` - 1 in ClevrTex's layout; scenes that are there already are kept.
 
     Args:
@@ -230,18 +245,22 @@ def _size(text: str) -> Tuple[int, int]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ocl_msf.data.scenes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m ocl_msf.data.scenes", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("out", type=Path, help="folder for the scenes")
     parser.add_argument("--count", type=int, default=2400, help="number of scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=_size, default=(320, 240), help="WIDTHxHEIGHT in pixels (default: 320x240)")
+    parser.add_argument(
+        "--size", type=_size, default=(320, 240), help="WIDTHxHEIGHT in pixels (default: 320x240)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         made = make_scenes(options.out, options.count, options.seed, options.size, options.workers)
     except DataError as error:
-        sys.exit("error: %s" % error)
-    print("%d scenes in %s, %d of them new" % (options.count, options.out / "clevrtex_full", made))
+        sys.exit(f"error: {error}")
+    print(f"{options.count} scenes in {options.out / 'clevrtex_full'}, {made} of them new")
 
 
 if __name__ == "__main__":
