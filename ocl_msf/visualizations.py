@@ -5,6 +5,7 @@ from typing import List, Optional
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -98,13 +99,10 @@ def _to_pixels(image: torch.Tensor) -> np.ndarray:
 
 
 def paint(segments: np.ndarray) -> np.ndarray:
-    """Give every segment number of a map (h, w) a colour of its own: (h, w, 3) in [0, 1]; 0 is dark grey."""
-    hues = (np.arange(256) * 0.61803398875) % 1  # golden ratio: neighbours in number are far apart in hue
-    value = np.where(np.arange(256) % 2, 0.95, 0.75)
-    phase = np.abs((hues[:, None] * 6 - np.array([3, 2, 4])) % 6 - 3)
-    palette = value[:, None] * np.clip(np.stack([phase[:, 0] - 1, 2 - phase[:, 1], 2 - phase[:, 2]], -1), 0.1, 1)
-    palette[0] = 0.2
-    return palette[segments]
+    """Colour the segment numbers of a map (h, w): (h, w, 3) in [0, 1]; 0 is dark grey, 20 colours then repeat."""
+    tab20 = np.array(colormaps["tab20"].colors)
+    vivid_first = np.concatenate([tab20[::2], tab20[1::2]])
+    return np.where(segments[..., None] == 0, 0.2, vivid_first[(segments - 1) % 20])
 
 
 def recolour(segments: np.ndarray, reference: np.ndarray) -> np.ndarray:
