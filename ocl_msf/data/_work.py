@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and tasks spread over processes."""
 
+import argparse
 import contextlib
 import errno
 import multiprocessing
@@ -16,12 +17,23 @@ class DataError(Exception):
     """The user's data or paths are not as they have to be; the message says what and where."""
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def positive(text: str) -> int:
+    """The argument type of whole numbers from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes its name only when it is complete.
 
     Raises:
-        DataError: The disk is full.
+        DataError: There is no room for it.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -32,10 +44,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"The disk is full: {path} was not written. Free some space, run again."
-            ) from error
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise DataError(f"{path} was not written: {error.strerror}. Make room and run again.") from error
         raise
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from ocl_msf.data._render import Camera, Light, Scene, render, trace
 from ocl_msf.data._shapes import SHAPES, Body
 from ocl_msf.data._textures import Material, sample_material
-from ocl_msf.data._work import DataError, replacing, run_tasks
+from ocl_msf.data._work import DataError, positive, replacing, run_tasks
 
 VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
 SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.22, 0.33)}
@@ -238,8 +238,8 @@ def make_scenes(
 
 def _size(text: str) -> Tuple[int, int]:
     width, height = (int(part) for part in text.split("x"))
-    if min(width, height) < 1:
-        raise ValueError(text)
+    if min(width, height) < 32:
+        raise argparse.ArgumentTypeError("width and height are 32 or more")
     return width, height
 
 
@@ -249,7 +249,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         prog="python -m ocl_msf.data.scenes", description=__doc__.splitlines()[0]
     )
     parser.add_argument("out", type=Path, help="folder for the scenes")
-    parser.add_argument("--count", type=int, default=2400, help="number of scenes (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=positive, default=2400, help="number of scenes (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--size", type=_size, default=(320, 240), help="WIDTHxHEIGHT in pixels (default: 320x240)"

@@ -1,0 +1,61 @@
+"""Convert a raw download to shards: `python -m ocl_msf.data.convert DATASET RAW OUT`.
+
+OUT is the folder of all data sets; the environment variable DATASET_PREFIX names it to the experiments.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+from ocl_msf.data import clevrtex
+from ocl_msf.data._work import DataError, positive
+from ocl_msf.data.shards import verify, write_dataset
+
+# Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
+DATASETS = {"clevrtex": clevrtex}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ocl_msf.data.convert", description=__doc__.splitlines()[0]
+    )
+    commands = parser.add_subparsers(dest="dataset", metavar="DATASET", required=True)
+    for name, module in DATASETS.items():
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("raw", type=Path, help="folder of the raw data")
+        command.add_argument("out", type=Path, help="folder of all data sets, DATASET_PREFIX")
+        module.add_arguments(command)
+        command.add_argument(
+            "--samples-per-shard", type=positive, default=1000, help="at most (default: %(default)s)"
+        )
+        command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+        command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
+        command.add_argument(
+            "--verify", action="store_true", help="only compare the shards with their checksums"
+        )
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    module = DATASETS[options.dataset]
+    folder = options.out / module.folder_name(options)
+    try:
+        if options.verify:
+            summary = verify(folder)
+        else:
+            conversion = module.prepare(options)
+            summary = write_dataset(
+                folder, conversion, options.samples_per_shard, options.workers, options.overwrite
+            )
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    counts = ", ".join(f"{name} {split['samples']}" for name, split in summary["splits"].items())
+    print(f"{folder}: {counts} samples{', all checksums right' if options.verify else ''}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The data module of converted data sets."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ocl_msf._host import require_host
+from ocl_msf.data._work import DataError
+from ocl_msf.data.shards import SPLITS, damage, read_summary
+
+with require_host():
+    from ocl.datasets import WebdatasetDataModule
+
+
+class ShardDataModule(WebdatasetDataModule):
+    """A data set in the shards that `ocl_msf.data.convert` wrote; their `summary.json` has all the numbers.
+
+    Args:
+        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
+        name: Folder of this one below it.
+        train_transforms: The host's transforms by name, for training samples.
+        eval_transforms: The same for validation and test samples.
+        batch_size: Of training.
+        eval_batch_size: `batch_size` where None.
+        num_workers: Processes that read.
+        shuffle_train: Shuffle training samples in a buffer, besides the order of the shards.
+        shuffle_buffer_size: Four batches where None.
+        use_autopadding: Fill up samples of different shapes with zeros.
+
+    Raises:
+        ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
+    """
+
+    def __init__(
+        self,
+        prefix: Optional[str],
+        name: str,
+        train_transforms: Optional[Dict[str, Any]] = None,
+        eval_transforms: Optional[Dict[str, Any]] = None,
+        batch_size: int = 32,
+        eval_batch_size: Optional[int] = None,
+        num_workers: int = 2,
+        shuffle_train: bool = True,
+        shuffle_buffer_size: Optional[int] = None,
+        use_autopadding: bool = False,
+    ) -> None:
+        if not prefix:
+            raise ValueError(
+                "DATASET_PREFIX is not set. Set this environment variable (or dataset.prefix) to the folder "
+                f"of all data sets, OUT of `{_command(name)}`."
+            )
+        splits = _find_shards(Path(prefix) / name)
+        shards = {f"{split}_shards": splits[split]["paths"] if split in splits else None for split in SPLITS}
+        sizes = {f"{split}_size": splits[split]["samples"] if split in splits else None for split in SPLITS}
+        super().__init__(
+            **shards,
+            **sizes,
+            train_transforms=train_transforms,
+            eval_transforms=eval_transforms,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            shuffle_train=shuffle_train,
+            shuffle_buffer_size=shuffle_buffer_size,
+            use_autopadding=use_autopadding,
+        )
+
+
+def _command(name: str, out: str = "OUT") -> str:
+    return f"python -m ocl_msf.data.convert {name.split('_')[0]} RAW {out}"
+
+
+def _find_shards(folder: Path) -> Dict[str, Dict[str, Any]]:
+    """Paths and number of samples of every split of a data set that is there as its summary says."""
+    command = _command(folder.name, str(folder.parent))
+    try:
+        summary = read_summary(folder)
+    except DataError as error:
+        raise ValueError(f"{error} Make the data: `{command}`.") from error
+    splits = {}
+    for split, content in summary["splits"].items():
+        paths: List[str] = []
+        for shard in content["shards"]:
+            what = damage(folder, shard, checksum=False)
+            if what:
+                raise ValueError(
+                    f"{folder / shard['name']} {what}. Make it again: `{command}`, options as before."
+                )
+            paths.append(str(folder / shard["name"]))
+        splits[split] = {"paths": paths, "samples": content["samples"]}
+    return splits

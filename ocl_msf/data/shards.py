@@ -1,0 +1,233 @@
+"""Webdataset shards: what every converter writes, resumes and verifies.
+
+A data set is a folder with `{train,val,test}/shard-000000.tar ...` and `summary.json`, which names every
+shard with its number of samples, size and SHA-256. The summary is written last: where it is, all is complete.
+"""
+
+import functools
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+
+import numpy as np
+
+from ocl_msf.data._work import DataError, replacing, run_tasks
+
+SPLITS = ("train", "val", "test")
+FORMAT = 1
+MIN_SHARDS = 4  # per split where there are as many samples, so that several readers get something each
+_SUMMARY, _UNFINISHED = "summary.json", "unfinished.json"
+
+Sample = Tuple[str, Dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a converter knows about one data set.
+
+    Attributes:
+        options: All that the shards' content depends on, as JSON knows it.
+        splits: The items of every split, in order; they must be picklable.
+        encode: Maps an item to its key (decimal digits) and its files by extension, e.g. "image.png".
+    """
+
+    options: Dict[str, Any]
+    splits: Dict[str, Sequence[Any]]
+    encode: Callable[[Any], Sample]
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """The bytes of a `.npy.gz` file, the same for the same array."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return gzip.compress(buffer.getvalue(), compresslevel=1, mtime=0)
+
+
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its owner is root and its time 0
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(functools.partial(file.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_shard(
+    folder: Path, encode: Callable[[Any], Sample], task: Tuple[str, Sequence[Any]]
+) -> Dict[str, Any]:
+    """Write one shard; returns its record of the summary."""
+    name, items = task
+    path = folder / name
+    with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, files in map(encode, items):
+            for extension in sorted(files):
+                _add_member(tar, f"{key}.{extension}", files[extension])
+    return {"name": name, "samples": len(items), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _parts(items: Sequence[Any], samples_per_shard: int) -> Iterator[Sequence[Any]]:
+    """Cut items into shards of nearly the same length."""
+    count = max(-(-len(items) // samples_per_shard), min(MIN_SHARDS, len(items)))
+    edges = [len(items) * i // count for i in range(count + 1)]
+    return (items[start:stop] for start, stop in zip(edges, edges[1:]))
+
+
+def _write_json(path: Path, content: Dict[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _overview(
+    name: str, options: Dict[str, Any], splits: Iterable[str], records: List[Dict[str, Any]]
+) -> Dict[str, Any]:
+    by_split = {}
+    for split in splits:
+        shards = [record for record in records if record["name"].startswith(split + "/")]
+        by_split[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
+    return {"format": FORMAT, "dataset": name, "options": options, "splits": by_split}
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}). Convert again with --overwrite.") from error
+    if content.get("format") != FORMAT:
+        raise DataError(
+            f"{path} has format {content.get('format')}, not {FORMAT}. Convert again with --overwrite."
+        )
+    return content
+
+
+def read_summary(folder: Path) -> Dict[str, Any]:
+    """The summary of a complete data set.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    if not (folder / _SUMMARY).exists():
+        state = (
+            "its conversion was interrupted"
+            if (folder / _UNFINISHED).exists()
+            else "nothing was converted there"
+        )
+        raise DataError(f"{folder / _SUMMARY} is missing: {state}.")
+    return _read_json(folder / _SUMMARY)
+
+
+def shard_records(summary: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """All shards of a summary: name, samples, bytes, sha256."""
+    return [shard for split in summary["splits"].values() for shard in split["shards"]]
+
+
+def damage(folder: Path, record: Dict[str, Any], checksum: bool) -> str:
+    """What is wrong with a shard, "" if nothing is; looks at its size, and at its content with `checksum`."""
+    path = folder / record["name"]
+    if not path.exists():
+        return "is missing"
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        return f"has {size} bytes instead of {record['bytes']}"
+    return (
+        "has another checksum than in its summary" if checksum and _sha256(path) != record["sha256"] else ""
+    )
+
+
+def verify(folder: Path) -> Dict[str, Any]:
+    """Check all shards of a complete data set against the checksums in its summary, which is returned.
+
+    Raises:
+        DataError: Names every damaged shard.
+    """
+    summary = read_summary(folder)
+    found = {shard["name"]: damage(folder, shard, checksum=True) for shard in shard_records(summary)}
+    bad = [f"{folder / name} {what}" for name, what in found.items() if what]
+    if bad:
+        raise DataError("; ".join(bad) + ". Run the conversion again: it makes these shards anew.")
+    return summary
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a conversion wrote, and only that."""
+    for path in [folder / _SUMMARY, folder / _UNFINISHED]:
+        if path.exists():
+            path.unlink()
+    for split in SPLITS:
+        for path in folder.glob(f"{split}/shard-*.tar*"):
+            path.unlink()
+
+
+def _intact_records(folder: Path, options: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The shards of an earlier conversion with the same options that are whole."""
+    path = next((folder / name for name in (_SUMMARY, _UNFINISHED) if (folder / name).exists()), None)
+    if path is None:
+        return []
+    earlier = _read_json(path)
+    if earlier["options"] != options:
+        raise DataError(
+            f"{folder} holds shards made with other options: {json.dumps(earlier['options'])} there, "
+            f"{json.dumps(options)} now. Choose another output folder, or --overwrite."
+        )
+    return [shard for shard in shard_records(earlier) if not damage(folder, shard, checksum=True)]
+
+
+def write_dataset(
+    folder: Path,
+    conversion: Conversion,
+    samples_per_shard: int = 1000,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> Dict[str, Any]:
+    """Write a data set's shards and summary; whole shards of an earlier run with the same options stay.
+
+    Args:
+        folder: Of this data set; its name is the data set's.
+        conversion: What to write.
+        samples_per_shard: At most; there are `MIN_SHARDS` shards or more where the samples suffice.
+        workers: Processes.
+        overwrite: First remove what an earlier conversion wrote.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        DataError: The folder holds shards of other options, a raw file is broken, or the disk is full.
+    """
+    options = dict(conversion.options, samples_per_shard=samples_per_shard)
+    if overwrite:
+        _remove(folder)
+    records = {record["name"]: record for record in _intact_records(folder, options)}
+    tasks = [
+        (f"{split}/shard-{number:06d}.tar", part)
+        for split, items in conversion.splits.items()
+        for number, part in enumerate(_parts(items, samples_per_shard))
+    ]
+    missing = [task for task in tasks if task[0] not in records]
+
+    def overview() -> Dict[str, Any]:
+        return _overview(
+            folder.name, options, conversion.splits, [records[name] for name, _ in tasks if name in records]
+        )
+
+    if missing:
+        _write_json(folder / _UNFINISHED, overview())
+        if (folder / _SUMMARY).exists():
+            (folder / _SUMMARY).unlink()
+    write = functools.partial(_write_shard, folder, conversion.encode)
+    for record in run_tasks(write, missing, workers, f"{folder.name} shards"):
+        records[record["name"]] = record
+        _write_json(folder / _UNFINISHED, overview())
+    _write_json(folder / _SUMMARY, overview())
+    if (folder / _UNFINISHED).exists():
+        (folder / _UNFINISHED).unlink()
+    return overview()
