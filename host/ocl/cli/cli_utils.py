@@ -1,0 +1,114 @@
+"""What the command-line programs share: finding checkpoints and configs, and reporting errors."""
+import contextlib
+import functools
+import glob
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Callable, Optional
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from ocl.utils.checkpoints import CheckpointError
+
+log = logging.getLogger(__name__)
+
+# What a user can cause by a wrong config, path or file; everything else is shown with its traceback.
+USER_ERRORS = (
+    CheckpointError,
+    HydraException,
+    KeyError,
+    MisconfigurationException,
+    OmegaConfBaseException,
+    OSError,
+    ValueError,
+)
+
+
+def find_checkpoint(path: str) -> str:
+    """Return the newest checkpoint of a run: of the last version, by step, or by age if names have no step.
+
+    Args:
+        path: Run folder, the one with `lightning_logs`.
+
+    Raises:
+        IndexError: If there is no checkpoint.
+    """
+    found = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
+    if not found:
+        raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
+    steps = {file: re.search(r"step=(\d+)", os.path.basename(file)) for file in found}
+    by_step = all(steps.values())
+
+    def age(file: str):
+        version = re.search(r"version_(\d+)", os.path.dirname(file)[len(path) :])
+        step = int(steps[file].group(1)) if by_step else 0
+        return int(version.group(1)) if version else -1, step, os.path.getmtime(file)
+
+    return max(found, key=age)
+
+
+def get_commandline_config_path() -> Optional[str]:
+    """Return the folder given as `--config-dir`, or None if there is none or no program is running."""
+    if not HydraConfig.initialized():
+        return None
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+@contextlib.contextmanager
+def hydra_1_1() -> Iterator[None]:
+    """Keep Hydra from advising against the behaviour of version 1.1, which community configs expect."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*version_base", UserWarning)
+        yield
+
+
+def hydra_main(config_name: str) -> Callable:
+    """Make a function of a config a Hydra program with the configs of `pkg://configs`.
+
+    Called with a config, the function runs in the current process and directory, and raises its errors.
+    """
+
+    def decorate(task: Callable) -> Callable:
+        with hydra_1_1():
+            main = hydra.main(config_name=config_name, config_path="pkg://configs", version_base="1.1")
+        return main(report_errors(task))
+
+    return decorate
+
+
+def report_errors(task: Callable) -> Callable:
+    """Let a program end with one message for errors that users can cause, unless HYDRA_FULL_ERROR is set."""
+
+    @functools.wraps(task)
+    def reporting(config):
+        try:
+            return task(config)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+        except USER_ERRORS as error:
+            if not HydraConfig.initialized() or os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
+                raise
+            log.error("%s\nHYDRA_FULL_ERROR=1 shows the whole traceback.", describe(error))
+            sys.exit(1)
+
+    return reporting
+
+
+def describe(error: BaseException) -> str:
+    """Say in one paragraph what went wrong, with the place where it was raised."""
+    message = str(error).strip()
+    if "Original Traceback" in message:  # an error of a data worker brings its traceback as text
+        message = message.splitlines()[-1]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{message}\n({type(error).__name__} in {frame.filename}:{frame.lineno})"

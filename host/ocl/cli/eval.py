@@ -1,0 +1,214 @@
+"""Evaluate a trained model: `ocl_eval +evaluation=eval train_config_path=RUN`."""
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import to_absolute_path
+from omegaconf import MISSING, DictConfig, open_dict
+from torch import nn
+
+from ocl.cli import eval_utils
+from ocl.cli.cli_utils import find_checkpoint, hydra_1_1, hydra_main
+from ocl.cli.train import build_and_register_datamodule_from_config, instantiate
+from ocl.combined_model import CombinedModel
+from ocl.utils.routing import Combined
+
+log = logging.getLogger(__name__)
+
+STAGES = {"train": "fit", "val": "validate", "test": "test"}
+
+
+@dataclass
+class EvaluationConfig:
+    """What to evaluate, on what, and where to put the results."""
+
+    train_config_path: str = MISSING
+    train_config_overrides: Optional[list[str]] = None
+    train_config_name: Optional[str] = None
+    checkpoint_path: Optional[str] = None
+    output_dir: Optional[str] = None
+    report_filename: str = "metrics.json"
+    modules: Optional[dict[str, Any]] = None
+    dataset: Any = None
+    evaluation_metrics: Optional[dict[str, Any]] = None
+    save_outputs: bool = False
+    skip_metrics: bool = False
+    outputs_dirname: str = "outputs"
+    outputs_to_store: Optional[list[str]] = None
+    n_samples_to_store: Optional[int] = None
+    eval_train: bool = False
+    eval_val: bool = True
+    eval_test: bool = False
+    eval_batch_size: Optional[int] = None
+
+
+ConfigStore.instance().store(name="evaluation_config", node=EvaluationConfig)
+
+
+def find_train_config(config: DictConfig) -> str:
+    """Return the absolute path of the training config, given as a file, a folder and a name, or a run folder.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    path = to_absolute_path(config.train_config_path)
+    name = config.train_config_name
+    if name is not None:
+        candidates = [os.path.join(path, name if name.endswith(".yaml") else f"{name}.yaml")]
+    elif path.endswith((".yaml", ".yml")):
+        candidates = [path]
+    else:
+        candidates = [os.path.join(path, "config", "config.yaml"), os.path.join(path, "config.yaml")]
+    for candidate in candidates:
+        if os.path.isfile(candidate):
+            return candidate
+    raise ValueError(
+        f"Training config {candidates[0]} does not exist. train_config_path is a run folder, its "
+        "config/config.yaml, or a folder of configs together with train_config_name."
+    )
+
+
+def load_train_config(path: str, overrides: Optional[list[str]]) -> DictConfig:
+    """Compose a training config with overrides in Hydra's grammar."""
+    folder, name = os.path.split(path)
+    overrides = ["hydra.searchpath=[pkg://configs]", *(overrides or [])]
+    with hydra_1_1():
+        outer = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_dir(folder, version_base="1.1"):
+                return hydra.compose(os.path.splitext(name)[0], overrides=overrides)
+        finally:
+            GlobalHydra.instance().hydra = outer
+
+
+def find_evaluated_checkpoint(config: DictConfig, run_folder: str) -> str:
+    """Return the absolute path of the checkpoint to evaluate.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if config.checkpoint_path is None:
+        try:
+            return find_checkpoint(run_folder)
+        except IndexError as error:
+            raise ValueError(f"{error} Name the checkpoint with checkpoint_path=...") from error
+    path = to_absolute_path(config.checkpoint_path)
+    if not os.path.isfile(path):
+        raise ValueError(f"Checkpoint {path} does not exist.")
+    return path
+
+
+def build_datamodule(config: DictConfig, train_config: DictConfig) -> pl.LightningDataModule:
+    """Build the data of the evaluation or, if it has none of its own, of the training."""
+    overrides = {}
+    if config.dataset is None:
+        source = train_config
+    else:
+        source = config
+        for name in ("batch_size", "eval_batch_size"):
+            if name in train_config.dataset and name not in config.dataset:
+                overrides[name] = train_config.dataset[name]
+    if config.eval_batch_size is not None:
+        overrides["eval_batch_size"] = config.eval_batch_size
+    return build_and_register_datamodule_from_config(source, **overrides)
+
+
+def extend_model(model: CombinedModel, config: DictConfig) -> None:
+    """Add the modules of the evaluation to a trained model, and exchange its metrics."""
+    for name, module in (instantiate(config.modules) or {}).items():
+        if not isinstance(model.models, Combined) or name in model.models:
+            raise ValueError(
+                f"Module `{name}` cannot be added: the model has one of this name already, or is not made of "
+                "named modules. Change the model with train_config_overrides."
+            )
+        model.models[name] = module
+    if config.skip_metrics:
+        model.evaluation_metrics = nn.ModuleDict()
+    elif config.evaluation_metrics is not None:
+        model.evaluation_metrics = nn.ModuleDict(instantiate(config.evaluation_metrics))
+
+
+def evaluate_split(
+    config: DictConfig, train_config: DictConfig, split: str, model: CombinedModel, datamodule: Any
+) -> dict[str, float]:
+    """Evaluate a split, store outputs if they are asked for, and return losses and metrics by name."""
+    eval_utils.seed_from_config(train_config)  # the same numbers, whichever splits come before
+    datamodule.setup(STAGES[split])
+    batches = getattr(datamodule, f"{split}_dataloader")()
+    extractor = None
+    if config.save_outputs:
+        extractor = eval_utils.ExtractDataFromPredictions(
+            config.outputs_to_store, max_samples=config.n_samples_to_store, flatten_batches=True
+        )
+        if config.n_samples_to_store is not None:
+            batches = eval_utils.limit_samples(batches, config.n_samples_to_store)
+    model.return_outputs_on_validation = config.save_outputs
+    trainer = eval_utils.build_evaluation_trainer(train_config, [extractor] if extractor else [])
+    (metrics,) = trainer.validate(model, dataloaders=batches, verbose=False)
+    if extractor:
+        folder = os.path.join(config.output_dir, config.outputs_dirname, split)
+        eval_utils.save_outputs(folder, extractor.get_outputs())
+        log.info("Outputs of %s are in %s", split, folder)
+    return {re.sub("^val/", "", name): value for name, value in metrics.items()}
+
+
+def write_report(path: str, report: dict[str, Any]) -> None:
+    """Write JSON, so that the file is there as a whole or not at all."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w") as file:
+        json.dump(report, file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+@hydra_main("evaluation_config")
+def evaluate(config: DictConfig) -> None:
+    """Evaluate the model of a training run and write the report.
+
+    Raises:
+        ValueError: If the training config, the checkpoint or the output folder does not exist.
+    """
+    if config.save_outputs and not config.outputs_to_store:
+        raise ValueError("save_outputs=true needs `outputs_to_store`, paths such as [masks,input.image].")
+    train_config_path = find_train_config(config)
+    run_folder = os.path.dirname(os.path.dirname(train_config_path))
+    checkpoint_path = find_evaluated_checkpoint(config, run_folder)
+    config = config.copy()
+    with open_dict(config):
+        config.output_dir = to_absolute_path(config.output_dir) if config.output_dir else run_folder
+    if not os.path.isdir(config.output_dir):
+        raise ValueError(f"output_dir {config.output_dir} does not exist.")
+
+    train_config = load_train_config(train_config_path, config.train_config_overrides)
+    eval_utils.seed_from_config(train_config)
+    datamodule = build_datamodule(config, train_config)
+    model = eval_utils.build_trained_model(train_config, checkpoint_path)
+    extend_model(model, config)
+
+    datamodule.prepare_data()
+    metrics = {}
+    for split in STAGES:
+        if config[f"eval_{split}"]:
+            metrics[split] = evaluate_split(config, train_config, split, model, datamodule)
+            values = [f"{name} {value:.4g}" for name, value in metrics[split].items()]
+            log.info("%s: %s", split, ", ".join(values))
+    report = {
+        "train_config_path": train_config_path,
+        "checkpoint_path": os.path.abspath(checkpoint_path),
+        "metrics": metrics,
+    }
+    path = os.path.join(config.output_dir, config.report_filename)
+    write_report(path, report)
+    log.info("Report: %s", path)
+
+
+if __name__ == "__main__":
+    evaluate()

@@ -1,0 +1,178 @@
+"""Building a trained model again, and collecting and storing its outputs."""
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from ocl.callbacks import update_global_step
+from ocl.cli.train import build_and_register_datamodule_from_config, build_model_from_config, instantiate
+from ocl.combined_model import CombinedModel
+from ocl.utils.checkpoints import load_weights
+from ocl.utils.trees import get_tree_element
+
+
+def build_from_train_config(
+    config: DictConfig, checkpoint_path: Optional[str], seed: bool = True
+) -> tuple[pl.LightningDataModule, CombinedModel]:
+    """Build the data module and the model of a training run.
+
+    Args:
+        config: Training config.
+        checkpoint_path: Checkpoint with the weights, None for a model as before training. Schedules are set
+            to its step.
+        seed: Seed all random number generators, with 0 if the config has no seed.
+
+    Returns:
+        The data module and the model.
+    """
+    if seed:
+        seed_from_config(config)
+    datamodule = build_and_register_datamodule_from_config(config)
+    return datamodule, build_trained_model(config, checkpoint_path)
+
+
+def build_trained_model(config: DictConfig, checkpoint_path: Optional[str]) -> CombinedModel:
+    """Build the model of a training run with the weights and the step of a checkpoint."""
+    model = build_model_from_config(config)
+    checkpoint = load_weights(model, checkpoint_path) if checkpoint_path else {}
+    update_global_step(model, checkpoint.get("global_step", 0))
+    return model
+
+
+def seed_from_config(config: DictConfig) -> None:
+    """Seed all random number generators as in training, with 0 if the config has no seed."""
+    pl.seed_everything(config.get("seed") or 0, workers=True)
+
+
+def build_evaluation_trainer(config: DictConfig, callbacks: Optional[list] = None) -> pl.Trainer:
+    """Build the trainer of a training config, reduced to one device and without side effects.
+
+    Args:
+        config: Training config.
+        callbacks: Callbacks to use instead of the ones of the training.
+    """
+    return instantiate(
+        config.trainer,
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        plugins=None,
+        callbacks=callbacks or [],
+        logger=False,
+        enable_checkpointing=False,
+    )
+
+
+def limit_samples(batches: Any, count: int) -> Iterator:
+    """Yield batches until they hold `count` samples."""
+    for batch in batches:
+        yield batch
+        count -= batch["batch_size"]
+        if count <= 0:
+            return
+
+
+class ExtractDataFromPredictions(pl.Callback):
+    """Collect some of the outputs of the model while it predicts or is validated.
+
+    Validation only hands out outputs if the model's `return_outputs_on_validation` is set.
+
+    Args:
+        paths: Dotted paths into the outputs.
+        output_paths: Names for them, by default the paths.
+        transform: Applied to the dictionary of what was found in a batch.
+        max_samples: Number of samples (without `flatten_batches`: batches) to keep.
+        flatten_batches: Return a dictionary per sample instead of one per batch.
+
+    Raises:
+        ValueError: If the names are not as many as the paths.
+    """
+
+    def __init__(
+        self,
+        paths: list[str],
+        output_paths: Optional[list[str]] = None,
+        transform: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None,
+        max_samples: Optional[int] = None,
+        flatten_batches: bool = False,
+    ):
+        super().__init__()
+        self.paths = list(paths)
+        self.output_paths = self.paths if output_paths is None else list(output_paths)
+        if len(self.output_paths) != len(self.paths):
+            raise ValueError(f"{len(self.paths)} paths, but {len(self.output_paths)} names for them.")
+        self.transform = transform
+        self.max_samples = max_samples
+        self.flatten_batches = flatten_batches
+        self._outputs: list[dict[str, Any]] = []
+
+    def get_outputs(self) -> list[dict[str, Any]]:
+        """Return what was collected, as tensors in main memory."""
+        return self._outputs
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._outputs = []
+
+    on_validation_start = on_predict_start
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.max_samples is not None and len(self._outputs) >= self.max_samples:
+            return
+        found = {
+            name: to_cpu(get_tree_element(outputs, path.split(".")))
+            for name, path in zip(self.output_paths, self.paths)
+        }
+        if self.transform is not None:
+            found = self.transform(found)
+        size = batch["batch_size"]
+        self._outputs += [pick(found, i, size) for i in range(size)] if self.flatten_batches else [found]
+        if self.max_samples is not None:
+            del self._outputs[self.max_samples :]
+
+    on_validation_batch_end = on_predict_batch_end
+
+
+def to_cpu(value: Any) -> Any:
+    """Return the same value with its tensors in main memory, without gradients."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {name: to_cpu(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(to_cpu(item) for item in value)
+    return value
+
+
+def pick(value: Any, index: int, batch_size: int) -> Any:
+    """Return one sample of a batch; what has no entry per sample belongs to all of them."""
+    if isinstance(value, dict):
+        return {name: pick(item, index, batch_size) for name, item in value.items()}
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return value[index] if value.ndim and len(value) == batch_size else value
+    if isinstance(value, (list, tuple)) and len(value) == batch_size:
+        return value[index]
+    return value
+
+
+def save_outputs(folder: str, outputs: list[dict[str, Any]]) -> None:
+    """Write one file per sample and entry: `<number>.<name>.npy` for arrays, `.pkl` for everything else.
+
+    Args:
+        folder: Folder to write to; made if missing.
+        outputs: A dictionary per sample.
+    """
+    os.makedirs(folder, exist_ok=True)
+    digits = len(str(len(outputs)))
+    for number, output in enumerate(outputs):
+        for name, value in output.items():
+            stem = os.path.join(folder, f"{number:0{digits}}.{name}")
+            if isinstance(value, (torch.Tensor, np.ndarray)):
+                np.save(f"{stem}.npy", np.asarray(value))
+            else:
+                with open(f"{stem}.pkl", "wb") as file:
+                    pickle.dump(value, file)

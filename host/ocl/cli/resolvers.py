@@ -1,0 +1,82 @@
+"""OmegaConf resolvers for configs: small functions, pieces of strings, files, switches for tests."""
+import builtins
+import os
+from typing import Any
+
+import yaml
+from hydra.utils import to_absolute_path
+from omegaconf import OmegaConf
+from torchvision.transforms import InterpolationMode
+
+
+class LambdaFunction:
+    """A function given by its source, so that it can be pickled and sent to data workers.
+
+    Args:
+        source: `lambda` expression; only builtins are in scope.
+
+    Raises:
+        ValueError: If the text is no lambda expression.
+    """
+
+    def __init__(self, source: str):
+        self.source = source.strip()
+        if not self.source.startswith("lambda"):
+            raise ValueError(f"Expected a lambda expression, got: {source}")
+        try:
+            self._function = eval(self.source, {"__builtins__": builtins})
+        except SyntaxError as error:
+            raise ValueError(f"Not a lambda expression: {source} ({error.msg})") from error
+
+    def __call__(self, *args, **kwargs):
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self):
+        return LambdaFunction, (self.source,)
+
+    def __repr__(self):
+        return f"LambdaFunction({self.source!r})"
+
+
+def eval_lambda(source: str, *args) -> Any:
+    """Return what a lambda expression gives for the arguments."""
+    return LambdaFunction(source)(*args)
+
+
+def slice_string(string: str, separator: str, index: Any) -> str:
+    """Return the piece (`0`) or pieces (`1:`, rejoined) of a string between separators."""
+    pieces = string.split(separator)
+    bounds = [int(bound) if bound else None for bound in str(index).split(":")]
+    if len(bounds) == 1:
+        return pieces[bounds[0]]
+    return separator.join(pieces[slice(*bounds)])
+
+
+def read_yaml(path: str) -> Any:
+    """Return the content of a YAML file; a relative path starts at the launch directory."""
+    with open(to_absolute_path(path)) as file:
+        return yaml.safe_load(file)
+
+
+def when_testing(value: Any, otherwise: Any) -> Any:
+    """Return the first value if the environment variable `RUNNING_TESTS` is on, else the second."""
+    testing = os.environ.get("RUNNING_TESTS", "").lower() in ("true", "1", "yes", "on")
+    return value if testing else otherwise
+
+
+def interpolation_mode(name: str) -> InterpolationMode:
+    """Return torchvision's interpolation mode of this name, in any case."""
+    return InterpolationMode[name.upper()]
+
+
+def register_resolvers() -> None:
+    """Make the resolvers known to OmegaConf."""
+    for name, resolver in (
+        ("lambda_fn", LambdaFunction),
+        ("eval_lambda", eval_lambda),
+        ("slice", slice_string),
+        ("read_yaml", read_yaml),
+        ("when_testing", when_testing),
+        ("torchvision_interpolation_mode", interpolation_mode),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -1,0 +1,135 @@
+"""Train a model from a config: `ocl_train +experiment=<name>`."""
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import hydra_zen
+import pytorch_lightning as pl
+from hydra.core.config_store import ConfigStore
+from hydra.utils import to_absolute_path
+from omegaconf import MISSING, DictConfig
+
+from ocl.callbacks import LogProgress, StopOnSignal
+from ocl.cli.cli_utils import hydra_main
+from ocl.cli.resolvers import register_resolvers
+from ocl.combined_model import CombinedModel
+from ocl.utils.checkpoints import (
+    AtomicCheckpointIO,
+    check_weights,
+    load_checkpoint,
+    load_weights,
+    select_weights,
+)
+
+log = logging.getLogger(__name__)
+
+TrainerConf = hydra_zen.builds(
+    pl.Trainer, callbacks="${oc.dict.values:experiment.callbacks}", populate_full_signature=True
+)
+
+
+@dataclass
+class TrainingConfig:
+    """Everything a training run is made of."""
+
+    dataset: Any = MISSING
+    models: Any = MISSING
+    optimizers: dict[str, Any] = MISSING
+    losses: dict[str, Any] = MISSING
+    visualizations: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainerConf = field(default_factory=TrainerConf)
+    training_vis_frequency: Optional[int] = None
+    training_metrics: Optional[dict[str, Any]] = None
+    evaluation_metrics: Optional[dict[str, Any]] = None
+    load_checkpoint: Optional[str] = None
+    seed: Optional[int] = None
+    experiment: dict[str, Any] = field(default_factory=lambda: {"callbacks": {}})
+
+
+register_resolvers()
+ConfigStore.instance().store(name="training_config", node=TrainingConfig)
+
+
+def instantiate(config: Any, **kwargs) -> Any:
+    """Build the objects of a config, with containers as plain dicts and lists."""
+    return hydra_zen.instantiate(config, _convert_="all", **kwargs)
+
+
+def build_and_register_datamodule_from_config(config: DictConfig, **overrides) -> pl.LightningDataModule:
+    """Build the data module of a config.
+
+    Args:
+        config: Config with `dataset`.
+        **overrides: Arguments of the data module that replace those of the config.
+    """
+    return instantiate(config.dataset, **overrides)
+
+
+def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] = None) -> CombinedModel:
+    """Build the model of a training config.
+
+    Args:
+        config: Training config.
+        checkpoint_path: Checkpoint of this model to take the weights from.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or does not fit.
+    """
+    frequency = config.get("training_vis_frequency")
+    model = CombinedModel(
+        models=instantiate(config.models),
+        optimizers=instantiate(config.optimizers),
+        losses=instantiate(config.losses),
+        visualizations=instantiate(config.get("visualizations") or {}),
+        training_metrics=instantiate(config.get("training_metrics") or {}),
+        evaluation_metrics=instantiate(config.get("evaluation_metrics") or {}),
+        vis_log_frequency=100 if frequency is None else frequency,
+    )
+    if checkpoint_path is not None:
+        load_weights(model, checkpoint_path)
+    return model
+
+
+def build_trainer(config: DictConfig) -> pl.Trainer:
+    """Build the trainer of a training config, with what every training run gets on top."""
+    trainer = config.trainer
+    callbacks = instantiate(trainer.get("callbacks")) or []
+    callbacks += [LogProgress(), StopOnSignal()]
+    if trainer.get("logger") is not False:
+        callbacks.append(pl.callbacks.LearningRateMonitor(logging_interval="step"))
+    plugins = instantiate(trainer.get("plugins")) or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    if not any(isinstance(plugin, pl.plugins.CheckpointIO) for plugin in plugins):
+        plugins.append(AtomicCheckpointIO())
+    progress_bar = trainer.get("enable_progress_bar")
+    if progress_bar is None:  # a log file gets the lines of LogProgress instead
+        progress_bar = sys.stdout.isatty()
+    return instantiate(trainer, callbacks=callbacks, plugins=plugins, enable_progress_bar=progress_bar)
+
+
+def find_resume_checkpoint(config: DictConfig, model: CombinedModel) -> Optional[str]:
+    """Return the absolute path of the checkpoint to resume, after checking that it fits the model."""
+    if not config.load_checkpoint:
+        return None
+    path = to_absolute_path(config.load_checkpoint)
+    state = select_weights(load_checkpoint(path), path)
+    check_weights(model, state, f"Checkpoint {path} does not fit the model")
+    return path
+
+
+@hydra_main("training_config")
+def train(config: DictConfig) -> None:
+    """Train the model of a config in the current directory."""
+    pl.seed_everything(config.seed, workers=True)
+    datamodule = build_and_register_datamodule_from_config(config)
+    model = build_model_from_config(config)
+    checkpoint = find_resume_checkpoint(config, model)
+    trainer = build_trainer(config)
+    log.info("Training in %s", os.getcwd())
+    trainer.fit(model=model, datamodule=datamodule, ckpt_path=checkpoint)
+
+
+if __name__ == "__main__":
+    train()
