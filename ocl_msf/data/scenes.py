@@ -187,11 +187,11 @@ def write_scene(out: Path, seed: int, size: Tuple[int, int], index: int) -> None
     scene, mask = sample_scene(seed, index, *size)
     path = scene_path(out, index)
     opaque = np.full(mask.shape + (1,), 255, np.uint8)
-    palette_image = Image.fromarray(mask, "P")
+    palette_image = Image.fromarray(mask)
     palette_image.putpalette([value for colour in _PALETTE * 4 for value in colour])
     metadata = _metadata(scene, path.name, index, _origin(seed, size))
     contents = {
-        ".png": _png(Image.fromarray(np.concatenate([render(scene), opaque], axis=2), "RGBA")),
+        ".png": _png(Image.fromarray(np.concatenate([render(scene), opaque], axis=2))),
         "_flat.png": _png(palette_image),
         ".json": json.dumps(metadata, indent=1).encode(),
     }

@@ -1,0 +1,124 @@
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from ocl.transforms import Map
+from omegaconf import OmegaConf
+
+from ocl_msf.data.convert import main
+from ocl_msf.data.datamodule import ShardDataModule
+from ocl_msf.data.scenes import make_scenes
+
+CONFIG = Path(__file__).parent.parent / "configs" / "dataset" / "clevrtex.yaml"
+
+
+def to_tensors(sample):
+    return {
+        key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in sample.items()
+    }
+
+
+def transforms():
+    return {"tensors": Map(to_tensors, fields=("image", "mask", "visibility"), batch_transform=False)}
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    make_scenes(tmp_path / "raw", 14, size=(64, 48), workers=1)
+    splits = ["--splits", "train=:9", "val=9:", "--size", "16", "--workers", "1"]
+    main(["clevrtex", str(tmp_path / "raw"), str(tmp_path), *splits])
+    return tmp_path
+
+
+def test_sizes_and_shards_come_from_the_summary(prefix):
+    data = ShardDataModule(str(prefix), "clevrtex", batch_size=4)
+    assert (data.train_size, data.val_size, data.test_size) == (9, 5, None)
+    assert len(data.train_shards) == len(data.val_shards) == 4 and data.test_shards is None
+    assert (data.batch_size, data.eval_batch_size) == (4, 4)
+    with pytest.raises(ValueError):
+        data.test_dataloader()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_sample_is_read_as_it_was_written(prefix, workers):
+    data = ShardDataModule(
+        str(prefix),
+        "clevrtex",
+        transforms(),
+        transforms(),
+        batch_size=2,
+        eval_batch_size=3,
+        num_workers=workers,
+    )
+    batches = list(data.val_dataloader())
+    assert sorted(key for batch in batches for key in batch["__key__"]) == [f"{i:06d}" for i in range(9, 14)]
+    for batch in batches:
+        size = batch["batch_size"]
+        assert batch["image"].shape == (size, 16, 16, 3) and batch["image"].dtype == torch.uint8
+        assert batch["mask"].shape == (size, 11, 16, 16, 1)
+        assert (batch["mask"].sum(dim=1) == 1).all()
+        assert torch.equal(batch["visibility"], batch["mask"].flatten(2).amax(dim=2).float())
+        assert (batch["visibility"][:, 0] == 1).all()
+    keys = [key for batch in data.train_dataloader() for key in batch["__key__"]]
+    assert len(set(keys)) == len(keys) and set(keys) <= {f"{i:06d}" for i in range(9)}
+
+
+@pytest.mark.parametrize("prefix", [None, ""])
+def test_an_unset_prefix_says_what_to_set(prefix):
+    with pytest.raises(ValueError, match=r"DATASET_PREFIX is not set\. .*convert clevrtex RAW OUT"):
+        ShardDataModule(prefix, "clevrtex")
+
+
+def test_missing_data_say_how_to_make_them(tmp_path):
+    with pytest.raises(ValueError, match=rf"nothing was converted.*convert clevrtex RAW {tmp_path}"):
+        ShardDataModule(str(tmp_path), "clevrtex")
+
+
+def test_an_interrupted_conversion_is_not_read(prefix):
+    (prefix / "clevrtex" / "summary.json").rename(prefix / "clevrtex" / "unfinished.json")
+    with pytest.raises(ValueError, match=r"summary\.json is missing: its conversion was interrupted"):
+        ShardDataModule(str(prefix), "clevrtex")
+
+
+def test_damaged_shards_are_named(prefix):
+    shard = prefix / "clevrtex" / "val" / "shard-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        ValueError, match=rf"val/shard-000001\.tar has {len(whole) // 2} bytes instead of {len(whole)}"
+    ):
+        ShardDataModule(str(prefix), "clevrtex")
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"val/shard-000001\.tar is missing"):
+        ShardDataModule(str(prefix), "clevrtex")
+
+
+def test_an_unknown_format_is_refused(prefix):
+    path = prefix / "clevrtex" / "summary.json"
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), format=2)))
+    with pytest.raises(ValueError, match=r"summary\.json has format 2, not 1"):
+        ShardDataModule(str(prefix), "clevrtex")
+
+
+def test_the_config_takes_the_prefix_from_the_environment(prefix, monkeypatch):
+    monkeypatch.delenv("DATASET_PREFIX", raising=False)
+    config = OmegaConf.load(CONFIG)
+    with pytest.raises(InstantiationException, match="DATASET_PREFIX is not set"):
+        instantiate(config)
+    monkeypatch.setenv("DATASET_PREFIX", str(prefix))
+    config.eval_batch_size = 7  # what OCLF's evaluation overrides has to be there
+    data = instantiate(config)
+    assert (data.train_size, data.batch_size, data.eval_batch_size) == (9, 32, 7)
+
+
+def test_without_a_host_the_import_says_how_to_get_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ocl.datasets", None)
+    monkeypatch.delitem(sys.modules, "ocl_msf.data.datamodule")
+    with pytest.raises(ImportError, match=r"pip install \./host"):
+        importlib.import_module("ocl_msf.data.datamodule")

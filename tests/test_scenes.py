@@ -1,0 +1,191 @@
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from ocl_msf.data._render import _lit
+from ocl_msf.data._shapes import SHAPES, Body
+from ocl_msf.data._work import DataError
+from ocl_msf.data.scenes import MIN_VISIBLE, main, make_scenes, sample_scene, scene_path
+
+SMALL = (64, 48)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_are_those_of_clevrtex(tmp_path):
+    make_scenes(tmp_path, 2, workers=1)
+    names = {f"CLEVRTEX_full_{i:06d}{ending}" for i in range(2) for ending in (".png", "_flat.png", ".json")}
+    assert {path.name for path in (tmp_path / "clevrtex_full" / "0").iterdir()} == names
+    for index in range(2):
+        path = scene_path(tmp_path, index)
+        with Image.open(f"{path}.png") as image, Image.open(f"{path}_flat.png") as mask:
+            assert (image.mode, image.size) == ("RGBA", (320, 240))
+            assert (mask.mode, mask.size) == ("P", (320, 240))
+            assert mask.getpalette()[:9] == [0, 0, 0, 255, 0, 0, 0, 100, 0]
+            numbers, visible = np.unique(np.asarray(mask), return_counts=True)
+        record = json.loads((path.parent / f"{path.name}.json").read_text())
+        assert numbers.tolist() == list(range(record["num_objects"] + 1))
+        assert visible.min() > 60
+        assert record["image_index"] == index and record["split"] == "full"
+        assert record["image_filename"] == f"{path.name}.png"
+        assert record["mask_filename"] == f"{path.name}_flat.png"
+        assert set(record["directions"]) == {"behind", "front", "left", "right", "above", "below"}
+        assert [thing["index"] for thing in record["objects"]] == list(range(1, record["num_objects"] + 1))
+        keys = {"shape", "rotation", "size", "3d_coords", "pixel_coords", "index", "color", "material"}
+        assert all(keys <= set(thing) for thing in record["objects"])
+
+
+def test_relationships_agree_with_places(tmp_path):
+    make_scenes(tmp_path, 1, size=SMALL, workers=1)
+    path = scene_path(tmp_path, 0)
+    record = json.loads((path.parent / f"{path.name}.json").read_text())
+    left = np.array(record["directions"]["left"])
+    for i, others in enumerate(record["relationships"]["left"]):
+        for j, other in enumerate(record["objects"]):
+            difference = np.array(other["3d_coords"]) - record["objects"][i]["3d_coords"]
+            assert (j in others) == (difference @ left > 0.2)
+
+
+def test_a_scene_depends_on_its_index_alone(tmp_path):
+    make_scenes(tmp_path / "one", 5, size=SMALL, workers=1)
+    make_scenes(tmp_path / "two", 3, size=SMALL, workers=2)
+    make_scenes(tmp_path / "two", 5, size=SMALL, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    make_scenes(tmp_path / "seed", 5, seed=1, size=SMALL, workers=1)
+    images = {content for name, content in contents(tmp_path).items() if name.endswith(".png")}
+    assert len(images) == 2 * (5 + 5)
+
+
+def test_a_killed_run_is_completed(tmp_path):
+    count = 40
+    command = [sys.executable, "-m", "ocl_msf.data.scenes", str(tmp_path / "killed"), "--size", "64x48"]
+    process = subprocess.Popen([*command, "--count", str(count), "--workers", "2"], stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("killed/*/*/*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # returns when the workers, who share the pipe, have ended too
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/*.json")}
+    assert make_scenes(tmp_path / "killed", count, size=SMALL, workers=1) <= count - len(done)
+    assert all(path.stat().st_mtime_ns == written for path, written in done.items())
+    make_scenes(tmp_path / "whole", count, size=SMALL, workers=1)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_half_written_scene_is_made_again_and_others_stay(tmp_path):
+    make_scenes(tmp_path, 3, size=SMALL, workers=1)
+    whole = contents(tmp_path)
+    path = scene_path(tmp_path, 1)
+    (path.parent / f"{path.name}.json").unlink()
+    image = path.parent / f"{path.name}.png"
+    image.write_bytes(image.read_bytes()[:100])
+    other = path.parent / "CLEVRTEX_full_000000.png"
+    before = other.stat().st_mtime_ns
+    assert make_scenes(tmp_path, 3, size=SMALL, workers=1) == 1
+    assert contents(tmp_path) == whole
+    assert other.stat().st_mtime_ns == before
+
+
+def test_scenes_of_other_settings_are_not_mixed(tmp_path, capsys):
+    make_scenes(tmp_path, 1, size=SMALL, workers=1)
+    with pytest.raises(DataError, match=r"CLEVRTEX_full_000000\.json .*other settings"):
+        make_scenes(tmp_path, 2, seed=1, size=SMALL, workers=1)
+    with pytest.raises(SystemExit, match="other settings"):
+        main([str(tmp_path), "--count", "2", "--workers", "1"])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--size", "64"])
+    assert "--size" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [sample_scene(3, index, 160, 120) for index in range(24)]
+
+
+def test_bodies_are_few_apart_on_the_ground_and_of_very_different_sizes(scenes):
+    ratios = []
+    for scene, mask in scenes:
+        assert 3 <= len(scene.bodies) <= 10
+        assert np.bincount(mask.ravel())[1:].min() > MIN_VISIBLE * mask.size
+        for body, other in itertools.combinations(scene.bodies, 2):
+            assert np.hypot(*(body.centre - other.centre)[:2]) > 1.2 * (body.radius + other.radius)
+        for body in scene.bodies:
+            assert body.centre[2] == pytest.approx(-SHAPES[body.shape].bottom * body.radius)
+        radii = [body.radius for body in scene.bodies]
+        ratios.append(max(radii) / min(radii))
+    assert min(ratios) > 3 and max(ratios) > 5
+    assert {body.shape for scene, _ in scenes for body in scene.bodies} == set(SHAPES)
+
+
+def test_colour_alone_does_not_find_the_objects(tmp_path):
+    scores = []
+    make_scenes(tmp_path, 8, size=(160, 120), workers=1)
+    for index in range(8):
+        with Image.open(f"{scene_path(tmp_path, index)}.png") as image:
+            colours = np.asarray(image)[..., :3].reshape(-1, 3)
+        with Image.open(f"{scene_path(tmp_path, index)}_flat.png") as mask:
+            truth = np.asarray(mask).ravel()
+        found = KMeans(11, n_init=1, random_state=0).fit_predict(colours.astype(float))
+        scores.append(adjusted_rand_score(truth, found))
+        assert len(np.unique(colours, axis=0)) > 500
+    assert np.mean(scores) < 0.3
+
+
+INSIDE = {
+    "sphere": lambda x, y, z: x**2 + y**2 + z**2 < 1,
+    "ellipsoid": lambda x, y, z: 0.7 * x**2 + 1.6 * y**2 + 2.2 * z**2 < 1,
+    "cube": lambda x, y, z: np.maximum(np.maximum(abs(x), abs(y)), abs(z)) < 0.5**0.5,
+    "prism": lambda x, y, z: (
+        (np.max([x * np.cos(a) + y * np.sin(a) for a in np.arange(6) * np.pi / 3], axis=0) < 0.95 * 0.75**0.5)
+        & (abs(z) < 0.8)
+    ),
+    "pyramid": lambda x, y, z: (
+        (np.maximum(abs(x), abs(y)) < 1.1 * 0.5**0.5 * (0.7 - z) / 1.4) & (abs(z) < 0.7)
+    ),
+    "cylinder": lambda x, y, z: (x**2 + y**2 < 0.8) & (abs(z) < 0.8),
+    "cone": lambda x, y, z: (np.hypot(x, y) < (0.9 - z) / 2) & (abs(z) < 0.9),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rays_meet_bodies_where_small_steps_find_them(shape):
+    """Directions from everywhere, many of them steep; steps of 0.005 along each ray are the reference."""
+    rng = np.random.default_rng(0)
+    body = Body(shape, 0.5, 0.7, np.float32([1, -2, 0.4]))
+    target = body.centre[:, None] + rng.uniform(-0.5, 0.5, (3, 400))
+    direction = rng.normal(size=(3, 400))
+    direction[:2, :100] *= 0.1
+    direction /= np.linalg.norm(direction, axis=0)
+    origin = target - 3 * direction
+    enter, leave = body.interval(origin.astype(np.float32), direction.astype(np.float32))
+    steps = np.arange(1.5, 4.5, 0.005)
+    x, y, z = ((origin[..., None] + direction[..., None] * steps) - body.centre[:, None, None]) / 0.5
+    c, s = np.cos(0.7), np.sin(0.7)
+    inside = INSIDE[shape](c * x + s * y, c * y - s * x, z)
+    hit = inside.any(axis=1)
+    assert 100 < hit.sum() < 400
+    assert (leave - enter)[~hit].max() < 0.02
+    np.testing.assert_allclose(enter[hit], steps[inside.argmax(axis=1)[hit]], atol=0.006)
+    np.testing.assert_allclose(leave[hit], steps[-1 - inside[:, ::-1].argmax(axis=1)[hit]], atol=0.006)
+    normals = body.normal((origin + enter * direction)[:, hit].astype(np.float32))
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=0), 1, atol=1e-4)
+    assert (normals * direction[:, hit]).sum(axis=0).max() < 1e-3
+
+
+def test_bodies_cast_shadows_away_from_the_sun(scenes):
+    for scene, _ in scenes[:5]:
+        sun = scene.light.sun
+        for body in scene.bodies:
+            shadow = body.centre - sun * body.centre[2] / sun[2]
+            beside = shadow + np.float32([100, 0, 0])
+            np.testing.assert_array_equal(_lit(scene, np.stack([shadow, beside], axis=1), 0, sun), [0, 1])
