@@ -49,15 +49,15 @@ class MultiMaskToTensor:
     def __call__(self, mask):
         """Map (..., K, H, W, 1) to a float32 one-hot tensor (..., K, H, W); ties go to the lowest index."""
         winners = np.expand_dims(mask.argmax(self.axis), self.axis)
-        one_hot = winners == _channels(mask.shape[self.axis], mask.ndim, self.axis)
+        one_hot = winners == _along_axis(np.arange(mask.shape[self.axis]), mask.ndim, self.axis)
         return torch.from_numpy(_without_last_axis(one_hot).astype(np.float32))
 
 
-def _channels(n, n_axes, axis):
-    """Return 0 ... n - 1 along one of `n_axes` axes."""
+def _along_axis(values, n_axes, axis):
+    """Lay out a vector along one of `n_axes` axes."""
     shape = [1] * n_axes
-    shape[axis] = n
-    return np.arange(n).reshape(shape)
+    shape[axis] = len(values)
+    return values.reshape(shape)
 
 
 class IntegerToOneHotMask:
@@ -83,8 +83,9 @@ class IntegerToOneHotMask:
             mask = np.where(mask == 255, 0, mask)
         n_ids = int(mask.max(initial=0)) if self.max_instances is None else self.max_instances
         first = 1 if self.ignore_typical_background else 0
-        ids = _channels(n_ids + 1, mask.ndim + 1, self.output_axis)
-        ids = np.take(ids, range(first, n_ids + 1), axis=self.output_axis)
+        # A type as small as possible compares fastest.
+        ids = np.arange(first, n_ids + 1, dtype=np.promote_types(mask.dtype, np.min_scalar_type(n_ids)))
+        ids = _along_axis(ids, mask.ndim + 1, self.output_axis)
         return (np.expand_dims(mask, self.output_axis) == ids).astype(np.uint8)
 
 

@@ -25,7 +25,7 @@ def decode_sample(raw_sample):
             decoded_name, value = decode_field(name, data)
         except Exception as error:
             where = f"Field `{name}` of sample `{raw_sample.key}` in shard `{raw_sample.shard}`"
-            problem = str(error) or type(error).__name__
+            problem = str(error).rstrip(".") or type(error).__name__
             message = f"{where} cannot be decoded: {problem}. Fetch or write the shard again."
             raise ShardError(message) from error
         sample[decoded_name] = value
@@ -68,7 +68,7 @@ def _decode_image(data):
 
 
 def _decode_array(data):
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def _decode_arrays(data):

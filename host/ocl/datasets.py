@@ -6,11 +6,12 @@ from ocl._collate import collate_with_autopadding, collate_with_batch_size
 from ocl._loader import EvaluationLoader, TrainingLoader, identity
 from ocl._pipe import Pipe
 from ocl._random_samples import RandomSamples
-from ocl._shards import ShardReader, expand_shards
+from ocl._shards import ShardError, ShardReader, expand_shards
 from ocl.data_decoding import decode_sample
 
 __all__ = [
     "DummyDataModule",
+    "ShardError",
     "WebdatasetDataModule",
     "collate_with_autopadding",
     "collate_with_batch_size",

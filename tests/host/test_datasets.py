@@ -1,0 +1,479 @@
+import gzip
+import io
+import itertools
+import json
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+import types
+
+import fsspec
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from ocl._shards import Pass, share_of_reader
+from ocl.data_decoding import decode_field
+from ocl.datasets import (
+    DummyDataModule,
+    ShardError,
+    WebdatasetDataModule,
+    collate_with_autopadding,
+    collate_with_batch_size,
+)
+from ocl.transforms import (
+    DecodeRandomStridedWindow,
+    Filter,
+    Map,
+    SampleConsecutive,
+    SampleSlices,
+    SimpleTransform,
+    SplitConsecutive,
+    VideoDecoder,
+)
+from PIL import Image
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write_shards(folder, counts):
+    """Write shards with the given numbers of samples, keys count up from 0; return their brace expression."""
+    key = 0
+    for shard, count in enumerate(counts):
+        files = {f"{key + i:04d}.x.npy": npy(np.full(2, key + i)) for i in range(count)}
+        (folder / f"shard-{shard:06d}.tar").write_bytes(tar(files))
+        key += count
+    return str(folder / f"shard-{{000000..{len(counts) - 1:06d}}}.tar")
+
+
+def same(sample):
+    return sample
+
+
+def data_module(shards, fields=("x",), transforms=(), **options):
+    named = {str(index): transform for index, transform in enumerate(transforms)}
+    named["z"] = Map(same, fields=fields, batch_transform=False)
+    options = {"num_workers": 0, "train_transforms": named, "eval_transforms": named, **options}
+    return WebdatasetDataModule(train_shards=shards, val_shards=shards, **options)
+
+
+def keys_of(batches):
+    return [key for batch in batches for key in batch["__key__"]]
+
+
+def transformed(tmp_path, samples, *transforms):
+    """Send samples (dicts of arrays) through transforms."""
+    files = {f"{key}.{field}.npy": npy(v) for key, s in samples.items() for field, v in s.items()}
+    (tmp_path / "samples.tar").write_bytes(tar(files))
+    fields = {field for sample in samples.values() for field in sample}
+    return list(data_module(str(tmp_path / "samples.tar"), fields, transforms).val_data_iterator())
+
+
+# --------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("counts, workers", [((5, 4, 7), 0), ((5, 4, 7), 2), ((3,), 3)])
+def test_evaluation_sees_every_sample_once(tmp_path, counts, workers):
+    total = sum(counts)
+    shards = write_shards(tmp_path, counts)
+    loader = data_module(shards, batch_size=4, num_workers=workers, val_size=total).val_dataloader()
+    batches = list(loader)
+    assert sorted(keys_of(batches)) == [f"{i:04d}" for i in range(total)]
+    assert len(batches) <= len(loader) <= -(-total // 4) + max(0, workers - 1)
+    for batch in batches:
+        assert batch["x"].tolist() == [[int(key)] * 2 for key in batch["__key__"]]
+
+
+def test_training_has_as_many_full_batches_as_its_length_says(tmp_path):
+    shards = write_shards(tmp_path, (5, 5, 5, 5))
+    options = {"batch_size": 4, "train_size": 20}
+    assert len(list(data_module(shards, **options).train_dataloader())) == 5
+    loader = data_module(shards, num_workers=2, **options).train_dataloader()
+    batches = list(loader)  # each worker has only two full batches
+    assert [batch["batch_size"] for batch in batches] == [4] * 5 == [4] * len(loader)
+    assert len(set(keys_of(batches[:4]))) == 16
+    with pytest.raises(ShardError, match="No reader has a full batch of 11"):
+        list(data_module(shards, num_workers=2, batch_size=11, train_size=20).train_dataloader())
+
+
+def test_training_order_follows_the_seed(tmp_path):
+    shards = write_shards(tmp_path, (6, 6, 6))
+
+    def two_epochs(seed, **options):
+        torch.manual_seed(seed)
+        loader = data_module(shards, batch_size=3, **options).train_dataloader()
+        return keys_of(loader), keys_of(loader)
+
+    first, second = two_epochs(1)
+    assert (first, second) == two_epochs(1) != two_epochs(2)
+    assert sorted(first) == sorted(second) and first != second
+    ordered, _ = two_epochs(1, shuffle_train=False)
+    assert all(ordered[i : i + 6] == sorted(ordered[i : i + 6]) for i in range(0, 18, 6))
+
+
+def test_declared_sizes_are_optional_and_missing_splits_are_not(tmp_path):
+    module = data_module(write_shards(tmp_path, (3,)), batch_size=2)
+    assert [batch["batch_size"] for batch in module.train_dataloader()] == [2]
+    with pytest.raises(TypeError):
+        len(module.train_dataloader())
+    with pytest.raises(ValueError, match="test_shards"):
+        module.test_dataloader()
+    with pytest.raises(ValueError, match="train_shards"):
+        WebdatasetDataModule()
+
+
+def test_ranks_and_workers_share_all_samples():
+    for n_shards in range(1, 9):
+        for world_size, n_workers in [(1, 3), (2, 1), (2, 3), (4, 2)]:
+            read = [[] for _ in range(world_size)]
+            for rank, worker in itertools.product(range(world_size), range(n_workers)):
+                current = Pass(seed=0, rank=rank, world_size=world_size)
+                for shard, part, n_parts in share_of_reader(n_shards, current, worker, n_workers):
+                    read[rank] += [(shard, sample) for sample in range(part, 10, n_parts)]
+            assert sorted(sum(read, [])) == [(s, i) for s in range(n_shards) for i in range(10)]
+            assert max(map(len, read)) - min(map(len, read)) <= n_shards * n_workers
+            if n_shards % (world_size * n_workers) == 0:
+                assert all({sample for _, sample in share} == set(range(10)) for share in read)
+
+
+RANK = """
+import json, sys
+import torch
+from ocl.datasets import WebdatasetDataModule
+from ocl.transforms import SimpleTransform
+
+rank, rendezvous, scenarios = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+torch.manual_seed(rank)
+transforms = {"t": SimpleTransform({"x": abs}, batch_transform=False)}
+results = []
+for options in scenarios:
+    module = WebdatasetDataModule(train_transforms=transforms, eval_transforms=transforms, **options)
+    loaders = module.train_dataloader(), module.val_dataloader()
+    results.append([[batch["__key__"] for batch in loader] for loader in loaders])
+torch.distributed.barrier()
+print("RESULT", json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What two ranks read: name of the scenario -> [(training batches, validation batches) of each rank]."""
+    folder = tmp_path_factory.mktemp("ranks")
+    scenarios = {}
+    for name, counts, options in [
+        ("one shard", (9,), {"num_workers": 2, "train_size": 9}),
+        ("unequal shards", (9, 2, 4), {"num_workers": 0, "train_size": 15}),
+        ("no size", (9, 2, 4, 3), {"num_workers": 0}),
+    ]:
+        (folder / name).mkdir()
+        shards = write_shards(folder / name, counts)
+        scenarios[name] = {"train_shards": shards, "val_shards": shards, "batch_size": 2, **options}
+    (folder / "rank.py").write_text(RANK)
+    arguments = [(folder / "rendezvous").as_uri(), json.dumps(list(scenarios.values()))]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(folder / "rank.py"), str(rank), *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    results = [json.loads(output.split("RESULT")[1]) for output in outputs]
+    return dict(zip(scenarios, zip(*results)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, n_samples", [("one shard", 9), ("unequal shards", 15), ("no size", 18)])
+def test_ranks_train_in_step_and_evaluate_everything_once(two_ranks, name, n_samples):
+    (train_a, val_a), (train_b, val_b) = two_ranks[name]
+    assert len(train_a) == len(train_b) > 0
+    if name != "no size":
+        assert len(train_a) == n_samples // 4
+    assert all(len(batch) == 2 for batch in train_a + train_b)
+    assert sorted(sum(val_a + val_b, [])) == [f"{i:04d}" for i in range(n_samples)]
+    assert val_a and val_b
+
+
+def test_lightning_runs_every_loop_on_the_loaders(tmp_path):
+    class Keys(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.seen = {"train": [], "val": [], "predict": []}
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            self.seen["train"] += batch["__key__"]
+            return self.weight
+
+        def validation_step(self, batch, batch_idx):
+            self.seen["val"] += batch["__key__"]
+
+        def predict_step(self, batch, batch_idx):
+            self.seen["predict"] += batch["__key__"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = data_module(write_shards(tmp_path, (5, 5, 5, 5)), batch_size=4, train_size=20, val_size=20)
+    module.num_workers = 2
+    model = Keys()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(tmp_path),
+    )
+    trainer.fit(model, datamodule=module)
+    trainer.predict(model, dataloaders=module.val_dataloader())
+    assert len(model.seen["train"]) == 20
+    assert sorted(model.seen["val"]) == sorted(model.seen["predict"]) == [f"{i:04d}" for i in range(20)]
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def test_a_shard_cut_off_anywhere_is_an_error_that_names_it(tmp_path):
+    files = {f"{key}.{field}.npy": npy(np.arange(100)) for key in range(2) for field in ("x", "y")}
+    whole, path = tar(files), tmp_path / "cut.tar"
+    end = 4 * (512 + 1024)  # four files, each with a header; the end-of-archive mark follows
+    samples = data_module(str(path)).val_data_iterator()
+    for length in [*range(0, end + 1, 256), end + 511]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ShardError, match="cut.tar"):
+            list(samples)
+    path.write_bytes(whole[: end + 512])  # lacks nothing but padding
+    assert len(list(samples)) == 2
+
+
+@pytest.mark.parametrize("url", ["file", "memory"])
+def test_streams_are_checked_like_files(tmp_path, url):
+    whole = tar({f"{key}.x.npy": npy(np.arange(500)) for key in range(3)})
+    root = tmp_path.as_uri() if url == "file" else "memory://stream"
+    for name, data in [("whole", whole), ("cut", whole[:9000]), ("page", b"<html>" + b" " * 5000)]:
+        with fsspec.open(f"{root}/{name}.tar", "wb") as file:
+            file.write(data)
+    assert len(list(data_module(f"{root}/whole.tar").val_data_iterator())) == 3
+    for name in ("cut", "page"):
+        with pytest.raises(ShardError, match=f"{name}.tar"):
+            list(data_module(f"{root}/{name}.tar").val_data_iterator())
+    with pytest.raises(FileNotFoundError, match="absent.tar"):
+        list(data_module(f"{root}/absent.tar").val_data_iterator())
+
+
+def test_joined_shards_and_repeated_keys_are_errors(tmp_path):
+    shard = tar({"0.x.npy": npy(np.zeros(1))})
+    (tmp_path / "joined.tar").write_bytes(shard + shard)
+    with pytest.raises(ShardError, match="joined.tar.*after the end-of-archive"):
+        list(data_module(str(tmp_path / "joined.tar")).val_data_iterator())
+    (tmp_path / "twice.tar").write_bytes(tar({"a/0.x.npy": b"", "b/0.x.npy": b""}))
+    with pytest.raises(ShardError, match="twice.tar.*`0.x.npy` occurs twice"):
+        list(data_module(str(tmp_path / "twice.tar")).val_data_iterator())
+
+
+DAMAGED = {
+    "x.npy": npy(np.arange(9))[:-1],
+    "x.npy.gz": gzip.compress(npy(np.arange(9)))[:-9],
+    "x.png": png(np.zeros((40, 40, 3), np.uint8))[:60],
+    "x.json": b"{",
+    "x.pickle": pickle.dumps(3),
+}
+
+
+@pytest.mark.parametrize("name, workers", [("x.npy", 1), *((name, 0) for name in DAMAGED)])
+def test_a_damaged_field_is_named_with_its_sample_and_shard(tmp_path, name, workers):
+    (tmp_path / "bad.tar").write_bytes(tar({f"0042.{name}": DAMAGED[name]}))
+    module = data_module(str(tmp_path / "bad.tar"), num_workers=workers, batch_size=1)
+    with pytest.raises(ShardError, match=f"`{name}` of sample `0042` in shard `.*bad.tar`"):
+        list(module.val_dataloader())
+
+
+def test_missing_shards_are_reported_before_the_first_sample(tmp_path):
+    shards = [write_shards(tmp_path, (3,)), str(tmp_path / "gone-{0..1}.tar")]
+    with pytest.raises(FileNotFoundError, match="2 of 3 shards do not exist, .*gone-0.tar"):
+        next(iter(data_module(shards).val_data_iterator()))
+
+
+def exhausted(sample):
+    return next(iter(()))
+
+
+def test_a_function_cannot_end_the_epoch_by_accident(tmp_path):
+    module = data_module(write_shards(tmp_path, (3,)), transforms=[SimpleTransform({"x": exhausted}, False)])
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(module.val_data_iterator())
+
+
+# --------------------------------------------------------------------------------------------- samples
+
+
+def test_fields_are_chosen_by_prefix_and_decoded_by_extension(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    tensor, arrays = io.BytesIO(), io.BytesIO()
+    torch.save(torch.arange(2), tensor)
+    np.savez(arrays, a=np.arange(3))
+    files = {
+        "dir/7.image.PNG": png(image),
+        "dir/7.image_gray.png": png(image[..., 0]),
+        "dir/7.box.xy.npy.gz": gzip.compress(npy(np.ones(2))),
+        "dir/7.npz": arrays.getvalue(),
+        "dir/7.label.cls": b"12",
+        "dir/7.t.pt": tensor.getvalue(),
+        "dir/7.clip.mp4": b"raw",
+        "dir/7._note.txt": b"note",
+        "dir/7.other.json": b"[1]",
+        "dir/README": b"",
+        "dir/8.label.cls": b"3",
+    }
+    (tmp_path / "s.tar").write_bytes(tar(files))
+    fields = ("image", "box", "npz", "label", "t", "clip")
+    sample, last = data_module(str(tmp_path / "s.tar"), fields).val_data_iterator()
+    assert last == {"__key__": "8", "label": 3}
+    assert np.array_equal(sample["image"], image) and sample["image_gray"].shape == (4, 5, 3)
+    assert sample["box.xy"].tolist() == [1, 1] and sample["npz"]["a"].tolist() == [0, 1, 2]
+    assert sample["label"] == 12 and sample["t"].tolist() == [0, 1]
+    assert sample["clip.mp4"].read() == b"raw" and sample["_note.txt"] == "note"
+    assert sample["__key__"] == "7" and "other" not in sample
+    assert decode_field("x.txt.gz", gzip.compress(b"text")) == ("x", "text")
+
+
+def test_equal_keys_in_neighbouring_shards_stay_apart(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.tar").write_bytes(tar({"0.x.npy": npy(np.zeros(1))}))
+    samples = list(data_module(str(tmp_path / "{a,b}.tar")).val_data_iterator())
+    assert [sample["__key__"] for sample in samples] == ["0", "0"]
+
+
+def test_pipelines_can_be_sent_to_new_processes(tmp_path):
+    transforms = [SampleSlices(1, ["x"], shuffle_buffer_size=5), Filter(np.isfinite, fields=["x"])]
+    module = data_module(write_shards(tmp_path, (6,)), transforms=transforms, batch_size=2)
+    pipe = module.train_dataloader().dataset
+    torch.manual_seed(0)
+    expected = keys_of(pipe)
+    torch.manual_seed(0)
+    assert keys_of(pickle.loads(pickle.dumps(pipe))) == expected != []
+
+
+def test_slices_depend_on_key_and_seed_only(tmp_path):
+    videos = {key: {"x": np.arange(14).reshape(7, 2), "y": np.ones(7)} for key in ("3", "cat")}
+    slices = transformed(tmp_path, videos, SampleSlices(2, ["x"], seed=5, shuffle_buffer_size=1))
+    frames = random.Random(3 + 5).sample(range(7), 2)
+    assert [s["__key__"] for s in slices[:2]] == [f"3_{frame}" for frame in frames]
+    assert [s["x"].tolist() for s in slices[:2]] == [[2 * frame, 2 * frame + 1] for frame in frames]
+    assert all(s["y"].shape == (7,) for s in slices)
+    again = transformed(tmp_path, videos, SampleSlices(2, ["x"], seed=5, shuffle_buffer_size=9))
+    assert sorted(s["__key__"] for s in again) == sorted(s["__key__"] for s in slices)
+    with pytest.raises(ValueError, match="'3'.*only 7"):
+        transformed(tmp_path, videos, SampleSlices(8, ["x"]))
+
+
+def test_slices_per_epoch_go_round_all_frames(tmp_path, monkeypatch):
+    transform = SampleSlices(3, ["x"], per_epoch=True, shuffle_buffer_size=1)
+    videos = {"1": {"x": np.arange(7)}}
+    monkeypatch.delenv("EPOCH", raising=False)
+    with pytest.raises(RuntimeError, match="SetEpochEnvironmentVariable"):
+        transformed(tmp_path, videos, transform)
+    epochs = []
+    for epoch in range(6):
+        monkeypatch.setenv("EPOCH", str(epoch))
+        epochs.append([int(s["x"]) for s in transformed(tmp_path, videos, transform)])
+    for round_of_three in (epochs[:3], epochs[3:]):
+        assert all(len(frames) == 3 for frames in epochs) and set(sum(round_of_three, [])) == set(range(7))
+    assert epochs[:3] != epochs[3:]
+
+
+def test_windows_of_videos(tmp_path):
+    videos = {str(key): {"x": np.arange(9), "y": np.arange(9)} for key in range(30)}
+    split = SplitConsecutive(4, ["x"], shuffle_buffer_size=1, drop_last=False)
+    windows = transformed(tmp_path, videos, split)
+    assert [(s["__key__"], s["x"].tolist()) for s in windows[:3]] == [
+        ("0_0", [0, 1, 2, 3]),
+        ("0_1", [4, 5, 6, 7]),
+        ("0_2", [8]),
+    ]
+    clips = transformed(tmp_path, videos, SampleConsecutive(3, ["x", "y"]))
+    assert {tuple(s["x"].tolist()) for s in clips} == {(0, 1, 2), (3, 4, 5), (6, 7, 8)}
+    assert all(np.array_equal(s["x"], s["y"]) for s in clips) and len(clips) == 30
+    with pytest.raises(ValueError, match="9 frames, too few"):
+        transformed(tmp_path, videos, SampleConsecutive(10, ["x"]))
+
+
+def test_encoded_videos_are_decoded_in_part(tmp_path, monkeypatch):
+    class Reader:
+        def __init__(self, stream):
+            self.frames = np.frombuffer(stream.read(), np.uint8).reshape(-1, 1, 1, 3)
+
+        def __len__(self):
+            return len(self.frames)
+
+        def get_batch(self, indices):
+            return types.SimpleNamespace(asnumpy=lambda: self.frames[indices])
+
+    monkeypatch.setitem(sys.modules, "decord", types.SimpleNamespace(VideoReader=Reader))
+    frames = np.repeat(np.arange(11, dtype=np.uint8), 3)
+    files = {f"{key}.clip.mp4": frames.tobytes() for key in range(20)}
+    (tmp_path / "videos.tar").write_bytes(tar(files))
+
+    def decode(transform):
+        module = data_module(str(tmp_path / "videos.tar"), ("clip",), [transform])
+        samples = module.val_data_iterator()
+        return [(s["decoded_indices"].tolist(), s["clip"][:, 0, 0, 0].tolist()) for s in samples]
+
+    assert decode(VideoDecoder(["clip.mp4"], stride=5)) == [([0, 5, 10], [0, 5, 10])] * 20
+    windows = decode(DecodeRandomStridedWindow(2, ["clip.mp4"], stride=2))
+    assert {tuple(indices) for indices, _ in windows} == {(0, 2), (4, 6), (8, 10)}
+    assert all(indices == values for indices, values in windows)
+
+
+# ------------------------------------------------------------------------------------------- collation
+
+
+def test_autopadding_pads_at_the_end_of_every_axis():
+    samples = [
+        {"__key__": "a", "m": np.ones((2, 3), np.uint8), "nested": {"n": 1}, "pair": [1.5, "s"]},
+        {"__key__": "b", "m": np.ones((1, 4), np.uint8), "nested": {"n": 2}, "pair": [2.5, "t"]},
+    ]
+    batch = collate_with_autopadding(samples)
+    assert batch["__key__"] == ["a", "b"] and batch["batch_size"] == batch["nested"]["batch_size"] == 2
+    assert batch["m"].shape == (2, 2, 4) and batch["m"].dtype == torch.uint8
+    assert batch["m"].sum((1, 2)).tolist() == [6, 4] and batch["m"][0, :2, :3].all()
+    assert batch["pair"][0].tolist() == [1.5, 2.5] and batch["pair"][1] == ["s", "t"]
+    with pytest.raises(RuntimeError):
+        collate_with_batch_size(samples)
+    with pytest.raises(ValueError, match="'a' and 'b'.*only one of them has .*'extra'"):
+        collate_with_autopadding([samples[0], {**samples[1], "extra": 1}])
+
+
+def test_dummy_data_has_the_declared_types():
+    shapes = {"image": (4, 5, 3), "mask": (3, 4, 5, 1), "id": (2,)}
+    types_ = {"image": "image", "mask": "mask", "id": "categorical_300_400"}
+    module = DummyDataModule(shapes, types_, batch_size=2, train_size=5)
+    loader = module.train_dataloader()
+    batches = list(loader)
+    assert [batch["batch_size"] for batch in batches] == [2, 2, 1] and len(loader) == 3
+    assert batches[0]["image"].dtype == torch.uint8 and batches[0]["image"].shape == (2, 4, 5, 3)
+    assert batches[0]["mask"].sum(1).eq(1).all()
+    assert batches[0]["id"].min() >= 300 and batches[0]["id"].max() < 400
+    with pytest.raises(ValueError, match="four axes"):
+        DummyDataModule({"m": (3, 4)}, {"m": "mask"}).train_dataloader()
