@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,15 @@ class DataError(Exception):
     """The user's data or paths are not as they have to be; the message says what and where."""
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+@contextlib.contextmanager
+def command_line() -> Iterator[None]:
+    """End the program with one line for what a user has to correct, and for Ctrl-C."""
+    try:
+        yield
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run the same command again to go on")
 
 
 def positive(text: str) -> int:
@@ -33,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes its name only when it is complete.
 
     Raises:
-        DataError: There is no room for it.
+        DataError: The system does not let it be written; a full disk, for example.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -44,8 +52,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise DataError(f"{path} was not written: {error.strerror}. Make room and run again.") from error
+        if isinstance(error, OSError):
+            raise DataError(
+                f"{path} was not written: {error.strerror}. Correct that and run again."
+            ) from error
         raise
 
 

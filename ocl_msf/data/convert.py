@@ -4,12 +4,11 @@ OUT is the folder of all data sets; the environment variable DATASET_PREFIX name
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
 from ocl_msf.data import clevrtex
-from ocl_msf.data._work import DataError, positive
+from ocl_msf.data._work import command_line, positive
 from ocl_msf.data.shards import verify, write_dataset
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
@@ -43,7 +42,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     options = _parser().parse_args(arguments)
     module = DATASETS[options.dataset]
     folder = options.out / module.folder_name(options)
-    try:
+    with command_line():
         if options.verify:
             summary = verify(folder)
         else:
@@ -51,8 +50,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             summary = write_dataset(
                 folder, conversion, options.samples_per_shard, options.workers, options.overwrite
             )
-    except DataError as error:
-        sys.exit(f"error: {error}")
     counts = ", ".join(f"{name} {split['samples']}" for name, split in summary["splits"].items())
     print(f"{folder}: {counts} samples{', all checksums right' if options.verify else ''}")
 

@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional
 
 from ocl_msf._host import require_host
 from ocl_msf.data._work import DataError
+from ocl_msf.data.convert import DATASETS
 from ocl_msf.data.shards import SPLITS, damage, read_summary
 
 with require_host():
@@ -66,7 +67,8 @@ class ShardDataModule(WebdatasetDataModule):
 
 
 def _command(name: str, out: str = "OUT") -> str:
-    return f"python -m ocl_msf.data.convert {name.split('_')[0]} RAW {out}"
+    dataset = next((dataset for dataset in DATASETS if name.startswith(dataset)), name)
+    return f"python -m ocl_msf.data.convert {dataset} RAW {out}"
 
 
 def _find_shards(folder: Path) -> Dict[str, Dict[str, Any]]:

@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -21,7 +20,7 @@ from PIL import Image
 from ocl_msf.data._render import Camera, Light, Scene, render, trace
 from ocl_msf.data._shapes import SHAPES, Body
 from ocl_msf.data._textures import Material, sample_material
-from ocl_msf.data._work import DataError, positive, replacing, run_tasks
+from ocl_msf.data._work import DataError, command_line, positive, replacing, run_tasks
 
 VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
 SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.22, 0.33)}
@@ -203,9 +202,12 @@ def write_scene(out: Path, seed: int, size: Tuple[int, int], index: int) -> None
 def _is_complete(out: Path, seed: int, size: Tuple[int, int], index: int) -> bool:
     path = scene_path(out, index)
     record = path.with_name(path.name + ".json")
-    if not record.exists():
+    if not all(path.with_name(path.name + ending).exists() for ending in (".png", "_flat.png", ".json")):
         return False
-    found = json.loads(record.read_text()).get("generator")
+    try:
+        found = json.loads(record.read_text()).get("generator")
+    except ValueError:
+        return False
     if found != _origin(seed, size):
         raise DataError(
             f"{record} is a scene made with other settings ({found}). Use those or another folder."
@@ -258,10 +260,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
+    with command_line():
         made = make_scenes(options.out, options.count, options.seed, options.size, options.workers)
-    except DataError as error:
-        sys.exit(f"error: {error}")
     print(f"{options.count} scenes in {options.out / 'clevrtex_full'}, {made} of them new")
 
 
