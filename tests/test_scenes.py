@@ -67,19 +67,25 @@ def test_a_scene_depends_on_its_index_alone(tmp_path):
     assert len(images) == 2 * (5 + 5)
 
 
-def test_a_killed_run_is_completed(tmp_path):
-    count = 40
-    command = [sys.executable, "-m", "ocl_msf.data.scenes", str(tmp_path / "killed"), "--size", "64x48"]
-    process = subprocess.Popen([*command, "--count", str(count), "--workers", "2"], stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("killed/*/*/*.json")) and process.poll() is None:
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
+def test_an_interrupted_run_is_completed(tmp_path, kind):
+    folder = tmp_path / "interrupted"
+    command = [sys.executable, "-m", "ocl_msf.data.scenes", str(folder), "--size", "64x48", "--count", "9000"]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE)
+    while not list(folder.glob("*/*/*.json")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()  # returns when the workers, who share the pipe, have ended too
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*/*/*.json")}
-    assert make_scenes(tmp_path / "killed", count, size=SMALL, workers=1) <= count - len(done)
+    process.send_signal(getattr(signal, kind))
+    message = process.communicate()[
+        1
+    ].decode()  # returns when the workers, who share the pipe, have ended too
+    assert process.returncode == (1 if kind == "SIGINT" else -signal.SIGKILL)
+    assert ("interrupted: run the same command again" in message.splitlines()[-1]) == (kind == "SIGINT")
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*.json")}
+    count = max(int(path.stem.rsplit("_", 1)[1]) for path in done) + 12
+    assert make_scenes(folder, count, size=SMALL, workers=1) == count - len(done)
     assert all(path.stat().st_mtime_ns == written for path, written in done.items())
     make_scenes(tmp_path / "whole", count, size=SMALL, workers=1)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_a_half_written_scene_is_made_again_and_others_stay(tmp_path):
