@@ -100,7 +100,8 @@ def share_of_reader(n_shards, current_pass, worker_id, n_workers):
     reader = current_pass.rank * n_workers + worker_id
     n_whole = n_shards if current_pass.world_size == 1 else n_shards - n_shards % n_readers
     whole = [(index, 0, 1) for index in range(reader, n_whole, n_readers)]
-    return whole + [(index, reader, n_readers) for index in range(n_whole, n_shards)]
+    # Rotating the parts evens out who gets one sample more.
+    return whole + [(index, (reader + index) % n_readers, n_readers) for index in range(n_whole, n_shards)]
 
 
 def read_shard(shard, field_prefixes, part=0, n_parts=1):

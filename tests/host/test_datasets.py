@@ -153,9 +153,8 @@ def test_ranks_and_workers_share_all_samples():
                 for shard, part, n_parts in share_of_reader(n_shards, current, worker, n_workers):
                     read[rank] += [(shard, sample) for sample in range(part, 10, n_parts)]
             assert sorted(sum(read, [])) == [(s, i) for s in range(n_shards) for i in range(10)]
-            assert max(map(len, read)) - min(map(len, read)) <= n_shards * n_workers
-            if n_shards % (world_size * n_workers) == 0:
-                assert all({sample for _, sample in share} == set(range(10)) for share in read)
+            if world_size > 1:
+                assert max(map(len, read)) - min(map(len, read)) <= 2 * n_workers
 
 
 RANK = """
