@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ocl_msf.data._work import replacing
 from ocl_msf.data.clevrtex import find_scenes
 from ocl_msf.data.convert import main
 
@@ -300,6 +301,17 @@ def test_masks_that_cannot_be_right_are_refused(tmp_path, mask, message):
 def test_options_that_make_no_sense_are_refused(raw, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):
         convert(raw, tmp_path, *options)
+
+
+def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "file"
+    with replacing(path) as file:
+        file.write(b"first")
+        assert not path.exists()
+    with pytest.raises(KeyError), replacing(path) as file:
+        file.write(b"second, cut")
+        raise KeyError
+    assert contents(tmp_path) == {"new/file": b"first"}
 
 
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(raw, tmp_path):
