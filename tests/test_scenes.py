@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from ocl_msf.data._render import _lit
-from ocl_msf.data._shapes import SHAPES, Body
+from ocl_msf.data._shapes import BOUND, SHAPES, Body
 from ocl_msf.data._work import DataError
 from ocl_msf.data.scenes import MIN_VISIBLE, main, make_scenes, sample_scene, scene_path
 
@@ -180,6 +180,7 @@ def test_rays_meet_bodies_where_small_steps_find_them(shape):
     inside = INSIDE[shape](c * x + s * y, c * y - s * x, z)
     hit = inside.any(axis=1)
     assert 100 < hit.sum() < 400
+    assert np.sqrt(x**2 + y**2 + z**2)[inside].max() < BOUND
     assert (leave - enter)[~hit].max() < 0.02
     np.testing.assert_allclose(enter[hit], steps[inside.argmax(axis=1)[hit]], atol=0.006)
     np.testing.assert_allclose(leave[hit], steps[-1 - inside[:, ::-1].argmax(axis=1)[hit]], atol=0.006)

@@ -57,7 +57,7 @@ SHAPES = {
     "cylinder": Shape(_CAPS, (1, 1, 0, 0, -0.8), -0.8),
     "cone": Shape(np.float32([(0, 0, 1, 0.9), (0, 0, -1, 0.9)]), (1, 1, -0.25, 0.45, -0.2025), -0.9),
 }
-BOUND = 1.3  # all shapes fit into a sphere of this radius
+BOUND = 1.31  # all shapes fit into a sphere of this radius
 
 
 @dataclass(frozen=True)
