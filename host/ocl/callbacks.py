@@ -174,7 +174,7 @@ class StopOnSignal(pl.Callback):
         if folder and trainer.global_step > 0 and not trainer.sanity_checking:
             name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
             path = os.path.join(folder, name)
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             if trainer.is_global_zero:
                 log.warning("Interrupted at step %d, saved %s", trainer.global_step, path)
                 hint = f"load_checkpoint='{os.path.abspath(path)}'"

@@ -15,9 +15,11 @@ from typing import Callable, Optional
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from ocl._shards import ShardError
 from ocl.utils.checkpoints import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ USER_ERRORS = (
     MisconfigurationException,
     OmegaConfBaseException,
     OSError,
+    ShardError,
     ValueError,
 )
 
@@ -70,6 +73,7 @@ def hydra_1_1() -> Iterator[None]:
     """Keep Hydra from advising against the behaviour of version 1.1, which community configs expect."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*version_base", UserWarning)
+        warnings.filterwarnings("ignore", "Future Hydra versions will no longer change", UserWarning)
         yield
 
 
@@ -82,7 +86,14 @@ def hydra_main(config_name: str) -> Callable:
     def decorate(task: Callable) -> Callable:
         with hydra_1_1():
             main = hydra.main(config_name=config_name, config_path="pkg://configs", version_base="1.1")
-        return main(report_errors(task))
+        program = main(report_errors(task))
+
+        @functools.wraps(task)
+        def run(config: Optional[DictConfig] = None) -> None:
+            with hydra_1_1():
+                program(config)
+
+        return run
 
     return decorate
 
@@ -109,6 +120,12 @@ def describe(error: BaseException) -> str:
     """Say in one paragraph what went wrong, with the place where it was raised."""
     message = str(error).strip()
     if "Original Traceback" in message:  # an error of a data worker brings its traceback as text
-        message = message.splitlines()[-1]
+        lines = message.splitlines()
+        return "\n".join(lines[max(i for i, line in enumerate(lines) if re.match(r"[\w.]+(:|$)", line)) :])
     frame = traceback.extract_tb(error.__traceback__)[-1]
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(error, HydraException) and str(cause) not in message:
+        message = f"{message}\n{cause}"
     return f"{message}\n({type(error).__name__} in {frame.filename}:{frame.lineno})"

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import to_absolute_path
-from omegaconf import MISSING, DictConfig, open_dict
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
 from ocl.cli import eval_utils
@@ -75,6 +75,22 @@ def find_train_config(config: DictConfig) -> str:
     )
 
 
+def resolve_paths(config: DictConfig) -> DictConfig:
+    """Return the evaluation config with the files and folders it leaves open, as absolute paths.
+
+    Raises:
+        ValueError: If one of them does not exist.
+    """
+    config = config.copy()
+    config.train_config_path = find_train_config(config)
+    run_folder = os.path.dirname(os.path.dirname(config.train_config_path))
+    config.checkpoint_path = find_evaluated_checkpoint(config, run_folder)
+    config.output_dir = to_absolute_path(config.output_dir) if config.output_dir else run_folder
+    if not os.path.isdir(config.output_dir):
+        raise ValueError(f"output_dir {config.output_dir} does not exist.")
+    return config
+
+
 def load_train_config(path: str, overrides: Optional[list[str]]) -> DictConfig:
     """Compose a training config with overrides in Hydra's grammar."""
     folder, name = os.path.split(path)
@@ -136,27 +152,34 @@ def extend_model(model: CombinedModel, config: DictConfig) -> None:
         model.evaluation_metrics = nn.ModuleDict(instantiate(config.evaluation_metrics))
 
 
+def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
+    """Build the trainer of the evaluation, which collects outputs if they are to be stored."""
+    callbacks = []
+    if config.save_outputs:
+        callbacks.append(
+            eval_utils.ExtractDataFromPredictions(
+                config.outputs_to_store, max_samples=config.n_samples_to_store, flatten_batches=True
+            )
+        )
+    return eval_utils.build_evaluation_trainer(train_config, callbacks)
+
+
 def evaluate_split(
-    config: DictConfig, train_config: DictConfig, split: str, model: CombinedModel, datamodule: Any
+    config: DictConfig, trainer: pl.Trainer, model: CombinedModel, datamodule: Any, split: str
 ) -> dict[str, float]:
     """Evaluate a split, store outputs if they are asked for, and return losses and metrics by name."""
-    eval_utils.seed_from_config(train_config)  # the same numbers, whichever splits come before
     datamodule.setup(STAGES[split])
     batches = getattr(datamodule, f"{split}_dataloader")()
-    extractor = None
-    if config.save_outputs:
-        extractor = eval_utils.ExtractDataFromPredictions(
-            config.outputs_to_store, max_samples=config.n_samples_to_store, flatten_batches=True
-        )
-        if config.n_samples_to_store is not None:
-            batches = eval_utils.limit_samples(batches, config.n_samples_to_store)
-    model.return_outputs_on_validation = config.save_outputs
-    trainer = eval_utils.build_evaluation_trainer(train_config, [extractor] if extractor else [])
+    if config.save_outputs and config.n_samples_to_store is not None:
+        batches = eval_utils.limit_samples(batches, config.n_samples_to_store)
     (metrics,) = trainer.validate(model, dataloaders=batches, verbose=False)
-    if extractor:
-        folder = os.path.join(config.output_dir, config.outputs_dirname, split)
-        eval_utils.save_outputs(folder, extractor.get_outputs())
-        log.info("Outputs of %s are in %s", split, folder)
+    for extractor in trainer.callbacks:
+        if isinstance(extractor, eval_utils.ExtractDataFromPredictions):
+            folder = os.path.join(config.output_dir, config.outputs_dirname, split)
+            eval_utils.save_outputs(folder, extractor.get_outputs())
+            log.info("Outputs of %s are in %s", split, folder)
+    values = [f"{name} {value:.4g}" for name, value in metrics.items()]
+    log.info("%s: %s", split, ", ".join(values))
     return {re.sub("^val/", "", name): value for name, value in metrics.items()}
 
 
@@ -174,35 +197,31 @@ def evaluate(config: DictConfig) -> None:
     """Evaluate the model of a training run and write the report.
 
     Raises:
-        ValueError: If the training config, the checkpoint or the output folder does not exist.
+        ValueError: If the training config, the checkpoint or the output folder does not exist, or outputs
+            are to be saved without saying which.
     """
     if config.save_outputs and not config.outputs_to_store:
         raise ValueError("save_outputs=true needs `outputs_to_store`, paths such as [masks,input.image].")
-    train_config_path = find_train_config(config)
-    run_folder = os.path.dirname(os.path.dirname(train_config_path))
-    checkpoint_path = find_evaluated_checkpoint(config, run_folder)
-    config = config.copy()
-    with open_dict(config):
-        config.output_dir = to_absolute_path(config.output_dir) if config.output_dir else run_folder
-    if not os.path.isdir(config.output_dir):
-        raise ValueError(f"output_dir {config.output_dir} does not exist.")
-
-    train_config = load_train_config(train_config_path, config.train_config_overrides)
+    config = resolve_paths(config)
+    train_config = load_train_config(config.train_config_path, config.train_config_overrides)
     eval_utils.seed_from_config(train_config)
     datamodule = build_datamodule(config, train_config)
-    model = eval_utils.build_trained_model(train_config, checkpoint_path)
+    model = eval_utils.build_trained_model(train_config, config.checkpoint_path)
     extend_model(model, config)
+    trainer = build_trainer(config, train_config)
+    model.return_outputs_on_validation = config.save_outputs
+    if trainer.limit_val_batches != 1.0:
+        log.warning("Only a part is evaluated: trainer.limit_val_batches=%s", trainer.limit_val_batches)
 
     datamodule.prepare_data()
     metrics = {}
     for split in STAGES:
         if config[f"eval_{split}"]:
-            metrics[split] = evaluate_split(config, train_config, split, model, datamodule)
-            values = [f"{name} {value:.4g}" for name, value in metrics[split].items()]
-            log.info("%s: %s", split, ", ".join(values))
+            eval_utils.seed_from_config(train_config)  # the same numbers, whichever splits come before
+            metrics[split] = evaluate_split(config, trainer, model, datamodule, split)
     report = {
-        "train_config_path": train_config_path,
-        "checkpoint_path": os.path.abspath(checkpoint_path),
+        "train_config_path": config.train_config_path,
+        "checkpoint_path": config.checkpoint_path,
         "metrics": metrics,
     }
     path = os.path.join(config.output_dir, config.report_filename)

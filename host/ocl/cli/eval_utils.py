@@ -10,7 +10,12 @@ import torch
 from omegaconf import DictConfig
 
 from ocl.callbacks import update_global_step
-from ocl.cli.train import build_and_register_datamodule_from_config, build_model_from_config, instantiate
+from ocl.cli.train import (
+    build_and_register_datamodule_from_config,
+    build_model_from_config,
+    instantiate,
+    use_progress_bar,
+)
 from ocl.combined_model import CombinedModel
 from ocl.utils.checkpoints import load_weights
 from ocl.utils.trees import get_tree_element
@@ -50,7 +55,7 @@ def seed_from_config(config: DictConfig) -> None:
 
 
 def build_evaluation_trainer(config: DictConfig, callbacks: Optional[list] = None) -> pl.Trainer:
-    """Build the trainer of a training config, reduced to one device and without side effects.
+    """Build the trainer of a training config, reduced to one device and writing nothing.
 
     Args:
         config: Training config.
@@ -58,6 +63,7 @@ def build_evaluation_trainer(config: DictConfig, callbacks: Optional[list] = Non
     """
     return instantiate(
         config.trainer,
+        enable_progress_bar=use_progress_bar(config),
         devices=1,
         num_nodes=1,
         strategy="auto",

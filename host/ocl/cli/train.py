@@ -9,7 +9,7 @@ import hydra_zen
 import pytorch_lightning as pl
 from hydra.core.config_store import ConfigStore
 from hydra.utils import to_absolute_path
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from ocl.callbacks import LogProgress, StopOnSignal
 from ocl.cli.cli_utils import hydra_main
@@ -103,10 +103,14 @@ def build_trainer(config: DictConfig) -> pl.Trainer:
     plugins = plugins if isinstance(plugins, list) else [plugins]
     if not any(isinstance(plugin, pl.plugins.CheckpointIO) for plugin in plugins):
         plugins.append(AtomicCheckpointIO())
-    progress_bar = trainer.get("enable_progress_bar")
-    if progress_bar is None:  # a log file gets the lines of LogProgress instead
-        progress_bar = sys.stdout.isatty()
+    progress_bar = use_progress_bar(config)
     return instantiate(trainer, callbacks=callbacks, plugins=plugins, enable_progress_bar=progress_bar)
+
+
+def use_progress_bar(config: DictConfig) -> bool:
+    """Return what the config says or, without saying, whether there is a terminal instead of a log file."""
+    configured = config.trainer.get("enable_progress_bar")
+    return sys.stdout.isatty() if configured is None else configured
 
 
 def find_resume_checkpoint(config: DictConfig, model: CombinedModel) -> Optional[str]:
@@ -121,7 +125,16 @@ def find_resume_checkpoint(config: DictConfig, model: CombinedModel) -> Optional
 
 @hydra_main("training_config")
 def train(config: DictConfig) -> None:
-    """Train the model of a config in the current directory."""
+    """Train the model of a config in the current directory.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint to resume from at `load_checkpoint`.
+        ValueError: If the config lacks a mandatory part.
+    """
+    parts = ("dataset", "models", "losses", "optimizers")
+    missing = ", ".join(name for name in parts if OmegaConf.is_missing(config, name))
+    if missing:
+        raise ValueError(f"The config has no {missing}. Choose an experiment: +experiment=<name>.")
     pl.seed_everything(config.seed, workers=True)
     datamodule = build_and_register_datamodule_from_config(config)
     model = build_model_from_config(config)

@@ -33,7 +33,9 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
         raise FileNotFoundError(f"Checkpoint {path} does not exist.")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no checkpoint can make the reader fail in any way
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             found = re.search(r"GLOBAL (\S+)", str(error))
             raise CheckpointError(
