@@ -126,11 +126,7 @@ class CombinedModel(pl.LightningModule):
                 self._show(experiment, f"{phase}/{name}.{key}", image)
 
     def _show(self, experiment: Any, tag: str, image: Any) -> None:
-        if image is None:
-            return
-        try:
+        # Many loggers cannot show images, or not all kinds of them.
+        method = getattr(image, "experiment_method", None)
+        if image is not None and (method is None or hasattr(experiment, method)):
             image.add_to_experiment(experiment=experiment, tag=tag, global_step=self.trainer.global_step)
-        except AttributeError as error:
-            # Many loggers cannot show images; Python 3.9 does not tell whose attribute is missing.
-            if getattr(error, "obj", experiment) is not experiment:
-                raise
