@@ -272,4 +272,4 @@ def _progress(step: int, start: int, end: int) -> float:
     """Share of the way from `start` to `end`, clipped to 0..1."""
     if step >= end:
         return 1.0
-    return max(0, step - start) / (end - start)
+    return 0.0 if step <= start else (step - start) / (end - start)

@@ -178,9 +178,9 @@ def evaluate_split(
             folder = os.path.join(config.output_dir, config.outputs_dirname, split)
             eval_utils.save_outputs(folder, extractor.get_outputs())
             log.info("Outputs of %s are in %s", split, folder)
-    values = [f"{name} {value:.4g}" for name, value in metrics.items()]
-    log.info("%s: %s", split, ", ".join(values))
-    return {re.sub("^val/", "", name): value for name, value in metrics.items()}
+    metrics = {re.sub("^val/", "", name): value for name, value in metrics.items()}
+    log.info("%s: %s", split, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    return metrics
 
 
 def write_report(path: str, report: dict[str, Any]) -> None:

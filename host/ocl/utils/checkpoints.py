@@ -95,14 +95,17 @@ def select_weights(checkpoint: dict[str, Any], path: str, source_path: str = "")
 
 
 def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
-    """Raise a `CheckpointError` with the first differences unless keys and shapes are those of the module."""
+    """Raise a `CheckpointError` with the first differences unless keys and shapes are those of the module.
+
+    A module's extra state, which has no shape, is left to the module.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     reshaped = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        for name, value in own.items()
+        if torch.is_tensor(value) and name in state and state[name].shape != value.shape
     ]
     differences = [
         f"{len(names)} {kind} ({_first(names)})"
@@ -139,7 +142,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"Checkpoint {path} could not be written: {_reason(error)}") from error
+            # A full disk shows as an error of the writer, raised while closing the file.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise CheckpointError(f"Checkpoint {path} could not be written: {_reason(cause)}") from error
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
