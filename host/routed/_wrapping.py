@@ -2,9 +2,10 @@
 import inspect
 from collections.abc import Mapping
 
-from ocl.utils.trees import get_tree_element
 from torch import nn
 from torchmetrics import Metric
+
+from ocl.utils.trees import get_tree_element
 
 
 def route_class(cls, module_name, name):
