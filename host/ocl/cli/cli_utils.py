@@ -121,7 +121,8 @@ def describe(error: BaseException) -> str:
     message = str(error).strip()
     if "Original Traceback" in message:  # an error of a data worker brings its traceback as text
         lines = message.splitlines()
-        return "\n".join(lines[max(i for i, line in enumerate(lines) if re.match(r"[\w.]+(:|$)", line)) :])
+        starts = [number for number, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
+        return "\n".join(lines[starts[-1] if starts else -1 :])
     frame = traceback.extract_tb(error.__traceback__)[-1]
     cause = error
     while cause.__cause__ is not None:

@@ -35,9 +35,9 @@ class EvaluationConfig:
     checkpoint_path: Optional[str] = None
     output_dir: Optional[str] = None
     report_filename: str = "metrics.json"
-    modules: Optional[dict[str, Any]] = None
+    modules: Any = None  # not an optional dict: overrides could not turn its None into one
     dataset: Any = None
-    evaluation_metrics: Optional[dict[str, Any]] = None
+    evaluation_metrics: Any = None
     save_outputs: bool = False
     skip_metrics: bool = False
     outputs_dirname: str = "outputs"

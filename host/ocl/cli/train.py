@@ -41,8 +41,8 @@ class TrainingConfig:
     visualizations: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerConf = field(default_factory=TrainerConf)
     training_vis_frequency: Optional[int] = None
-    training_metrics: Optional[dict[str, Any]] = None
-    evaluation_metrics: Optional[dict[str, Any]] = None
+    training_metrics: Any = None  # not an optional dict: overrides could not turn its None into one
+    evaluation_metrics: Any = None
     load_checkpoint: Optional[str] = None
     seed: Optional[int] = None
     experiment: dict[str, Any] = field(default_factory=lambda: {"callbacks": {}})
