@@ -220,6 +220,26 @@ def test_wrong_input_ends_with_one_message(user_configs, tmp_path):
     assert "Traceback" not in result.stdout + result.stderr and "HYDRA_FULL_ERROR=1" in result.stdout
 
 
+def test_sigterm_becomes_the_exit_status_and_leaves_a_checkpoint(user_configs, tmp_path):
+    (tmp_path / "terminating.py").write_text(
+        "import os, signal\n"
+        "import pytorch_lightning as pl\n\n\n"
+        "class Terminate(pl.Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        "        if trainer.global_step == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    terminate = "+experiment.callbacks.terminate._target_=terminating.Terminate"
+    result = ocl_train(
+        "--config-dir", user_configs, "+experiment=tiny", terminate, cwd=tmp_path, PYTHONPATH=path
+    )
+    assert result.returncode == 143
+    (folder,) = (tmp_path / "outputs" / "tiny").iterdir()
+    checkpoint = cli_utils.find_checkpoint(str(folder))
+    assert checkpoint.endswith("step=2.ckpt") and f"load_checkpoint='{checkpoint}'" in result.stdout
+
+
 def test_resuming_continues_in_a_new_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = cli_utils.find_checkpoint(str(run))
@@ -271,7 +291,8 @@ def test_the_report_and_outputs_default_to_the_run_folder(run, tmp_path, monkeyp
 
 
 def test_modules_metrics_and_stored_outputs(run, evaluate, tmp_path):
-    identity = {"_target_": "routed.torch.nn.Identity", "input_path": "net"}
+    # Identity takes any argument: this one only exists in the config of the evaluation.
+    identity = {"_target_": "routed.torch.nn.Identity", "input_path": "net", "folder": "${output_dir}"}
     metrics = evaluate(
         f"train_config_path={run}",
         "evaluation_metrics={top: {_target_: routed.ocl.metrics.TensorStatistic, tensor_path: copy}}",
