@@ -157,23 +157,31 @@ def test_ranks_and_workers_share_all_samples():
                 assert max(map(len, read)) - min(map(len, read)) <= 2 * n_workers
 
 
+# Workers come from a fork server: forking a process that holds gloo's threads can deadlock inside CPython 3.11.
 RANK = """
-import json, sys
+import json, multiprocessing, sys
 import torch
 from ocl.datasets import WebdatasetDataModule
 from ocl.transforms import SimpleTransform
 
-rank, rendezvous, scenarios = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-torch.manual_seed(rank)
-transforms = {"t": SimpleTransform({"x": abs}, batch_transform=False)}
-results = []
-for options in scenarios:
-    module = WebdatasetDataModule(train_transforms=transforms, eval_transforms=transforms, **options)
-    loaders = module.train_dataloader(), module.val_dataloader()
-    results.append([[batch["__key__"] for batch in loader] for loader in loaders])
-torch.distributed.barrier()
-print("RESULT", json.dumps(results))
+
+def read(scenarios):
+    transforms = {"t": SimpleTransform({"x": abs}, batch_transform=False)}
+    for options in scenarios:
+        module = WebdatasetDataModule(train_transforms=transforms, eval_transforms=transforms, **options)
+        loaders = module.train_dataloader(), module.val_dataloader()
+        yield [[batch["__key__"] for batch in loader] for loader in loaders]
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    multiprocessing.set_forkserver_preload(["ocl.datasets"])
+    rank, rendezvous, scenarios = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    results = list(read(scenarios))
+    torch.distributed.barrier()
+    print("RESULT", json.dumps(results))
 """
 
 
@@ -200,7 +208,11 @@ def two_ranks(tmp_path_factory):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     results = [json.loads(output.split("RESULT")[1]) for output in outputs]
     return dict(zip(scenarios, zip(*results)))
 
