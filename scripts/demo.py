@@ -76,7 +76,7 @@ def main() -> None:
     """Run all steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
-    parser.add_argument("--scenes", type=int, default=2400, help="scenes to make, 200 of them held out")
+    parser.add_argument("--scenes", type=int, default=2000, help="scenes to make, 200 of them held out")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for both trainings")
     options = parser.parse_args()
     folder = options.folder.resolve()

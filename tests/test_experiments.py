@@ -27,7 +27,7 @@ TINY = [
     "experiment.vae={dim:8,hidden_dim:8}",
     "experiment.slots={number:3,dim:8}",
     "experiment.encoder.dim=4",
-    "experiment.decoder={dim:16,num_layers:1,num_heads:2}",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
     "experiment.image_size=32",
     "seed=0",
 ]
