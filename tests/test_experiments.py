@@ -93,7 +93,7 @@ def compose(shards, tmp_path, monkeypatch):
 def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, preset):
     config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}", *preset])
     model = build_model_from_config(config)
-    assert sum(p.numel() for p in model.parameters()) > 1e5
+    assert sum(p.numel() for p in model.parameters()) > 1e4
     assert config.trainer.max_steps in (30000, 50000) or preset
 
 
