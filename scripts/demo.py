@@ -28,11 +28,24 @@ def run(title: str, *command: str) -> None:
     """Run one step in the foreground; its failure ends the demo."""
     print(f"\n== {title}\n   {' '.join(command)}\n", flush=True)
     begin = time.monotonic()
-    status = subprocess.call(command)
+    status = wait_for(subprocess.Popen(command))
     if status:
         print(f"\nThis step ended with status {status}. Run the same command again to go on from here.")
         sys.exit(status if status > 0 else 128 - status)
     print(f"   {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def wait_for(process: subprocess.Popen) -> int:
+    """Wait for a step; when the demo is stopped, let the step save what it has before the demo ends, too."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # Ctrl-C has reached the step as well
+        process.wait()
+        raise
+    except SystemExit:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def python(module: str) -> list:
@@ -106,7 +119,7 @@ def find_untrained(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except KeyboardInterrupt:
