@@ -1,7 +1,7 @@
 """Lightning callbacks the host lacks."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from hydra.utils import to_absolute_path
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -15,9 +15,9 @@ class LoadGuidance(Callback):
     A run that resumes takes its guidance from its own checkpoint, so stage 1's file is not needed again.
 
     Args:
-        variant: of the VAE.
-        search_folder: the runs of the stage-1 experiment, relative to the launch directory; the newest finished one of
-            this variant is taken.
+        wanted: settings below `experiment` that a run of stage 1 must share with this one, such as the variant.
+        search_folder: the runs of the stage-1 experiment, relative to the launch directory; the newest finished one
+            with these settings is taken.
         command: the command that trains stage 1, for the message when there is none.
         checkpoint: a stage-1 checkpoint to take instead, relative to the launch directory.
         target: name of the FrozenGuidance among the models.
@@ -26,32 +26,49 @@ class LoadGuidance(Callback):
 
     def __init__(
         self,
-        variant: str,
+        wanted: Dict[str, Any],
         search_folder: str,
         command: str,
         checkpoint: Optional[str] = None,
         target: str = "guidance",
         source: str = "models.vqvae",
     ):
-        self.variant = variant
+        self.wanted = wanted
         self.search_folder = search_folder
         self.command = command
         self.checkpoint = checkpoint
         self.target = target
         self.source = source
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Load on the way into training, unless a checkpoint of stage 2 is about to be restored."""
-        if stage != "fit" or trainer.ckpt_path is not None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load on the way into training, unless a checkpoint of stage 2 has been restored.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint to load.
+            ValueError: it is damaged, or of another variant or shape.
+        """
+        guidance = pl_module.models[self.target]
+        if guidance.loaded:
             return
         if self.checkpoint:
             path = Path(to_absolute_path(self.checkpoint))
         else:
-            path = find_finished(Path(to_absolute_path(self.search_folder)), self.variant, self.command)
+            path = find_finished(Path(to_absolute_path(self.search_folder)), self.wanted, self.command)
+        weights = read_weights(path, self.source)
         try:
-            pl_module.models[self.target].load(read_weights(path, self.source))
-        except RuntimeError as error:
+            guidance.load(weights)
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"The guidance checkpoint {path} does not fit this experiment: {error}") from error
+
+
+class SaveFinished(Callback):
+    """Keep the model of the last step, also when that is no multiple of the interval between checkpoints."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save beside the other checkpoints, unless that step has been saved."""
+        folder, step = Path(trainer.checkpoint_callback.dirpath), trainer.global_step
+        if step >= trainer.max_steps and not list(folder.glob(f"*step={step}.ckpt")):
+            trainer.save_checkpoint(folder / f"epoch={trainer.current_epoch}-step={step}.ckpt")
 
 
 class SaveUntrained(Callback):

@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -12,10 +13,10 @@ STEP = re.compile(r"step=(\d+)\.ckpt$")
 
 
 class Run(NamedTuple):
-    """A training run of stage 1: its folder, its variant, its newest checkpoint, the steps made and wanted."""
+    """A training run: its folder, its settings below `experiment`, its last checkpoint, the steps made and wanted."""
 
     folder: Path
-    variant: str
+    settings: Dict[str, Any]
     checkpoint: Optional[Path]
     step: int
     max_steps: int
@@ -66,22 +67,24 @@ def find_runs(folder: Path) -> List[Run]:
 def _read_run(config_path: Path) -> Optional[Run]:
     try:
         config = OmegaConf.load(config_path)
-        variant, max_steps = str(config.experiment.variant), int(config.trainer.max_steps)
-    except (OmegaConfBaseException, TypeError, ValueError):
+        settings, max_steps = OmegaConf.to_container(config.experiment), int(config.trainer.max_steps)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError):
+        return None
+    if max_steps < 1:
         return None
     folder = config_path.parent.parent
     steps = {path: STEP.search(path.name) for path in folder.glob("lightning_logs/version_*/checkpoints/*.ckpt")}
     made = sorted((int(found.group(1)), path) for path, found in steps.items() if found)
     step, checkpoint = made[-1] if made else (0, None)
-    return Run(folder, variant, checkpoint, step, max_steps)
+    return Run(folder, settings, checkpoint, step, max_steps)
 
 
-def find_finished(folder: Path, variant: str, command: str) -> Path:
-    """Find the checkpoint of the newest finished run of a variant.
+def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:
+    """Find the checkpoint of the newest finished run with the wanted settings.
 
     Args:
         folder: holds the runs of one stage-1 experiment.
-        variant: of the VAE.
+        wanted: settings below `experiment`, and their values.
         command: what makes such a run; goes into the message.
 
     Raises:
@@ -89,11 +92,19 @@ def find_finished(folder: Path, variant: str, command: str) -> Path:
     """
     runs = find_runs(folder)
     for run in runs:
-        if run.variant == variant and run.finished:
+        if run.finished and _settings(run, wanted) == wanted:
             return run.checkpoint
-    lines = [f"Stage 2 needs a trained VAE of variant '{variant}', and {folder} holds no finished run of it."]
+    lines = [f"Stage 2 needs a trained VAE with {_words(wanted)}, and {folder} holds no finished run of it."]
     for run in runs:
-        lines.append(f"  found {run.folder}: variant '{run.variant}', step {run.step} of {run.max_steps}")
+        lines.append(f"  found {run.folder}: {_words(_settings(run, wanted))}, step {run.step} of {run.max_steps}")
     lines.append(f"Train stage 1 first:  {command}")
     lines.append("or name a checkpoint:  experiment.vae_checkpoint=PATH")
     raise FileNotFoundError("\n".join(lines))
+
+
+def _settings(run: Run, wanted: Dict[str, Any]) -> Dict[str, Any]:
+    return {name: run.settings.get(name) for name in wanted}
+
+
+def _words(settings: Dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

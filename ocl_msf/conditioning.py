@@ -9,8 +9,7 @@ from torch import nn
 class GaussianQueries(nn.Module):
     """Queries drawn from Gaussians with a learned mean for each slot and one scheduled sigma (section A.5).
 
-    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic. The means start at 0,
-    so training starts from one Gaussian for all slots, and an untrained model has no slot to prefer to another.
+    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic.
 
     Args:
         object_dim: channels of a slot.
@@ -23,7 +22,7 @@ class GaussianQueries(nn.Module):
         self.object_dim = object_dim
         self.n_slots = n_slots
         self.sigma = sigma
-        self.mean = nn.Parameter(torch.zeros(1, n_slots, object_dim))
+        self.mean = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, n_slots, object_dim)))
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return queries (batch_size, n_slots, object_dim)."""

@@ -27,6 +27,9 @@ class NaiveCNN(ImageFeatureExtractor):
             layer for i, o in zip(channels, channels[1:]) for layer in (nn.Conv2d(i, o, 5, padding=2), nn.ReLU())
         ]
         self.layers = nn.Sequential(*layers)
+        for layer in layers[::2]:  # He's initialisation: else four layers shrink the image's part below the position's
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
     @property
     def feature_dim(self) -> int:

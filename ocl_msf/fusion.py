@@ -103,7 +103,7 @@ def inter_scale_fusion(codebook: Codebook, maps: Sequence[torch.Tensor]) -> List
         indices = match.indices[chosen]
         fused.append(Fused(rows[chosen], codebook(indices), indices, winners))
     if codebook.training:
-        codebook.replace_dead_codes(rows, match.indices)
+        codebook.replace_dead_codes(rows, torch.cat([f.indices.flatten() for f in fused]))
     return fused
 
 

@@ -19,7 +19,7 @@ class Weighted(nn.Module):
     """A loss that a model has computed, times a weight.
 
     Args:
-        weight: a number or a schedule of the host.
+        weight: a number.
     """
 
     def __init__(self, weight: float = 1.0):
@@ -32,7 +32,7 @@ class Weighted(nn.Module):
 
 
 class GroupedCrossEntropy(nn.Module):
-    """Cross entropy of every index of a super-pixel, added over codebooks, in nats per token (SPEC: two heads)."""
+    """Cross entropy of every index of a super-pixel, added over codebooks, in nats per token."""
 
     def forward(
         self, logits: Sequence[torch.Tensor], indices: torch.Tensor

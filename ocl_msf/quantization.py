@@ -125,14 +125,14 @@ class Codebook(nn.Module):
 
         Args:
             features: (n, d), the vectors that were matched; the same n on every rank.
-            indices: (n,), their codes.
+            indices: (l,), the codes that were passed on; the same l on every rank.
         """
         size = self.usage.numel()
         counts = torch.bincount(indices, minlength=size).to(self.usage)
         share = _sum_over_ranks(counts) / (len(indices) * _world_size())
         self.usage.lerp_(share, 1 - self.usage_decay)
-        if self.replace_below:
-            dead = self.usage < self.replace_below / size
+        dead = self.usage < self.replace_below / size
+        if dead.any():
             rows = _random_rows(features, size).to(self.weight)
             self.weight.copy_(torch.where(dead[:, None], rows, self.weight))
             self.usage.masked_fill_(dead, 1.0 / size)
@@ -182,7 +182,8 @@ class InvertibleProjection(nn.Module):
         """
         w = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         factor, info = torch.linalg.cholesky_ex(w.T @ w)
-        if info.item():
+        pivots = factor.diagonal()
+        if info.item() or pivots.min() <= 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max():  # rounding leaves no less
             raise ValueError(
                 f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has lost its full column rank (or holds NaN), "
                 "so it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
@@ -256,8 +257,9 @@ class Quantizer(nn.Module, ABC):
 
     def lookup_scale(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
         """Turn the indices (b, g, h, w) of one scale, counted from 0, back into X (b, d, h, w)."""
-        codes = self.select(rearrange(indices, "b g h w -> b h w g"), scale)
-        return rearrange(self.combine([codes])[0], "b h w d -> b d h w")
+        with torch.autocast(indices.device.type, enabled=False):
+            codes = self.select(rearrange(indices, "b g h w -> b h w g"), scale)
+            return rearrange(self.combine([codes])[0], "b h w d -> b d h w")
 
     @abstractmethod
     def quantize(self, maps: List[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor], List[torch.Tensor]]:

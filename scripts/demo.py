@@ -53,7 +53,7 @@ def python(module: str) -> list:
     return [sys.executable, "-m", module]
 
 
-def train(experiment: str, outputs: Path, extra: list) -> Run:
+def train(experiment: str, outputs: Path) -> Run:
     """Train an experiment unless a finished run is there; go on from the furthest checkpoint of an unfinished one."""
     folder = outputs / "msf" / experiment
     runs = find_runs(folder)
@@ -63,8 +63,8 @@ def train(experiment: str, outputs: Path, extra: list) -> Run:
         return finished[0]
     started = max((run for run in runs if run.checkpoint), key=lambda run: run.step, default=None)
     resume = [f"load_checkpoint='{started.checkpoint}'"] if started else []
-    overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", f"+experiment.root_output_folder={outputs}"]
-    run(f"training {experiment}", *python("ocl.cli.train"), *overrides, *resume, *extra)
+    overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", f"+experiment.root_output_folder='{outputs}'"]
+    run(f"training {experiment}", *python("ocl.cli.train"), *overrides, *resume)
     return find_runs(folder)[0]
 
 
@@ -90,8 +90,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
     parser.add_argument("--scenes", type=int, default=2000, help="scenes to make, 200 of them held out")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides for both trainings")
     options = parser.parse_args()
+    if options.scenes <= 200:
+        parser.error("--scenes must be more than the 200 that are held out")
     folder = options.folder.resolve()
     os.environ["DATASET_PREFIX"] = str(folder / "shards")
     workers = str(os.cpu_count() or 1)
@@ -102,8 +103,8 @@ def main() -> None:
     shards = [str(folder / "raw" / "clevrtex_full"), str(folder / "shards")]
     run("converting them", *python("ocl_msf.data.convert"), "clevrtex", *shards, *splits)
 
-    train("vqvae_clevrtex", folder / "outputs", options.overrides)
-    slate = train("slate_clevrtex", folder / "outputs", options.overrides)
+    train("vqvae_clevrtex", folder / "outputs")
+    slate = train("slate_clevrtex", folder / "outputs")
     untrained = find_untrained(folder / "outputs" / "msf" / "slate_clevrtex")
     before = evaluate(slate.folder, untrained, folder / "untrained" / "metrics.json")
     after = evaluate(slate.folder, slate.checkpoint, slate.folder / "metrics.json")

@@ -25,15 +25,17 @@ def test_the_newest_finished_run_of_the_variant_is_taken(tmp_path):
     wanted = make_run(tmp_path / "new", steps=(500, 1000, 900), age=20)
     make_run(tmp_path / "other", variant="gdr", age=10)
     make_run(tmp_path / "cut", steps=(500,), age=0)
-    assert find_finished(tmp_path, "msf", "cmd") == wanted / "epoch=10-step=1000.ckpt"
+    damaged = make_run(tmp_path / "damaged").parents[2] / "config" / "config.yaml"
+    damaged.write_text("experiment: {variant: ")
+    assert find_finished(tmp_path, {"variant": "msf"}, "cmd") == wanted / "epoch=10-step=1000.ckpt"
 
 
 def test_without_a_finished_run_the_message_tells_what_there_is_and_what_to_do(tmp_path):
     make_run(tmp_path / "cut", steps=(500,))
     make_run(tmp_path / "other", variant="gdr")
     with pytest.raises(FileNotFoundError) as error:
-        find_finished(tmp_path, "msf", "ocl_train +experiment=msf/vqvae_clevrtex")
-    for part in ("cut: variant 'msf', step 500 of 1000", "'gdr'", "ocl_train +experiment", "vae_checkpoint"):
+        find_finished(tmp_path, {"variant": "msf"}, "ocl_train +experiment=msf/vqvae_clevrtex")
+    for part in ("cut: variant msf, step 500 of 1000", "variant gdr", "ocl_train +experiment", "vae_checkpoint"):
         assert part in str(error.value)
 
 

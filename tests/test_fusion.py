@@ -17,7 +17,7 @@ def random_maps(dim, num_scales, size=8, batch=2, dtype=torch.float64, seed=0):
 
 
 def algorithm_1(weight, codebooks, maps):
-    """Algorithm 1 with the slice [:, :c] that its first loop omits; straight-through as SPEC section 2.6 says."""
+    """Algorithm 1 with the slice [:, :c] that its first loop omits; straight-through to the winning source."""
     c, scales = maps[0].shape[1], len(maps)
     inverse = torch.linalg.pinv(weight)
     encodes = [torch.einsum("bchw,cu->buhw", z, inverse) for z in maps]
@@ -70,10 +70,10 @@ def test_indices_values_and_gradients_are_those_of_algorithm_1(num_scales, dim, 
 
 
 def test_equally_confident_sources_go_to_the_finer_scale_and_equally_near_codes_to_the_lower_number():
-    book = Codebook(4, 3).double()
-    book.weight.data[2] = book.weight.data[0]
-    constant = book.weight.data[2].expand(1, 4, 4, 3)
-    fused = inter_scale_fusion(book, [constant, constant[:, :2, :2]])
+    book = Codebook(64, 3)
+    book.weight.data[40] = book.weight.data[0]
+    constant = book.weight.data[40].expand(1, 16, 16, 3)
+    fused = inter_scale_fusion(book, [constant, constant[:, :8, :8]])
     assert all((f.winners == 0).all() and (f.indices == 0).all() for f in fused)
 
 

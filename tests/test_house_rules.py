@@ -19,6 +19,7 @@ TEXTS = sorted(
     for folder in ("ocl_msf", "host", "configs", "scripts", "tests", ".ci", ".github")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {"", ".py", ".yaml", ".yml", ".md", ".toml", ".sh"} and path.is_file()
+    if not {".ruff_cache", "__pycache__"} & set(path.parts)
 ) + sorted([*ROOT.glob("*.md"), *ROOT.glob("*.toml")])
 
 # What a module may import besides the standard library; a folder stands for all of its modules.
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
     "scheduling": FRAMEWORK,
-    "checkpoints": {"torch", "omegaconf"},
+    "checkpoints": {"torch", "omegaconf", "yaml"},
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
     "data": FRAMEWORK | {"PIL", "lmdb", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from torch import distributed, multiprocessing
 
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.quantization import (
@@ -50,10 +51,11 @@ def test_looking_up_indices_gives_the_quantized_maps(build, maps):
 
 
 def test_every_quantizer_answers_in_one_shape(build, maps):
-    output = build()(maps)
+    quantizer = build()
+    output, groups = quantizer(maps), 1 if isinstance(quantizer, VectorQuantizer) else 2
     for quantized, indices, given in zip(output.quantized, output.indices, maps):
         assert quantized.shape == given.shape and quantized.dtype == given.dtype
-        assert indices.shape[::2] == given.shape[::2] and indices.dtype == torch.int64
+        assert indices.shape == (2, groups, *given.shape[2:]) and indices.dtype == torch.int64
     assert output.codebook_loss.shape == output.commitment_loss.shape == ()
     assert len(output.quantized) == len(output.indices) == 3
 
@@ -81,6 +83,8 @@ def test_channels_last_maps_and_autocast_give_the_same_codes(build, maps):
     last = quantizer([m.contiguous(memory_format=torch.channels_last) for m in maps])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = quantizer(maps)
+        looked_up = quantizer.lookup(mixed.indices)
+    torch.testing.assert_close(looked_up, mixed.quantized)
     for a, b, c in zip(plain.indices, last.indices, mixed.indices):
         assert torch.equal(a, b) and torch.equal(a, c)
     assert mixed.quantized[0].dtype == torch.float32
@@ -116,7 +120,15 @@ def test_up_then_down_is_the_identity_and_differentiable():
     assert torch.autograd.gradcheck(lambda _: project.pinv(), project.weight)
 
 
-@pytest.mark.parametrize("weight", [torch.zeros(6, 3), torch.ones(6, 3), torch.full((6, 3), float("nan"))])
+def dependent_columns():
+    weight = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    weight[:, 2] = weight[:, 0] + 0.5 * weight[:, 1]
+    return weight
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.zeros(6, 3), torch.ones(6, 3), torch.full((6, 3), float("nan")), dependent_columns()]
+)
 def test_a_projection_without_full_rank_is_an_error(weight):
     project = InvertibleProjection(3, 6)
     project.weight.data = weight
@@ -147,6 +159,27 @@ def test_dead_codes_become_vectors_of_the_batch_and_used_codes_stay():
     before = book.weight.detach().clone()
     book.eval().quantize([features.view(1, 10, 10, 2)])
     assert torch.equal(book.weight, before)
+
+
+def quantize_on_rank(rank, rendezvous, folder):
+    """Train a codebook whose codes are all far off on one half of a batch."""
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    book = Codebook(8, 2, replace_below=0.5, usage_decay=0.5)
+    book.weight.data = torch.arange(100.0, 116.0).view(8, 2)
+    for step in range(4):
+        book.quantize([torch.full((1, 3, 3, 2), float(10 * step + rank))])
+    torch.save(book.state_dict(), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_ranks_replace_the_same_codes_by_rows_of_the_whole_batch(tmp_path):
+    arguments = ((tmp_path / "rendezvous").as_uri(), str(tmp_path))
+    multiprocessing.spawn(quantize_on_rank, arguments, nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first["weight"], second["weight"]) and torch.equal(first["usage"], second["usage"])
+    new = first["weight"][first["weight"] < 50]
+    assert {int(value) % 10 for value in new} == {0, 1}  # rows of both ranks
 
 
 def test_nothing_is_replaced_unless_asked():
