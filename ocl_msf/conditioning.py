@@ -9,7 +9,8 @@ from torch import nn
 class GaussianQueries(nn.Module):
     """Queries drawn from Gaussians with a learned mean for each slot and one scheduled sigma (section A.5).
 
-    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic.
+    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic. The means start as
+    far apart as draws of the unit Gaussian, so that slots differ from the first step on, whatever sigma is.
 
     Args:
         object_dim: channels of a slot.
@@ -22,7 +23,7 @@ class GaussianQueries(nn.Module):
         self.object_dim = object_dim
         self.n_slots = n_slots
         self.sigma = sigma
-        self.mean = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, n_slots, object_dim)))
+        self.mean = nn.Parameter(torch.randn(1, n_slots, object_dim))
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return queries (batch_size, n_slots, object_dim)."""

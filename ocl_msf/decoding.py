@@ -113,6 +113,9 @@ class TokenDecoder(nn.Module):
         dim: channels of the transformer.
         num_layers, num_heads: of the transformer.
         dropout: on attention weights and residual branches.
+        token_dropout: in training, the probability that a past token is hidden (word dropout, Bowman et al., 2016,
+            section 3.1). Neighbouring tokens explain textures so well that a short training never asks the slots;
+            with few of them to see it has to. 0 in the paper.
     """
 
     def __init__(
@@ -125,8 +128,10 @@ class TokenDecoder(nn.Module):
         num_layers: int = 8,
         num_heads: int = 8,
         dropout: float = 0.1,
+        token_dropout: float = 0.0,
     ):
         super().__init__()
+        self.token_dropout = token_dropout
         self.project_slots = nn.Linear(object_dim, dim, bias=False)
         self.project_tokens = nn.Linear(guidance_dim, dim, bias=False)
         self.begin = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
@@ -152,7 +157,7 @@ class TokenDecoder(nn.Module):
                 f"The guidance has {tokens.shape[1]} tokens ({guidance.shape[2]}x{guidance.shape[3]}), but the decoder "
                 f"was built for {self.positions.shape[1]}: num_tokens must be (image size / 4)^2."
             )
-        x = torch.cat([self.begin.expand(len(tokens), -1, -1), tokens[:, :-1]], 1)
+        x = torch.cat([self.begin.expand(len(tokens), -1, -1), self._hide(tokens[:, :-1])], 1)
         x = self.dropout(x + self.positions)
         slots = self.project_slots(slots)
         for block in self.blocks:
@@ -194,6 +199,11 @@ class TokenDecoder(nn.Module):
             features = lookup(written[-1][..., None, None])
             token = self.project_tokens(features.flatten(2).transpose(1, 2))
         return rearrange(torch.stack(written, -1), "b g (h w) -> b g h w", h=height)
+
+    def _hide(self, tokens: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.token_dropout):
+            return tokens
+        return tokens * (torch.rand(tokens.shape[:2], device=tokens.device) >= self.token_dropout).unsqueeze(-1)
 
     def _predict(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         x = self.norm(x)

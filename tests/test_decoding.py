@@ -7,7 +7,7 @@ from ocl_msf.decoding import TokenDecoder
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    return TokenDecoder(6, 5, [7, 4], num_tokens=12, dim=16, num_layers=2, num_heads=4).eval()
+    return TokenDecoder(6, 5, [7, 4], num_tokens=12, dim=16, num_layers=2, num_heads=4, dropout=0.0).eval()
 
 
 @pytest.fixture
@@ -47,6 +47,19 @@ def test_cached_generation_is_the_decoder_applied_to_its_own_tokens(decoder, slo
     written = decoder.generate(slots, lookup, height=3)
     assert written.shape == (2, 2, 3, 4)
     assert torch.equal(decoder(slots, lookup(written)).indices, written)
+
+
+def test_token_dropout_hides_past_tokens_in_training_alone(decoder, slots):
+    guidance = torch.randn(2, 5, 3, 4)
+    unseen, seen = decoder(slots, torch.zeros_like(guidance)).logits[0], decoder(slots, guidance).logits[0]
+    decoder.token_dropout = 1.0
+    torch.testing.assert_close(decoder(slots, guidance).logits[0], seen)
+    decoder.train()
+    torch.testing.assert_close(decoder(slots, guidance).logits[0], unseen)
+    decoder.token_dropout = 0.5
+    first = [decoder(slots, guidance).logits[0][:, 1] for _ in range(200)]  # token 1 sees one past token, or none
+    hidden = torch.stack([(x - unseen[:, 1]).abs().amax(-1) < 1e-6 for x in first]).float().mean()
+    assert 0.4 < hidden < 0.6
 
 
 def test_gradients_reach_the_slots(decoder, slots):

@@ -89,7 +89,7 @@ def compose(shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "experiment, steps", [("vqvae_clevrtex", (1200, 30000)), ("slate_clevrtex", (2000, 50000))]
+    "experiment, steps", [("vqvae_clevrtex", (1200, 30000)), ("slate_clevrtex", (6000, 50000))]
 )
 @pytest.mark.parametrize("preset", [[], ["+msf/preset=cpu"]])
 def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, steps, preset):
