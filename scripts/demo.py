@@ -63,7 +63,8 @@ def train(experiment: str, outputs: Path) -> Run:
         return finished[0]
     started = max((run for run in runs if run.checkpoint), key=lambda run: run.step, default=None)
     resume = [f"load_checkpoint='{started.checkpoint}'"] if started else []
-    overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", "seed=0", f"+experiment.root_output_folder='{outputs}'"]
+    overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", "seed=0"]
+    overrides.append(f"+experiment.root_output_folder='{outputs}'")
     run(f"training {experiment}", *python("ocl.cli.train"), *overrides, *resume)
     return find_runs(folder)[0]
 
