@@ -1,112 +1,251 @@
 """Loaders of batches from shards, in step over workers and ranks."""
 import dataclasses
 import itertools
+import logging
 
+import torch
 from torch import distributed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from ocl._shards import ShardError, new_pass
+from ocl._randomness import draw_seed, with_own_randomness
+from ocl._shards import Damage, ShardError, gather, new_pass, world_size
+
+log = logging.getLogger(__name__)
 
 
-class _BatchLoader(DataLoader):
-    """Loader of a pipe over a `ShardReader` that already yields batches.
+@dataclasses.dataclass
+class Rest:
+    """The last samples of a reader, too few for a batch."""
+
+    samples: list
+
+
+class Batches(IterableDataset):
+    """Batches of samples; between them `Damage` that was skipped, and at last a `Rest` of training samples.
 
     Args:
-        dataset: the pipe.
-        samples_per_batch: number of samples in a batch of the pipe.
+        samples: pipe of samples.
+        finish: pipe without a source that makes batches of lists of samples.
+        batch_size: number of samples in a batch.
+        keep_partial: whether the last samples form a smaller batch instead of a `Rest`.
+    """
+
+    def __init__(self, samples, finish, batch_size, keep_partial):
+        super().__init__()
+        self.samples = samples
+        self.finish = finish
+        self.batch_size = batch_size
+        self.keep_partial = keep_partial
+
+    def __iter__(self):
+        rest, damage = [], self.samples.source.damage
+        for batch in self.form(self.samples, rest):
+            yield from _empty(damage)
+            yield batch
+        yield from _empty(damage)
+        if rest:
+            yield Rest(rest)
+
+    def form(self, samples, rest):
+        """Yield batches of samples, and leave in the list `rest` those that do not fill one."""
+        return self.finish.run(self._group(samples, rest))
+
+    def _group(self, samples, rest):
+        for sample in samples:
+            rest.append(sample)
+            if len(rest) == self.batch_size:
+                yield rest[:]
+                rest.clear()
+        if rest and self.keep_partial:
+            yield rest[:]
+            rest.clear()
+
+
+def _empty(items):
+    while items:
+        yield items.pop(0)
+
+
+class _SeededLoader(DataLoader):
+    """Loader of a dataset of batches, in which everything random follows from a seed."""
+
+    def __init__(self, dataset, **options):
+        options.update(batch_size=None, collate_fn=identity)
+        super().__init__(dataset, **options)
+
+    def items(self, seed):
+        """Iterate the dataset, and leave the random generators of this process alone."""
+        self.generator = torch.Generator().manual_seed(seed)  # gives the workers their seeds
+        items = super().__iter__()
+        return items if self.num_workers else with_own_randomness(items, seed)
+
+
+class _BatchLoader(_SeededLoader):
+    """Loader of `Batches` over shards.
+
+    Args:
+        dataset: the `Batches`.
         size: declared number of samples, or None.
         num_workers: number of worker processes.
+        on_damage: called in this process with each `Damage` that a reader skipped.
         **options: further options of `DataLoader`; Lightning passes them all when it rebuilds a loader.
     """
 
-    def __init__(self, dataset, samples_per_batch, size, num_workers=0, **options):
-        options.update(batch_size=None, collate_fn=identity)
+    def __init__(self, dataset, size, num_workers=0, on_damage=None, **options):
         super().__init__(dataset, num_workers=num_workers, **options)
-        self.samples_per_batch = samples_per_batch
         self.size = size
+        self.on_damage = on_damage
 
     @property
     def n_readers(self):
         """Number of workers that get something to read if there is only one rank."""
-        return max(1, min(self.num_workers, len(self.dataset.source.shards)))
+        return max(1, min(self.num_workers, len(self.dataset.samples.source.shards)))
 
     def read(self, current_pass):
-        """Iterate the batches of one pass on this rank."""
-        self.dataset.source.current_pass = current_pass
-        return super().__iter__()
+        """Iterate the batches, and the rests, of one pass on this rank."""
+        self.dataset.samples.source.current_pass = current_pass
+        for item in self.items(current_pass.seed + current_pass.rank):
+            if isinstance(item, Damage):
+                self.on_damage(item)
+            else:
+                yield item
 
 
 class EvaluationLoader(_BatchLoader):
-    """Yields every sample once, over all workers and ranks.
+    """Yields every sample once, over all workers and ranks, and leaves the random generators alone.
 
     The length is an upper bound, because every worker may end with a partial batch. With several ranks it is
     not known.
     """
 
     def __iter__(self):
-        return self.read(new_pass())
+        current_pass = new_pass(draw_seed(advance=False))
+        return self._some(self.read(current_pass)) if current_pass.world_size > 1 else self.read(current_pass)
 
     def __len__(self):
-        if self.size is None or _world_size() > 1:
+        if self.size is None or world_size() > 1:
             raise TypeError("The number of batches is not known in advance.")
-        return (self.size + self.n_readers * (self.samples_per_batch - 1)) // self.samples_per_batch
+        batch_size = self.dataset.batch_size
+        return (self.size + self.n_readers * (batch_size - 1)) // batch_size
+
+    @staticmethod
+    def _some(batches):
+        """Yield the batches; a rank without any could not take part when metrics are put together."""
+        first = next(batches, None)
+        if first is None:
+            raise ShardError("A rank has no sample to evaluate: there are too few for so many ranks.")
+        yield first
+        yield from batches
 
 
 class TrainingLoader(_BatchLoader):
-    """Yields full batches only, equally many on each rank.
+    """Yields full batches only, equally many on each rank, and every sample at most once.
 
-    Several readers lose more samples in partial batches than one. If the size is declared, they start over
-    until there are as many batches as the length says: Lightning validates after the last one, and ranks wait
-    for each other. Without a declared size all ranks end with the first that runs out.
+    What is left by the readers is put together to further full batches, at the end also across ranks: only
+    the samples that do not fill a batch on each rank are dropped.
+
+    Args:
+        begin_pass: called at the start of a pass; returns its seed, and the number of its batches that
+            training has seen before it was interrupted.
     """
 
+    def __init__(self, dataset, size, num_workers=0, on_damage=None, begin_pass=None, **options):
+        super().__init__(dataset, size, num_workers, on_damage, **options)
+        self.begin_pass = begin_pass
+
     def __iter__(self):
-        current_pass = new_pass()
-        if self.size is not None and (self.n_readers > 1 or current_pass.world_size > 1):
-            return self._declared_number_of_batches(current_pass)
-        batches = self.read(current_pass)
-        return batches if current_pass.world_size == 1 else self._in_step(batches)
+        seed, n_seen = self.begin_pass()
+        if n_seen:
+            log.info("Reading over the %d batches of this epoch that are done", n_seen)
+        yield from itertools.islice(self._batches(new_pass(seed)), n_seen, None)
 
     def __len__(self):
         if self.size is None:
             raise TypeError("The number of batches is not known in advance.")
-        return self.size // (self.samples_per_batch * _world_size())
+        return self.size // (self.dataset.batch_size * world_size())
 
-    def _declared_number_of_batches(self, first_pass):
-        missing = len(self)
+    def _batches(self, first_pass):
+        """Yield the batches of a pass, and of further ones if there are fewer than declared.
+
+        Lightning validates after the last declared batch.
+        """
+        n_batches, declared = 0, 0 if self.size is None else len(self)
         for repetition in itertools.count():
-            # A single rank may have more than declared, several have to end together.
-            limit = None if repetition == 0 and first_pass.world_size == 1 else missing
+            before = n_batches
             current_pass = dataclasses.replace(first_pass, seed=first_pass.seed + repetition)
-            n_batches = 0
-            for batch in itertools.islice(self.read(current_pass), limit):
+            read = self._in_step if current_pass.world_size > 1 else self._full_batches
+            for batch in read(self.read(current_pass)):
                 n_batches += 1
                 yield batch
-            missing -= n_batches
-            if missing <= 0:
+            if n_batches == before:
+                raise ShardError(
+                    f"There is no full batch of {self.dataset.batch_size} training samples. Use a smaller "
+                    "batch_size or more data, and check which samples the filters keep."
+                )
+            if n_batches >= declared:
                 return
-            self._check_progress(n_batches)
+            if repetition == 0:
+                log.warning(
+                    "The training data gave %d batches instead of the %d that train_size=%d promises, and is "
+                    "read again. Count it with ocl_compute_dataset_size.", n_batches, declared, self.size
+                )
 
-    def _in_step(self, batches):
-        for n_batches in itertools.count():
-            batch = next(batches, None)
-            ready = [None] * _world_size()
-            distributed.all_gather_object(ready, batch is not None)
-            if not all(ready):
-                self._check_progress(n_batches)
-                return
+    def _full_batches(self, items):
+        rest = []
+        yield from self._whole(items, rest)
+        yield from self.dataset.form(rest, [])
+
+    @staticmethod
+    def _whole(items, rest):
+        """Yield the batches, and collect the samples left over in the list `rest`."""
+        for item in items:
+            if isinstance(item, Rest):
+                rest += item.samples
+            else:
+                yield item
+
+    def _in_step(self, items):
+        """Yield as many batches as the other ranks; the last ones are shared out evenly."""
+        rest, group = [], self._cpu_group()
+        batches = self._whole(items, rest)
+        for batch in batches:
+            if not all(gather(True, group)):
+                break
             yield batch
+        else:
+            batch = None
+            gather(False, group)
+        spare = [] if batch is None else [batch, *batches]
+        spare, rest = (list(itertools.chain.from_iterable(gather(part, group))) for part in (spare, rest))
+        spare += self.dataset.form(rest, [])
+        n_ranks = world_size()
+        yield from spare[distributed.get_rank() :: n_ranks][: len(spare) // n_ranks]
 
-    def _check_progress(self, n_batches):
-        if n_batches == 0:
-            raise ShardError(
-                f"No reader has a full batch of {self.samples_per_batch} training samples. Use a smaller "
-                "batch_size, fewer workers or more data, and check which samples the filters keep."
-            )
+    def _cpu_group(self):
+        """Return a group of all ranks whose messages do not wait for the GPU."""
+        if distributed.get_backend() == "gloo":
+            return None
+        if getattr(self, "_gloo", None) is None:
+            self._gloo = distributed.new_group(backend="gloo")
+        return self._gloo
 
 
-def _world_size():
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+class PlainLoader(_SeededLoader):
+    """Loader of a pipe of batches in this process, for each rank its own.
+
+    Args:
+        dataset: the pipe.
+        begin_pass: as for `TrainingLoader`; for evaluation None.
+        **options: further options of `DataLoader`.
+    """
+
+    def __init__(self, dataset, begin_pass=None, **options):
+        super().__init__(dataset, **options)
+        self.begin_pass = begin_pass
+
+    def __iter__(self):
+        seed, n_seen = self.begin_pass() if self.begin_pass else (draw_seed(advance=False), 0)
+        yield from itertools.islice(self.items(seed), n_seen, None)
 
 
 def identity(batch):

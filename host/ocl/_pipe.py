@@ -1,8 +1,9 @@
 """Lazy pipelines of samples."""
 import random
 
-import torch
 from torch.utils.data import IterableDataset
+
+from ocl._randomness import draw_seed
 
 
 class Pipe(IterableDataset):
@@ -11,19 +12,23 @@ class Pipe(IterableDataset):
     Each operation returns a new pipe and leaves this one alone. A pipe can be pickled if its callables can.
 
     Args:
-        source: re-iterable object that gives the first stream.
+        source: re-iterable object that gives the first stream, or None for stages that others run.
         stages: functions from stream to stream, applied in order.
         size: declared number of elements, what `len` returns; without it there is no length.
     """
 
-    def __init__(self, source, stages=(), size=None):
+    def __init__(self, source=None, stages=(), size=None):
         super().__init__()
         self.source = source
         self.stages = tuple(stages)
         self.size = size
 
     def __iter__(self):
-        stream = iter(self.source)
+        return self.run(self.source)
+
+    def run(self, source):
+        """Iterate what the stages make of another source."""
+        stream = iter(source)
         for stage in self.stages:
             stream = stage(stream)
         return iter(stream)
@@ -105,7 +110,7 @@ class _Shuffle:
         self.buffer_size = buffer_size
 
     def __call__(self, stream):
-        rng = random.Random(torch.randint(2**62, ()).item())
+        rng = random.Random(draw_seed())
         buffer = []
         for sample in stream:
             if len(buffer) < self.buffer_size:

@@ -13,9 +13,16 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import distributed
 from torch.utils.data import get_worker_info
 
+from ocl._randomness import draw_seed
+from ocl._streams import open_stream
+
 
 class ShardError(RuntimeError):
     """A shard or one of its samples is damaged, or the shards do not suffice."""
+
+
+class Damage(str):
+    """What is said about a damaged shard or sample that was skipped."""
 
 
 RawSample = collections.namedtuple("RawSample", ["shard", "key", "fields"])
@@ -37,14 +44,27 @@ class Pass:
     world_size: int = 1
 
 
-def new_pass():
-    """Draw a seed for the next pass; with `torch.distributed` all ranks have to call this together."""
-    seed = torch.randint(2**62, ()).item()
-    if not (distributed.is_available() and distributed.is_initialized()):
+def new_pass(seed):
+    """Begin a pass with the seed of the first rank; with `torch.distributed` all ranks have to call this."""
+    if world_size() == 1:
         return Pass(seed)
     seeds = [seed]
     distributed.broadcast_object_list(seeds, src=0)
     return Pass(seeds[0], distributed.get_rank(), distributed.get_world_size())
+
+
+def world_size():
+    """Return the number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def gather(value, group=None):
+    """Return the values that all processes pass, in the order of their ranks."""
+    values = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        distributed.all_gather_object(values, value, group=group)
+    return values
 
 
 def expand_shards(shards):
@@ -67,15 +87,21 @@ class ShardReader:
     Args:
         shards: list of local paths and fsspec URLs.
         field_prefixes: a field is read if its raw name starts with one of these or with `_`.
+        skip_damage: whether to go on behind a damaged sample, or with the next shard, instead of raising.
+
+    Attributes:
+        damage: list of the `Damage` skipped so far; whoever reports it empties it.
 
     Raises:
         FileNotFoundError: a shard does not exist; local ones are looked for before the first sample.
         ShardError: a shard is damaged.
     """
 
-    def __init__(self, shards, field_prefixes=()):
+    def __init__(self, shards, field_prefixes=(), skip_damage=False):
         self.shards = list(shards)
         self.field_prefixes = (*field_prefixes, "_")
+        self.skip_damage = skip_damage
+        self.damage = []
         self.current_pass = None  # set by the loader, since its worker processes know nothing about ranks
 
     def __iter__(self):
@@ -84,14 +110,27 @@ class ShardReader:
         current = self.current_pass
         if current is None:
             # Workers of a foreign loader agree at least on the seed of their loader.
-            current = new_pass() if worker is None else Pass(worker.seed - worker.id)
+            current = new_pass(draw_seed()) if worker is None else Pass(worker.seed - worker.id)
         n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
         order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(current.seed))
         share = share_of_reader(len(self.shards), current, worker_id, n_workers)
         return itertools.chain.from_iterable(
-            read_shard(self.shards[order[index]], self.field_prefixes, part, n_parts)
-            for index, part, n_parts in share
+            self._read(self.shards[order[index]], part, n_parts) for index, part, n_parts in share
         )
+
+    def _read(self, shard, part, n_parts):
+        with self.tolerance():
+            yield from read_shard(shard, self.field_prefixes, part, n_parts)
+
+    @contextlib.contextmanager
+    def tolerance(self):
+        """Leave the block at a `ShardError`: note it if damage is to be skipped, and raise it otherwise."""
+        try:
+            yield
+        except ShardError as error:
+            if not self.skip_damage:
+                raise
+            self.damage.append(Damage(error))
 
 
 def share_of_reader(n_shards, current_pass, worker_id, n_workers):
@@ -146,7 +185,7 @@ def _check_that_shards_exist(shards):
 def _open_archive(shard):
     filesystem, path = fsspec.core.url_to_fs(shard)
     mode = "r:" if isinstance(filesystem, LocalFileSystem) else "r|"  # seek over skipped fields, or stream
-    with filesystem.open(path, "rb") as stream:
+    with open_stream(filesystem, path) as stream:
         with tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as archive:
             yield archive
 

@@ -121,10 +121,16 @@ class Interrupted(SystemExit):
     """Training was stopped by a signal; the exit status is the conventional 128 + signal."""
 
 
-class StopOnSignal(pl.Callback):
-    """On Ctrl-C or SIGTERM finish the step, save a checkpoint, say how to continue, and exit.
+# Schedulers announce the end of a job by SIGTERM or SIGUSR1, which Windows lacks.
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
 
-    A second signal stops at once.
+
+class StopOnSignal(pl.Callback):
+    """On Ctrl-C, SIGTERM or SIGUSR1 finish the step, save a checkpoint, say how to continue, and exit.
+
+    A second signal stops at once. The exit status is 128 + signal: 130, 143 or 138.
     """
 
     def __init__(self):
@@ -136,8 +142,8 @@ class StopOnSignal(pl.Callback):
         # Lightning has registered its own handlers by now, and puts the original ones back when it is done.
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._request)
-            signal.signal(signal.SIGTERM, self._request)
+            for signum in STOP_SIGNALS:
+                signal.signal(signum, self._request)
 
     on_sanity_check_start = on_train_start
 
@@ -146,10 +152,14 @@ class StopOnSignal(pl.Callback):
         if os.getpid() == self._process:
             self._signal = signum
             print(f"\n{signal.Signals(signum).name}: stopping after this step.", file=sys.stderr, flush=True)
-        elif signum == signal.SIGTERM:  # a data worker that has inherited this handler
+        elif signum != signal.SIGINT:  # a data worker that has inherited this handler
             os.kill(os.getpid(), signum)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # a checkpoint has no place for the gradients of half a step
         # All ranks have to leave after the same step.
         requested = self._signal is not None
         if trainer.world_size > 1:

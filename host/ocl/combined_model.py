@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ocl._randomness import get_random_state, set_random_state
 from ocl.optimization import OptimizationWrapper
 from ocl.utils.checkpoints import load_weights
 from ocl.utils.routing import Combined
@@ -88,6 +89,20 @@ class CombinedModel(pl.LightningModule):
         if batch_idx == 0:
             self._visualize(outputs, "val")
         return outputs if self.return_outputs_on_validation else None
+
+    def on_validation_start(self) -> None:
+        # Ranks can have different numbers of batches, so that they must not exchange buffers in each forward.
+        self._set_buffer_exchange(False)
+        self._random_state = get_random_state()
+
+    def on_validation_end(self) -> None:
+        # Training goes on as if there had been no validation, and so after an interruption without it.
+        self._set_buffer_exchange(True)
+        set_random_state(self._random_state)
+
+    def _set_buffer_exchange(self, on: bool) -> None:
+        if isinstance(self.trainer.model, nn.parallel.DistributedDataParallel):
+            self.trainer.model.require_forward_param_sync = on
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         outputs = self(batch)

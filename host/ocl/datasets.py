@@ -1,13 +1,16 @@
 """Data modules."""
+import logging
+import warnings
+
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
 
 from ocl._collate import collate_with_autopadding, collate_with_batch_size
-from ocl._loader import EvaluationLoader, TrainingLoader, identity
+from ocl._loader import Batches, EvaluationLoader, PlainLoader, TrainingLoader
 from ocl._pipe import Pipe
 from ocl._random_samples import RandomSamples
-from ocl._shards import ShardError, ShardReader, expand_shards
-from ocl.data_decoding import decode_sample
+from ocl._randomness import draw_seed, get_random_state, set_random_state
+from ocl._shards import ShardError, ShardReader, expand_shards, gather
+from ocl.data_decoding import Decode
 
 __all__ = [
     "DummyDataModule",
@@ -17,9 +20,52 @@ __all__ = [
     "collate_with_batch_size",
 ]
 
+log = logging.getLogger(__name__)
+
 
 class _SplitDataModule(pl.LightningDataModule):
-    """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`."""
+    """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`.
+
+    Checkpoints hold how far training is in its data, and the random states of all ranks: a resumed training
+    goes on with the next batch, and everything random as if there had been no interruption.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._seed = None  # of the current pass over the training data
+        self._n_batches_before = 0
+        self._resumed = None
+
+    def state_dict(self):
+        """Return how far training is in its data, and the random states."""
+        is_last = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return {
+            "step": self.trainer.global_step,
+            "seed": self._seed,
+            "n_batches": 0 if is_last else self._count_batches() - self._n_batches_before,
+            "random_states": gather(get_random_state()),
+        }
+
+    def load_state_dict(self, state_dict):
+        """Continue where `state_dict` was taken."""
+        # Lightning looks for this in the state of the loader.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+        self._resumed = state_dict
+
+    def _begin_pass(self):
+        """Return the seed of the next pass over the training data, and how many of its batches are done."""
+        resumed, n_batches = self._resumed, 0
+        if resumed is not None and self.trainer.global_step == resumed["step"]:  # no step since then
+            states = resumed["random_states"]
+            set_random_state(states[self.trainer.global_rank % len(states)])
+            n_batches = resumed["n_batches"]
+        self._seed = resumed["seed"] if n_batches else draw_seed()
+        self._n_batches_before = self._count_batches() - n_batches
+        return self._seed, n_batches
+
+    def _count_batches(self):
+        """Return the number of batches since training began, over all passes."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
     def train_data_iterator(self):
         """Return the transformed training samples, re-iterable."""
@@ -79,9 +125,11 @@ class WebdatasetDataModule(_SplitDataModule):
         shuffle_train: whether to shuffle training samples, not only shards.
         shuffle_buffer_size: number of samples to shuffle among; `4 * batch_size` by default.
         use_autopadding: whether to pad fields of different shape with zeros.
+        on_error: what to do about a damaged shard or sample: `raise` an error that names it, or `skip` it
+            and the rest of the shard, with a warning that counts and a last one in the end.
 
     Raises:
-        ValueError: there are no shards at all.
+        ValueError: there are no shards at all, or `on_error` is unknown.
     """
 
     def __init__(
@@ -100,8 +148,11 @@ class WebdatasetDataModule(_SplitDataModule):
         shuffle_train=True,
         shuffle_buffer_size=None,
         use_autopadding=False,
+        on_error="raise",
     ):
         super().__init__()
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is either raise or skip, not {on_error!r}.")
         if train_shards is None and val_shards is None and test_shards is None:
             raise ValueError("Give at least one of train_shards, val_shards and test_shards.")
         self.train_shards = train_shards
@@ -118,6 +169,17 @@ class WebdatasetDataModule(_SplitDataModule):
         self.shuffle_train = shuffle_train
         self.shuffle_buffer_size = 4 * batch_size if shuffle_buffer_size is None else shuffle_buffer_size
         self.use_autopadding = use_autopadding
+        self.on_error = on_error
+        self.n_damaged = 0
+
+    def teardown(self, stage):
+        """Report how many damaged shards and samples were skipped."""
+        if self.n_damaged:
+            log.warning("%d damaged shards or samples were skipped in total.", self.n_damaged)
+
+    def _report(self, damage):
+        self.n_damaged += 1
+        log.warning("Skipped, number %d: %s", self.n_damaged, damage)
 
     def _samples(self, split):
         shards = getattr(self, f"{split}_shards")
@@ -126,22 +188,25 @@ class WebdatasetDataModule(_SplitDataModule):
         transforms = self._transforms(split, batch=False)
         users = transforms + self._transforms(split, batch=True)
         fields = [field for transform in users for field in transform.fields]
-        pipe = Pipe(ShardReader(expand_shards(shards), fields))
+        reader = ShardReader(expand_shards(shards), fields, self.on_error == "skip")
+        pipe = Pipe(reader)
         if split == "train" and self.shuffle_train:
             pipe = pipe.shuffle(self.shuffle_buffer_size)
-        pipe = pipe.map(decode_sample)
+        pipe = pipe.then(Decode(reader))
         for transform in transforms:
             pipe = transform(pipe)
         return pipe.with_size(self._size(split))
 
     def _loader(self, split):
         batch_size = self._batch_size(split)
-        collate = collate_with_autopadding if self.use_autopadding else collate_with_batch_size
-        pipe = self._samples(split).batch(batch_size, drop_last=split == "train").collate(collate)
+        finish = Pipe().collate(collate_with_autopadding if self.use_autopadding else collate_with_batch_size)
         for transform in self._transforms(split, batch=True):
-            pipe = transform(pipe)
-        loader = TrainingLoader if split == "train" else EvaluationLoader
-        return loader(pipe, batch_size, self._size(split), self.num_workers)
+            finish = transform(finish)
+        batches = Batches(self._samples(split), finish, batch_size, keep_partial=split != "train")
+        options = dict(size=self._size(split), num_workers=self.num_workers, on_damage=self._report)
+        if split != "train":
+            return EvaluationLoader(batches, **options)
+        return TrainingLoader(batches, begin_pass=self._begin_pass, **options)
 
 
 class DummyDataModule(_SplitDataModule):
@@ -204,4 +269,4 @@ class DummyDataModule(_SplitDataModule):
     def _loader(self, split):
         batches = self._samples(split).batch(self._batch_size(split)).collate(collate_with_autopadding)
         n_batches = -(-self._size(split) // self._batch_size(split))
-        return DataLoader(batches.with_size(n_batches), batch_size=None, collate_fn=identity)
+        return PlainLoader(batches.with_size(n_batches), self._begin_pass if split == "train" else None)

@@ -1,0 +1,64 @@
+"""The states of the random number generators, and streams that have generators of their own."""
+import random
+
+import numpy as np
+import torch
+
+
+def get_random_state(devices=True):
+    """Return the states of Python's, numpy's and torch's generators as tensors and plain values.
+
+    Args:
+        devices: whether to include the one of the current CUDA device, if it is in use.
+    """
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if devices and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    """Put the generators into states that `get_random_state` returned."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def draw_seed(advance=True):
+    """Draw a seed from torch's generator, or look what it would draw without moving it on."""
+    if advance:
+        return torch.randint(2**62, ()).item()
+    with torch.random.fork_rng(devices=[]):
+        return draw_seed()
+
+
+def with_own_randomness(stream, seed):
+    """Yield the elements of a stream, which draws from generators that start with `seed`.
+
+    Outside, the generators are as if the stream had drawn nothing.
+    """
+    iterator, own, end = iter(stream), None, object()
+    while True:
+        outer = get_random_state(devices=False)
+        if own is None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)  # not those of the devices, which belong to the model
+        else:
+            set_random_state(own)
+        try:
+            element = next(iterator, end)
+        finally:
+            own = get_random_state(devices=False)
+            set_random_state(outer)
+        if element is end:
+            return
+        yield element
