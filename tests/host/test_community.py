@@ -174,7 +174,8 @@ def test_a_community_experiment_trains_and_is_evaluated(experiment, compose, mon
     assert scores <= set(seen["metrics"]) and len(scores) >= 4
     assert all(math.isfinite(value) for value in seen["metrics"].values()), seen["metrics"]
 
-    evaluation = hydra_compose(f"evaluation/{experiment}", [f"train_config_path={tmp_path}", "eval_batch_size=2"])
+    overrides = [f"train_config_path={tmp_path}", "eval_batch_size=2"]
+    evaluation = hydra_compose(f"evaluation/{experiment}", overrides)
     ocl.cli.eval.evaluate(evaluation)
     report = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert set(report) == ({"val", "test"} if evaluation.eval_test else {"val"})

@@ -1,0 +1,157 @@
+"""MSF composed into the community's SLATE experiments: one override swaps what guides them."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import hydra
+import pytest
+import torch
+from hydra import initialize_config_module
+from ocl.cli.train import build_model_from_config
+from ocl.cli.train import train as train_config
+from ocl.decoding import AutoregressivePatchDecoder, DVAEDecoder
+from ocl.feature_extractors import DVAEFeatureExtractor
+from omegaconf import OmegaConf
+
+from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.quantization import GroupedQuantizer
+
+VAE = ["experiment.vae={dim:8,hidden_dim:8}", "experiment.image_size=32"]
+TINY = [
+    *VAE,
+    "experiment.encoder={dim:4,stride:4}",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0,token_dropout:0}",
+    "experiment.dim=12",
+    "experiment.n_slots=3",
+    "dataset.batch_size=2",
+    "dataset.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=1",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.val_check_interval=1",
+    "trainer.log_every_n_steps=1",
+    "training_vis_frequency=1",
+    "seed=0",
+]
+MASKS = {
+    "data_shapes": {"image": [40, 40, 3], "mask": [3, 40, 40, 1]},
+    "data_types": {"image": "image", "mask": "mask"},
+}
+INSTANCES = {
+    "data_shapes": {"image": [40, 40, 3], "instance_mask": [3, 40, 40, 1], "instance_category": [3]},
+    "data_types": {"image": "image", "instance_mask": "mask", "instance_category": "categorical_1_9"},
+}
+FIELDS = {"clevr6": MASKS, "movi_c": MASKS, "movi_e": MASKS, "coco": INSTANCES}
+
+
+def guided(data, *overrides):
+    """The command that guides the community's SLATE on random samples by MSF."""
+    fields = [f"+dataset.{name}={json.dumps(value)}".replace('"', "") for name, value in FIELDS[data].items()]
+    return [f"+experiment=slate/{data}", "+msf=guidance", "dataset=dummy_dataset", *fields, *TINY, *overrides]
+
+
+def call(module, *overrides, folder):
+    """Run a command of the host in `folder`; returns (status, everything it printed)."""
+    command = [sys.executable, "-m", module, *overrides]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, **pipes)
+    return done.returncode, done.stdout
+
+
+def compose(*overrides):
+    with initialize_config_module("configs", version_base="1.1"):
+        return hydra.compose("training_config", overrides=list(overrides))
+
+
+@pytest.fixture(scope="module")
+def vae_checkpoint(tmp_path_factory, shards):
+    """A checkpoint of stage 1, of one step."""
+    folder = tmp_path_factory.mktemp("vae")
+    steps = "{steps:1,warmup_steps:1,anneal_steps:1,validate_every:1,learning_rate:1e-3,clip_norm:1}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DATASET_PREFIX", str(shards))
+        small = ["+msf/preset=cpu", "dataset.batch_size=4", "dataset.num_workers=0"]
+        train_config(compose("+experiment=msf/vqvae_clevrtex", *small, *VAE, f"experiment.pretraining={steps}"))
+    (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*step=1.ckpt")
+    return checkpoint
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """An empty folder to launch from."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", FIELDS)
+def test_msf_guides_a_community_slate(data, vae_checkpoint, launch):
+    config = compose(*guided(data, "experiment.data=any", f"experiment.vae_checkpoint='{vae_checkpoint}'"))
+    config.trainer.logger = OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "."})
+    train_config(config)
+
+    run = launch / "lightning_logs/version_0"
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    logged = {name: x for row in rows for name, x in zip(header.split(","), row.split(",")) if x}
+    scores = {f"val/{name}" for name in config.evaluation_metrics}
+    assert {"train/tokens", "val/tokens", *scores} <= set(logged)
+    assert all(math.isfinite(float(x)) for x in logged.values())
+
+    (path,) = run.glob("checkpoints/*step=1.ckpt")
+    trained = torch.load(path, weights_only=True)["state_dict"]
+    stage_one = torch.load(vae_checkpoint, weights_only=True)["state_dict"]
+    frozen = {name: x for name, x in stage_one.items() if name.startswith("models.vqvae.") and torch.is_tensor(x)}
+    assert frozen
+    for name, x in frozen.items():
+        assert torch.equal(trained[name.replace("models.vqvae", "models.guidance.vae")], x), name
+
+
+@pytest.mark.parametrize("data", FIELDS)
+def test_nothing_of_the_discrete_vae_is_left(data):
+    model = build_model_from_config(compose(*guided(data)))
+    assert not [name for name, _ in model.named_modules() if "dvae" in name]
+    theirs = (DVAEFeatureExtractor, DVAEDecoder, AutoregressivePatchDecoder)
+    assert not [module for module in model.modules() if isinstance(module, theirs)]
+    assert set(model.losses) == {"tokens"}
+    assert not any(p.requires_grad for p in model.models["guidance"].parameters())
+    assert isinstance(model.models["guidance"].vae.quantizer, MultiScaleFusion)
+
+
+def test_slots_and_optimiser_stay_the_communitys():
+    plain = compose("+experiment=slate/movi_c")
+    swapped = compose("+experiment=slate/movi_c", "+msf=guidance")
+    assert swapped.models.conditioning == plain.models.conditioning
+    assert swapped.models.perceptual_grouping.ff_mlp == plain.models.perceptual_grouping.ff_mlp
+    for part in ("dataset", "trainer", "evaluation_metrics"):
+        assert OmegaConf.to_container(swapped[part]) == OmegaConf.to_container(plain[part])
+    assert swapped.optimizers.opt0.lr_scheduler == plain.optimizers.opt0.lr_scheduler
+    assert swapped.optimizers.opt0.optimizer == plain.optimizers.opt0.optimizer
+
+
+def test_variants_and_scales_can_still_be_chosen():
+    model = build_model_from_config(compose(*guided("movi_c", "msf/variant=gdr")))
+    assert isinstance(model.models["guidance"].vae.quantizer, GroupedQuantizer)
+    model = build_model_from_config(compose(*guided("movi_c", "msf/guidance=both")))
+    assert set(model.losses) == {"tokens", "tokens_2"}
+
+
+def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint, tmp_path):
+    command = guided("movi_c", f"experiment.vae_checkpoint='{vae_checkpoint}'")
+    status, printed = call("ocl.cli.train", *command, folder=tmp_path)
+    assert status == 0, printed
+    (run,) = tmp_path.glob("outputs/slate/movi_c/*")
+    command = ["+evaluation=slate/movi_c", "eval_batch_size=2", f"train_config_path={run}/config/config.yaml"]
+    status, printed = call("ocl.cli.eval", *command, folder=tmp_path)
+    assert status == 0, printed
+    scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
+    assert {"tokens", "ari", "mbo"} <= set(scores)
+
+
+def test_without_a_vae_the_message_names_the_data_of_the_experiment(tmp_path):
+    status, printed = call("ocl.cli.train", *guided("movi_e"), folder=tmp_path)
+    assert status != 0
+    assert "+experiment=msf/vqvae_movi_e msf/variant=msf" in printed
