@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "_host": set(),
     "_plugins": {"hydra"},
     "pyramid": MATHS,
+    "composition": set(),
     "quantization": MATHS,
     "losses": MATHS,
     "fusion": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization"},
