@@ -1,7 +1,7 @@
 """The VQ-VAE that guides object-centric learning: SLATE's convolutions around a quantiser, over an image pyramid."""
 
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -11,13 +11,13 @@ from ocl_msf.quantization import Quantizer, QuantizerOutput
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, GroupNorm with one group, ReLU."""
+    """Convolution, GroupNorm with one group, Mish (section 3.4)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - stride + 1) // 2),
             nn.GroupNorm(1, out_channels),
-            nn.ReLU(),
+            nn.Mish(),
         )
 
 
@@ -73,6 +73,7 @@ class VQVAEOutput:
         indices: (b, g, h_n/4, w_n/4), int64.
         codebook_loss: scalar, see QuantizerOutput.
         commitment_loss: scalar, see QuantizerOutput.
+        readouts: see QuantizerOutput.
     """
 
     pyramid: Tuple[torch.Tensor, ...]
@@ -81,6 +82,7 @@ class VQVAEOutput:
     indices: Tuple[torch.Tensor, ...]
     codebook_loss: torch.Tensor
     commitment_loss: torch.Tensor
+    readouts: Dict[str, Tuple[torch.Tensor, ...]]
 
 
 class VQVAE(nn.Module):
@@ -120,6 +122,7 @@ class VQVAE(nn.Module):
             indices=codes.indices,
             codebook_loss=codes.codebook_loss,
             commitment_loss=codes.commitment_loss,
+            readouts=codes.readouts,
         )
 
     def encode(self, image: torch.Tensor) -> QuantizerOutput:

@@ -81,3 +81,27 @@ class SaveUntrained(Callback):
         """Save, unless this run continues another."""
         if trainer.global_step == 0:
             trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "untrained.ckpt")
+
+
+class LogCodebooks(Callback):
+    """Log how training uses the codebooks: perplexity, dead codes and, with fusion, which scale wins how often.
+
+    Every `log_every_n_steps` steps the numbers of that batch go to the loggers as `codebooks/<name>`.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch every quantiser in the model."""
+
+        def log(quantizer, inputs, output):
+            if quantizer.training and trainer.global_step % trainer.log_every_n_steps == 0:
+                scalars = {f"codebooks/{name}": x.item() for name, x in quantizer.statistics(output).items()}
+                for logger in trainer.loggers:
+                    logger.log_metrics(scalars, trainer.global_step)
+
+        quantizers = [module for module in pl_module.modules() if hasattr(module, "statistics")]
+        self.hooks = [quantizer.register_forward_hook(log) for quantizer in quantizers]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop watching."""
+        for hook in self.__dict__.pop("hooks", ()):
+            hook.remove()

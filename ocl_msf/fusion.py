@@ -2,16 +2,19 @@
 
 Read top-down: project every scale up into a scale-invariant and a scale-variant part (Eq. 3), let the scales vote
 for the code of every super-pixel of the invariant part (Eq. 4), quantise the variant part scale by scale, and
-project the two back down together (Eq. 5). Maps are channels-last (b, h, w, c) between the doors.
+project the two back down together (Eq. 5). The end of the file has what the paper compares the vote with (Tables 5
+and 6). Maps are channels-last (b, h, w, c) between the doors.
 """
 
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+from einops import rearrange
 from torch import nn
 
+from ocl_msf.codebook import Codebook, Schedule
 from ocl_msf.pyramid import check_grids, pool, upsample
-from ocl_msf.quantization import Codebook, InvertibleProjection, Quantizer, Schedule
+from ocl_msf.quantization import InvertibleProjection, Quantized, Quantizer, QuantizerOutput
 
 
 class MultiScaleFusion(Quantizer):
@@ -21,42 +24,95 @@ class MultiScaleFusion(Quantizer):
         dim: c, channels of the maps and of the codes.
         codebook_size: m, codes in each codebook; two codes together name m * m combinations.
         num_scales: N.
+        inter_scale: what the invariant parts of the scales do with each other: "vote" (Eq. 4), "none", or the naive
+            fusions "sum" and "concat" (Table 6).
+        intra_scale: whether there is a scale-variant part (Table 5, upper left). Without it W is (c, c), and a
+            super-pixel names one code, of the scale-invariant codebook.
+        specific: whether every scale has a scale-variant codebook of its own, or all share one (Table 5, upper right).
         residual: see Quantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
 
     Attributes:
         project: W, `weight` (2c, c); its first c rows belong to the scale-invariant part.
         codebooks: 1 + N codebooks, `weight` (m, c): the scale-invariant one first, then one for each scale.
+
+    Raises:
+        ValueError: inter_scale is not one of the four.
     """
 
     def __init__(
-        self, dim: int = 256, codebook_size: int = 64, num_scales: int = 3, residual: Schedule = 0.0, **codebook
+        self,
+        dim: int = 256,
+        codebook_size: int = 64,
+        num_scales: int = 3,
+        inter_scale: str = "vote",
+        intra_scale: bool = True,
+        specific: bool = True,
+        residual: Schedule = 0.0,
+        **codebook,
     ):
         super().__init__(dim, residual)
+        if inter_scale not in INTER_SCALE:
+            raise ValueError(f"inter_scale must be one of {', '.join(INTER_SCALE)}, got {inter_scale!r}.")
         self.num_scales = num_scales
-        self.project = InvertibleProjection(dim, 2 * dim)
-        self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(1 + num_scales))
+        self.intra_scale = intra_scale
+        self.specific = specific
+        self.project = InvertibleProjection(dim, 2 * dim if intra_scale else dim)
+        self.inter_scale = INTER_SCALE[inter_scale](dim, num_scales)
+        variant_codebooks = (num_scales if specific else 1) if intra_scale else 0
+        self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(1 + variant_codebooks))
 
     def quantize(self, maps):
-        """See Quantizer: u = 2c, features hold the winning source's invariant part; g = 2, invariant then variant."""
-        shared, *specific = self.codebooks
-        invariant, variant = zip(*(u.chunk(2, -1) for u in self.project.up(maps)))  # Eq. 3
-        fused = inter_scale_fusion(shared, invariant)  # Eq. 4
-        details = [book.quantize([v]) for book, v in zip(specific, variant)]  # Eq. 1 and 2
-        return (
-            [torch.cat([f.features, v], -1) for f, v in zip(fused, variant)],
-            [torch.cat([f.codes, codes], -1) for f, ((codes,), _) in zip(fused, details)],
-            [torch.stack([f.indices, numbers], -1) for f, (_, (numbers,)) in zip(fused, details)],
-        )
+        """See Quantizer: u = 2c, g = 2, the scale-invariant part first; its features are the winning sources'.
 
-    def select(self, indices, scale):
-        """See Quantizer."""
-        shared, *specific = self.codebooks
-        return torch.cat([shared(indices[..., 0]), specific[scale](indices[..., 1])], -1)
+        Readouts: `winners`, the scale that won every super-pixel, and `unfused`, the scale-invariant code that the
+        scale itself would have chosen.
+        """
+        invariant, *variant = zip(*(u.split(self.dim, -1) for u in self.project.up(maps)))  # Eq. 3
+        fused = self.inter_scale(self.codebooks[0], invariant)  # Eq. 4
+        groups = [(fused.features, fused.codes, fused.indices)]
+        groups += [(v, *self._quantize_variant(v)) for v in variant]  # Eq. 1 and 2
+        return Quantized.join(groups, **fused.readouts)
+
+    def _quantize_variant(self, maps: Sequence[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """Match every scale with its own codebook (or all with the one they share)."""
+        if not self.specific:
+            return self.codebooks[1].quantize(maps)
+        codes, indices = zip(*(book.quantize([m]) for book, m in zip(self.codebooks[1:], maps)))
+        return [c for (c,) in codes], [i for (i,) in indices]
 
     def combine(self, codes):
         """Intra-scale fusion: concat_c(fused invariant code, variant code) . W (Eq. 5)."""
         return self.project.down(codes)
+
+    def codebook_of(self, scale, group):
+        """See Quantizer."""
+        return self.codebooks[group * (1 + scale * self.specific)]
+
+    def statistics(self, output: QuantizerOutput) -> Dict[str, torch.Tensor]:
+        """See Quantizer; also `won.scale_<n>`, the share of all super-pixels whose code scale n gave (0 to 1)."""
+        answer = super().statistics(output)
+        if "winners" in output.readouts:
+            winners = torch.cat([w.flatten() for w in output.readouts["winners"]])
+            for scale in range(self.num_scales):
+                answer[f"won.scale_{scale + 1}"] = (winners == scale).float().mean()
+        return answer
+
+    @torch.no_grad()
+    def parts(self, output: QuantizerOutput) -> "Parts":
+        """Take an answer apart into the maps of Figure 3."""
+        invariant, *variant = zip(*(i.unbind(1) for i in output.indices))
+
+        def codes(maps, group):
+            books = [self.codebook_of(scale, group) for scale in range(len(maps))]
+            return tuple(rearrange(book(m), "b h w c -> b c h w") for book, m in zip(books, maps))
+
+        return Parts(
+            unfused=codes(output.readouts["unfused"], 0) if "unfused" in output.readouts else None,
+            invariant=codes(invariant, 0),
+            variant=codes(variant[0], 1) if variant else None,
+            quantized=output.quantized,
+        )
 
     def _check(self, maps: Sequence[torch.Tensor]) -> None:
         if len(maps) != self.num_scales:
@@ -65,46 +121,69 @@ class MultiScaleFusion(Quantizer):
         check_grids(maps)
 
 
-class Fused(NamedTuple):
-    """The invariant part of one scale after inter-scale fusion, every field over its grid (b, h, w).
+class Parts(NamedTuple):
+    """The maps of section 4.2 and Figure 3, each a tuple of N tensors (b, c, h_n, w_n).
 
     Attributes:
-        features: (b, h, w, c), what the winning source encoded there.
-        codes: (b, h, w, c), the winning source's code.
-        indices: (b, h, w), its number.
-        winners: (b, h, w), which scale won, counted from 0.
+        unfused: X^si before inter-scale fusion; None where scales are mixed before they are matched.
+        invariant: X^si after it.
+        variant: X^sv; None without intra-scale fusion.
+        quantized: X.
     """
 
-    features: torch.Tensor
-    codes: torch.Tensor
-    indices: torch.Tensor
-    winners: torch.Tensor
+    unfused: Optional[Tuple[torch.Tensor, ...]]
+    invariant: Tuple[torch.Tensor, ...]
+    variant: Optional[Tuple[torch.Tensor, ...]]
+    quantized: Tuple[torch.Tensor, ...]
 
 
-def inter_scale_fusion(codebook: Codebook, maps: Sequence[torch.Tensor]) -> List[Fused]:
-    """For every super-pixel of every scale, take the code of the scale that matches with most confidence (Eq. 4).
+class Fused(NamedTuple):
+    """The invariant parts after inter-scale fusion, each a list over scales.
+
+    Attributes:
+        features: (b, h, w, c), what was matched: in a vote, what the winning source encoded there.
+        codes: (b, h, w, c), its code.
+        indices: (b, h, w), its number.
+        readouts: see MultiScaleFusion.quantize.
+    """
+
+    features: List[torch.Tensor]
+    codes: List[torch.Tensor]
+    indices: List[torch.Tensor]
+    readouts: Dict[str, List[torch.Tensor]] = {}
+
+
+class Vote(nn.Module):
+    """Inter-scale fusion (Eq. 4): every super-pixel takes the code of the scale that is surest of it.
 
     Everything that is ever compared is one row of one matrix, so one matching serves all scales: a super-pixel
     upsampled to a finer grid has the same match, and only its row number is repeated.
-
-    Args:
-        codebook: the shared scale-invariant codebook.
-        maps: Z^si, N maps (b, h_n, w_n, c), the finest first, halving.
-
-    Returns:
-        N answers. Equally confident sources: the finer scale.
     """
-    rows, addresses = source_rows(maps)
-    match = codebook.match(rows)
-    fused = []
-    for sources in addresses:  # (s, b, h, w): the row of every source at every super-pixel of this scale
-        winners = match.confidence[sources].argmax(0)
-        chosen = sources.gather(0, winners.unsqueeze(0)).squeeze(0)
-        indices = match.indices[chosen]
-        fused.append(Fused(rows[chosen], codebook(indices), indices, winners))
-    if codebook.training:
-        codebook.replace_dead_codes(rows, torch.cat([f.indices.flatten() for f in fused]))
-    return fused
+
+    def __init__(self, dim: int, num_scales: int):
+        super().__init__()
+
+    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Fused:
+        """Fuse.
+
+        Args:
+            codebook: the shared scale-invariant codebook.
+            maps: Z^si, N maps (b, h_n, w_n, c), the finest first, halving.
+
+        Returns:
+            N of everything. Equally confident sources: the finer scale.
+        """
+        rows, addresses = source_rows(maps)
+        match = codebook.match(rows)
+        winners = [match.confidence[sources].argmax(0) for sources in addresses]
+        chosen = [sources.gather(0, w.unsqueeze(0)).squeeze(0) for sources, w in zip(addresses, winners)]
+        indices = [match.indices[c] for c in chosen]
+        unfused = [match.indices[sources[scale]] for scale, sources in enumerate(addresses)]
+        readouts = {"winners": winners, "unfused": unfused}
+        fused = Fused([rows[c] for c in chosen], [codebook(i) for i in indices], indices, readouts)
+        if codebook.training:
+            codebook.replace_dead_codes(rows, torch.cat([i.flatten() for i in indices]))
+        return fused
 
 
 def source_rows(maps: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:
@@ -114,30 +193,71 @@ def source_rows(maps: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.
         maps: N maps (b, h_n, w_n, c), the finest first, halving.
 
     Returns:
-        All distinct source vectors (r, c), and for every scale the row numbers (s, b, h_n, w_n) of what each of the
-        s = N sources offers to each of its super-pixels.
+        All distinct source vectors, image after image (r, c), and for every scale the row numbers
+        (s, b, h_n, w_n) of what each of the s = N sources offers to each of its super-pixels.
     """
     blocks: List[torch.Tensor] = []
-    numbers: List[torch.Tensor] = []
-    total = 0
+    numbers: List[torch.Tensor] = []  # within an image, (1, h, w)
 
     def add(block):
-        nonlocal total
-        count = block.shape[:-1].numel()
-        blocks.append(block.flatten(0, -2))
-        numbers.append(torch.arange(total, total + count, device=block.device).view(block.shape[:-1]))
-        total += count
+        start = sum(n.numel() for n in numbers)
+        blocks.append(block.flatten(1, 2))
+        numbers.append(start + torch.arange(blocks[-1].shape[1], device=block.device).view(1, *block.shape[1:3]))
         return numbers[-1]
 
     own = [add(m) for m in maps]
-    addresses = [
-        torch.stack(
-            [
-                add(pool(source, 2 ** (target - scale))) if scale < target
-                else upsample(own[scale], 2 ** (scale - target))
-                for scale, source in enumerate(maps)
-            ]
-        )
+    offered = [
+        [
+            add(pool(source, 2 ** (target - scale))) if scale < target else upsample(own[scale], 2 ** (scale - target))
+            for scale, source in enumerate(maps)
+        ]
         for target in range(len(maps))
-    ]  # fmt: skip
-    return torch.cat(blocks), addresses
+    ]
+    rows = torch.cat(blocks, 1)
+    first = torch.arange(rows.shape[0], device=rows.device).view(-1, 1, 1) * rows.shape[1]  # row of every image
+    return rows.flatten(0, 1), [torch.stack([first + n for n in sources]) for sources in offered]
+
+
+class Separate(nn.Module):
+    """No inter-scale fusion: every scale is matched on its own, with the same codebook."""
+
+    def __init__(self, dim: int, num_scales: int):
+        super().__init__()
+
+    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Fused:
+        """See Vote."""
+        codes, indices = codebook.quantize(maps)
+        own = [torch.full_like(i, scale) for scale, i in enumerate(indices)]
+        return Fused(list(maps), codes, indices, {"winners": own, "unfused": indices})
+
+
+class Sum(nn.Module):
+    """Naive fusion (Table 6): what the scales offer each other is added up, then matched."""
+
+    def __init__(self, dim: int, num_scales: int):
+        super().__init__()
+
+    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Fused:
+        """See Vote."""
+        rows, addresses = source_rows(maps)
+        mixed = [self.mix(rows[sources]) for sources in addresses]
+        return Fused(mixed, *codebook.quantize(mixed))
+
+    def mix(self, offers: torch.Tensor) -> torch.Tensor:
+        """(s, b, h, w, c) -> (b, h, w, c)."""
+        return offers.sum(0)
+
+
+class Concat(Sum):
+    """Naive fusion (Table 6): what the scales offer each other is put side by side and projected, then matched."""
+
+    def __init__(self, dim: int, num_scales: int):
+        super().__init__(dim, num_scales)
+        self.project = nn.Linear(num_scales * dim, dim, bias=False)
+
+    def mix(self, offers: torch.Tensor) -> torch.Tensor:
+        """(s, b, h, w, c) -> (b, h, w, c)."""
+        return self.project(rearrange(offers, "s b h w c -> b h w (s c)"))
+
+
+INTER_SCALE = {"vote": Vote, "none": Separate, "sum": Sum, "concat": Concat}

@@ -1,10 +1,11 @@
 """The VAE of stage 1 as stage 2 sees it: frozen, in evaluation mode, its weights in stage 2's own checkpoints."""
 
 from dataclasses import dataclass
-from typing import Dict
+from typing import Dict, Tuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ocl_msf.autoencoder import VQVAE
 
@@ -14,12 +15,16 @@ class GuidanceOutput:
     """What a decoder is to reconstruct.
 
     Attributes:
-        features: continuous codes X_s (b, d, h, w).
+        features: continuous codes X_s (b, d, h, w) of the guiding scale.
         indices: their code numbers (b, g, h, w), int64.
+        all_features: the same of every scale, the finest first.
+        all_indices: the same of every scale.
     """
 
     features: torch.Tensor
     indices: torch.Tensor
+    all_features: Tuple[torch.Tensor, ...]
+    all_indices: Tuple[torch.Tensor, ...]
 
 
 class FrozenGuidance(nn.Module):
@@ -64,7 +69,8 @@ class FrozenGuidance(nn.Module):
                 "ocl_msf.callbacks.LoadGuidance."
             )
         codes = self.vae.encode(image)
-        return GuidanceOutput(codes.quantized[self.scale - 1], codes.indices[self.scale - 1])
+        guiding = self.scale - 1
+        return GuidanceOutput(codes.quantized[guiding], codes.indices[guiding], codes.quantized, codes.indices)
 
     @torch.no_grad()
     def lookup(self, indices: torch.Tensor) -> torch.Tensor:
@@ -73,5 +79,6 @@ class FrozenGuidance(nn.Module):
 
     @torch.no_grad()
     def decode(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (b, d, h, w) -> images (b, 3, 4h, 4w)."""
-        return self.vae.decode([features])[0]
+        """Features of the guiding scale (b, d, h, w) -> images at the size of scale 1."""
+        image = self.vae.decode([features])[0]
+        return F.interpolate(image, scale_factor=2 ** (self.scale - 1)) if self.scale > 1 else image

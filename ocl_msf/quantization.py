@@ -1,20 +1,19 @@
-"""Vector quantisation: codebooks, straight-through gradients, plain and grouped quantisers.
+"""Vector quantisation: invertible projection, straight-through gradients, plain and grouped quantisers.
 
 Feature maps are (b, d, h, w) at the public doors and channels-last (b, h, w, d) inside, where every
 operation is a matrix product or a row look-up. All of it runs in float32 whatever the autocast dtype.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from dataclasses import dataclass, field
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-Schedule = Union[float, nn.Module]  # a number, or a hyper-parameter schedule of the host: float(schedule) is its value
+from ocl_msf.codebook import Codebook, Schedule
 
 
 @dataclass
@@ -26,137 +25,41 @@ class QuantizerOutput:
         indices: code numbers (b, g, h_n, w_n), int64, one channel for each of g codebooks that a super-pixel names.
         codebook_loss: scalar, sum over scales of MSE(sg[U], code): moves codes to the encoder's outputs.
         commitment_loss: scalar, sum over scales of MSE(U, sg[code]): moves the encoder to its codes. Unweighted.
+        readouts: what else a quantiser can tell of what it did, by name: maps (b, h_n, w_n), int64, of every scale.
     """
 
     quantized: Tuple[torch.Tensor, ...]
     indices: Tuple[torch.Tensor, ...]
     codebook_loss: torch.Tensor
     commitment_loss: torch.Tensor
+    readouts: Dict[str, Tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
 
-class Match(NamedTuple):
-    """Matched code numbers (...) and the confidence (...) in (0, 1] of the best match (Eq. 1)."""
+class Quantized(NamedTuple):
+    """Maps between the doors, channels-last, of every scale.
 
-    indices: torch.Tensor
-    confidence: torch.Tensor
-
-
-class Codebook(nn.Module):
-    """m template vectors, matched by Euclidean distance (Eq. 1), selected by number (Eq. 2).
-
-    In training mode, matching can be sampled (Gumbel noise) and codes that fall out of use are replaced by
-    encoder vectors of the current batch.
-
-    Args:
-        codebook_size: m, the number of codes.
-        dim: d, channels of a code.
-        temperature: in training, the code is drawn from softmax(-distance / temperature) instead of taking the
-            nearest; 0 takes the nearest. A number or a schedule.
-        replace_below: a code whose moving-average share of matches falls below this fraction of the uniform share
-            1/m is replaced; 0 never replaces.
-        usage_decay: decay of that moving average per training step.
+    Attributes:
+        features: U_n, (b, h, w, u), what was matched.
+        codes: (b, h, w, u), what it was matched with.
+        indices: (b, h, w, g), int64, the codes' numbers.
+        readouts: see QuantizerOutput.
     """
 
-    def __init__(
-        self,
-        codebook_size: int,
-        dim: int,
-        temperature: Schedule = 0.0,
-        replace_below: float = 0.0,
-        usage_decay: float = 0.99,
-    ):
-        super().__init__()
-        if codebook_size < 1 or dim < 1:
-            raise ValueError(f"A codebook needs at least one code and one channel, got {codebook_size} x {dim}.")
-        self.weight = nn.Parameter(torch.randn(codebook_size, dim))
-        self.temperature = temperature
-        self.replace_below = replace_below
-        self.usage_decay = usage_decay
-        self.register_buffer("usage", torch.full((codebook_size,), 1.0 / codebook_size))
+    features: List[torch.Tensor]
+    codes: List[torch.Tensor]
+    indices: List[torch.Tensor]
+    readouts: Dict[str, List[torch.Tensor]] = {}
 
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        """Select codes by number (Eq. 2): (...) int64 -> (..., d)."""
-        return F.embedding(indices, self.weight)
-
-    @torch.no_grad()
-    def match(self, features: torch.Tensor) -> Match:
-        """Match vectors with codes (Eq. 1): P = softmax_m(-||z - e||_2), I = argmax P, confidence = max P.
-
-        max P = 1 / sum_m exp(d_min - d_m), so no softmax is stored. The confidence is that of the nearest code,
-        also where the index was sampled.
-
-        Args:
-            features: (..., d).
-
-        Returns:
-            Indices (...) int64 and confidences (...). Equally near codes: the lower number.
-        """
-        distance = torch.cdist(features.flatten(0, -2), self.weight)
-        nearest, indices = distance.min(-1)
-        confidence = (nearest.unsqueeze(-1) - distance).exp_().sum(-1).reciprocal_()
-        if self.training and float(self.temperature) > 0:
-            noise = -torch.empty_like(distance).exponential_().log_()
-            indices = (float(self.temperature) * noise - distance).argmax(-1)
-        shape = features.shape[:-1]
-        return Match(indices.view(shape), confidence.view(shape))
-
-    def quantize(self, maps: List[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
-        """Replace vectors by their codes, all maps at once.
-
-        N x (b, h, w, d) -> codes N x (b, h, w, d) and indices N x (b, h, w).
-        """
-        sizes = [m.shape[:-1] for m in maps]
-        features = torch.cat([m.flatten(0, -2) for m in maps])
-        indices = self.match(features).indices
-        codes = self(indices)
-        if self.training:
-            self.replace_dead_codes(features, indices)
-        counts = [size.numel() for size in sizes]
-        return (
-            [c.view(*size, -1) for c, size in zip(codes.split(counts), sizes)],
-            [i.view(size) for i, size in zip(indices.split(counts), sizes)],
+    @classmethod
+    def join(cls, groups: Sequence[Tuple], **readouts: List[torch.Tensor]) -> "Quantized":
+        """Put groups of channels side by side: (features, codes (b, h, w, u_g), indices (b, h, w)) of every scale."""
+        features, codes, indices = (list(zip(*part)) for part in zip(*groups))
+        return cls(
+            [torch.cat(f, -1) for f in features],
+            [torch.cat(c, -1) for c in codes],
+            [torch.stack(i, -1) for i in indices],
+            readouts,
         )
-
-    @torch.no_grad()
-    def replace_dead_codes(self, features: torch.Tensor, indices: torch.Tensor) -> None:
-        """Update the usage of codes and replace those out of use by random rows of `features`.
-
-        Every rank of a distributed run sees the same usage and takes the same rows of the global batch.
-
-        Args:
-            features: (n, d), the vectors that were matched; the same n on every rank.
-            indices: (l,), the codes that were passed on; the same l on every rank.
-        """
-        size = self.usage.numel()
-        counts = torch.bincount(indices, minlength=size).to(self.usage)
-        share = _sum_over_ranks(counts) / (len(indices) * _world_size())
-        self.usage.lerp_(share, 1 - self.usage_decay)
-        dead = self.usage < self.replace_below / size
-        if dead.any():
-            rows = _random_rows(features, size).to(self.weight)
-            self.weight.copy_(torch.where(dead[:, None], rows, self.weight))
-            self.usage.masked_fill_(dead, 1.0 / size)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    if _world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def _random_rows(features: torch.Tensor, count: int) -> torch.Tensor:
-    """Draw `count` rows of the global batch (ranks one after another), the same ones on every rank."""
-    n = len(features)
-    chosen = torch.randint(n * _world_size(), (count,), device=features.device)
-    if _world_size() == 1:
-        return features[chosen]
-    dist.broadcast(chosen, src=0)
-    mine = chosen // n == dist.get_rank()
-    return _sum_over_ranks(features[chosen % n] * mine[:, None])
 
 
 class InvertibleProjection(nn.Module):
@@ -177,13 +80,16 @@ class InvertibleProjection(nn.Module):
     def pinv(self) -> torch.Tensor:
         """Return pinv(W), (outer, inner), by one float32 Cholesky factorisation; differentiable.
 
+        The check of the rank waits for numbers, so torch.compile leaves it out in evaluation mode, to keep one graph.
+
         Raises:
             ValueError: W has lost its full column rank or holds NaN.
         """
         w = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         factor, info = torch.linalg.cholesky_ex(w.T @ w)
         pivots = factor.diagonal()
-        if info.item() or pivots.min() <= 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max():  # rounding leaves no less
+        checked = self.training or not _is_compiling()
+        if checked and (info.item() or pivots.min() <= 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max()):
             raise ValueError(
                 f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has lost its full column rank (or holds NaN), "
                 "so it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
@@ -198,6 +104,11 @@ class InvertibleProjection(nn.Module):
     def down(self, maps: List[torch.Tensor]) -> List[torch.Tensor]:
         """X . W: N tensors (..., inner) -> (..., outer)."""
         return [m @ self.weight for m in maps]
+
+
+def _is_compiling() -> bool:
+    compiler = getattr(torch, "compiler", None)  # from torch 2.1 on
+    return hasattr(compiler, "is_compiling") and compiler.is_compiling()
 
 
 def straight_through(features: torch.Tensor, codes: torch.Tensor, residual: float) -> torch.Tensor:
@@ -240,7 +151,7 @@ class Quantizer(nn.Module, ABC):
         self._check(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             full = [m if m.dtype == torch.float64 else m.float() for m in maps]
-            features, codes, indices = self.quantize([rearrange(m, "b d h w -> b h w d") for m in full])
+            features, codes, indices, readouts = self.quantize([rearrange(m, "b d h w -> b h w d") for m in full])
             residual = float(self.residual) if self.training else 0.0
             passed = [straight_through(f, c, residual) for f, c in zip(features, codes)]
             losses = [quantization_losses(f, c) for f, c in zip(features, codes)]
@@ -249,6 +160,7 @@ class Quantizer(nn.Module, ABC):
                 indices=tuple(rearrange(i, "b h w g -> b g h w") for i in indices),
                 codebook_loss=sum(loss for loss, _ in losses),
                 commitment_loss=sum(loss for _, loss in losses),
+                readouts={name: tuple(maps) for name, maps in readouts.items()},
             )
 
     def lookup(self, indices: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
@@ -258,16 +170,36 @@ class Quantizer(nn.Module, ABC):
     def lookup_scale(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
         """Turn the indices (b, g, h, w) of one scale, counted from 0, back into X (b, d, h, w)."""
         with torch.autocast(indices.device.type, enabled=False):
-            codes = self.select(rearrange(indices, "b g h w -> b h w g"), scale)
-            return rearrange(self.combine([codes])[0], "b h w d -> b d h w")
+            codes = [self.codebook_of(scale, group)(numbers) for group, numbers in enumerate(indices.unbind(1))]
+            return rearrange(self.combine([torch.cat(codes, -1)])[0], "b h w d -> b d h w")
+
+    @torch.no_grad()
+    def statistics(self, output: QuantizerOutput) -> Dict[str, torch.Tensor]:
+        """Summarise how an answer uses the codebooks, as scalars by name.
+
+        Returns:
+            For every codebook, over all scales that use it, `<name>.perplexity` (1 to m: so many codes, equally used,
+            would be as hard to guess) and `<name>.dead` (codes that nothing was matched with).
+        """
+        names = {book: name for name, book in self.named_modules() if isinstance(book, Codebook)}
+        used: Dict[Codebook, List[torch.Tensor]] = {book: [] for book in names}
+        for scale, indices in enumerate(output.indices):
+            for group, numbers in enumerate(indices.unbind(1)):
+                used[self.codebook_of(scale, group)].append(numbers.flatten())
+        answer = {}
+        for book, numbers in used.items():
+            share = torch.bincount(torch.cat(numbers), minlength=len(book.weight)) / sum(map(len, numbers))
+            answer[f"{names[book]}.perplexity"] = torch.special.entr(share).sum().exp()
+            answer[f"{names[book]}.dead"] = (share == 0).sum().to(share)
+        return answer
 
     @abstractmethod
-    def quantize(self, maps: List[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor], List[torch.Tensor]]:
-        """Match maps (b, h, w, d): features U (b, h, w, u), their codes (b, h, w, u), indices (b, h, w, g)."""
+    def quantize(self, maps: List[torch.Tensor]) -> Quantized:
+        """Match maps (b, h, w, d) with codes."""
 
     @abstractmethod
-    def select(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
-        """Look up codes of one scale by number: (b, h, w, g) -> (b, h, w, u)."""
+    def codebook_of(self, scale: int, group: int) -> Codebook:
+        """Return the codebook that channel `group` of the indices of `scale` refers to, both counted from 0."""
 
     def combine(self, codes: List[torch.Tensor]) -> List[torch.Tensor]:
         """Bring (b, h, w, u) of every scale back to the encoder's channels (b, h, w, d)."""
@@ -302,12 +234,11 @@ class VectorQuantizer(Quantizer):
 
     def quantize(self, maps):
         """See Quantizer: u = d, g = 1."""
-        codes, indices = self.codebook.quantize(maps)
-        return maps, codes, [i.unsqueeze(-1) for i in indices]
+        return Quantized.join([(maps, *self.codebook.quantize(maps))])
 
-    def select(self, indices, scale):
+    def codebook_of(self, scale, group):
         """See Quantizer."""
-        return self.codebook(indices.squeeze(-1))
+        return self.codebook
 
 
 class GroupedQuantizer(Quantizer):
@@ -331,14 +262,12 @@ class GroupedQuantizer(Quantizer):
 
     def quantize(self, maps):
         """See Quantizer: u = g * d."""
-        features = self.project.up(maps)
-        groups = zip(*(u.chunk(len(self.codebooks), -1) for u in features))
-        codes, indices = zip(*(book.quantize(list(group)) for book, group in zip(self.codebooks, groups)))
-        return features, [torch.cat(c, -1) for c in zip(*codes)], [torch.stack(i, -1) for i in zip(*indices)]
+        groups = zip(*(u.chunk(len(self.codebooks), -1) for u in self.project.up(maps)))
+        return Quantized.join([(group, *book.quantize(group)) for book, group in zip(self.codebooks, groups)])
 
-    def select(self, indices, scale):
+    def codebook_of(self, scale, group):
         """See Quantizer."""
-        return torch.cat([book(i) for book, i in zip(self.codebooks, indices.unbind(-1))], -1)
+        return self.codebooks[group]
 
     def combine(self, codes):
         """See Quantizer."""

@@ -89,7 +89,7 @@ def compose(shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "experiment, steps", [("vqvae_clevrtex", (1200, 30000)), ("slate_clevrtex", (6000, 50000))]
+    "experiment, steps", [("vqvae_clevrtex", (1200, 30000)), ("slate_clevrtex", (5000, 50000))]
 )
 @pytest.mark.parametrize("preset", [[], ["+msf/preset=cpu"]])
 def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, steps, preset):
@@ -101,11 +101,28 @@ def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, ste
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "msf"])
 def test_every_variant_trains_both_stages(compose, variant, tmp_path):
-    train_config(compose("+experiment=msf/vqvae_clevrtex", f"msf/variant={variant}"))
+    chosen = [f"msf/variant={variant}"] + (["experiment.image_size=64"] if variant == "msf_n5" else [])
+    train_config(compose("+experiment=msf/vqvae_clevrtex", *chosen))
     (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
     guided = ["+experiment=msf/slate_clevrtex", f"experiment.vae_checkpoint='{checkpoint}'"]
-    train_config(compose(*guided, f"msf/variant={variant}"))
+    train_config(compose(*guided, *chosen))
     assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
+
+
+@pytest.mark.parametrize("guidance, losses", [("scale_2", {"tokens"}), ("both", {"tokens", "tokens_2"})])
+def test_any_scale_may_guide(compose, vae_folder, guidance, losses):
+    (checkpoint,) = vae_folder.glob("outputs/msf/vqvae_clevrtex/*/lightning_logs/version_0/checkpoints/*.ckpt")
+    slate = ["+experiment=msf/slate_clevrtex", f"experiment.vae_checkpoint='{checkpoint}'"]
+    config = compose(*slate, f"msf/guidance={guidance}")
+    train_config(config)
+    assert set(config.losses) == losses
+
+
+def test_stage_one_logs_how_its_codebooks_are_used(vae_folder):
+    (events,) = vae_folder.glob("outputs/msf/vqvae_clevrtex/*/lightning_logs/version_0/events*")
+    written = events.read_bytes()
+    for name in (b"codebooks/codebooks.0.perplexity", b"codebooks/codebooks.3.dead", b"codebooks/won.scale_2"):
+        assert name in written
 
 
 def test_without_a_trained_vae_stage_two_stops_and_says_how_to_make_one(compose):

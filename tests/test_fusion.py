@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
-from ocl_msf.fusion import MultiScaleFusion, inter_scale_fusion, source_rows
-from ocl_msf.quantization import Codebook, GroupedQuantizer
+from ocl_msf.codebook import Codebook
+from ocl_msf.fusion import INTER_SCALE, MultiScaleFusion, Vote, source_rows
+from ocl_msf.quantization import GroupedQuantizer, VectorQuantizer
 
 
 def random_maps(dim, num_scales, size=8, batch=2, dtype=torch.float64, seed=0):
@@ -69,22 +71,35 @@ def test_indices_values_and_gradients_are_those_of_algorithm_1(num_scales, dim, 
     torch.testing.assert_close(ours, theirs)
 
 
+def test_ties_are_those_of_algorithm_1():
+    fusion = MultiScaleFusion(2, 6, 3).double()
+    for book in fusion.codebooks:
+        book.weight.data[3:] = book.weight.data[:3]
+    maps = [torch.ones_like(m).requires_grad_() for m in random_maps(2, 3)]
+    output = fusion(maps)
+    indices, quantized = algorithm_1(fusion.project.weight, [book.weight for book in fusion.codebooks], maps)
+    for a, b in zip(output.indices, indices):
+        assert torch.equal(a, b) and a.max() < 3
+    torch.testing.assert_close(list(output.quantized), quantized)
+
+
 def test_equally_confident_sources_go_to_the_finer_scale_and_equally_near_codes_to_the_lower_number():
     book = Codebook(64, 3)
     book.weight.data[40] = book.weight.data[0]
     constant = book.weight.data[40].expand(1, 16, 16, 3)
-    fused = inter_scale_fusion(book, [constant, constant[:, :8, :8]])
-    assert all((f.winners == 0).all() and (f.indices == 0).all() for f in fused)
+    fused = Vote(3, 2)(book, [constant, constant[:, :8, :8]])
+    for winners, indices in zip(fused.readouts["winners"], fused.indices):
+        assert (winners == 0).all() and (indices == 0).all()
 
 
 def test_a_vague_super_pixel_takes_the_code_of_the_scale_that_is_sure():
     book = Codebook(2, 2)
     book.weight.data = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     vague, sure = torch.tensor([4.9, 0.0]), torch.tensor([10.0, 0.0])
-    fine, coarse = inter_scale_fusion(book, [vague.expand(1, 2, 2, 2), sure.expand(1, 1, 1, 2)])
-    assert (fine.winners == 1).all() and (fine.indices == 1).all()
-    assert torch.equal(fine.features, sure.expand(1, 2, 2, 2))
-    assert (coarse.winners == 1).all()
+    fused = Vote(2, 2)(book, [vague.expand(1, 2, 2, 2), sure.expand(1, 1, 1, 2)])
+    assert all((winners == 1).all() for winners in fused.readouts["winners"])
+    assert (fused.indices[0] == 1).all() and (fused.readouts["unfused"][0] == 0).all()
+    assert torch.equal(fused.features[0], sure.expand(1, 2, 2, 2))
 
 
 def test_source_rows_address_pooled_and_upsampled_maps():
@@ -110,6 +125,85 @@ def test_one_scale_is_grouped_quantisation():
     torch.testing.assert_close(ours.codebook_loss, theirs.codebook_loss)
 
 
+def test_without_any_fusion_it_is_naive_multi_scale_behind_the_projection():
+    fusion, naive = MultiScaleFusion(6, 8, 3, inter_scale="none", intra_scale=False), VectorQuantizer(6, 8)
+    fusion.project.weight.data += 0.1 * torch.randn(6, 6)
+    naive.codebook.weight.data = fusion.codebooks[0].weight.data
+    maps = random_maps(6, 3, dtype=torch.float32)
+    last = [m.permute(0, 2, 3, 1) for m in maps]
+    ours, theirs = fusion(maps), naive([u.permute(0, 3, 1, 2) for u in fusion.project.up(last)])
+    down = fusion.project.down([x.permute(0, 2, 3, 1) for x in theirs.quantized])
+    for a, b, i, j in zip(ours.quantized, down, ours.indices, theirs.indices):
+        assert torch.equal(i, j)
+        torch.testing.assert_close(a, b.permute(0, 3, 1, 2))
+    torch.testing.assert_close(ours.codebook_loss, theirs.codebook_loss)
+
+
+def test_without_a_vote_and_with_shared_variant_codes_it_is_grouped_quantisation_of_every_scale():
+    fusion, grouped = MultiScaleFusion(6, 8, 3, inter_scale="none", specific=False), GroupedQuantizer(6, 8, 2)
+    grouped.load_state_dict(fusion.state_dict())
+    maps = random_maps(6, 3, dtype=torch.float32)
+    ours, theirs = fusion(maps), grouped(maps)
+    for a, b in zip(ours.indices, theirs.indices):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(ours.quantized, theirs.quantized)
+    torch.testing.assert_close(ours.commitment_loss, theirs.commitment_loss)
+
+
+@pytest.mark.parametrize("options", [{"intra_scale": False}, {"specific": False}])
+def test_the_invariant_codes_do_not_depend_on_the_variant_part(options):
+    whole, reduced = MultiScaleFusion(6, 8, 3), MultiScaleFusion(6, 8, 3, **options)
+    reduced.codebooks[0] = whole.codebooks[0]
+    maps = [m.permute(0, 2, 3, 1) for m in random_maps(6, 3, dtype=torch.float32)]
+    expected = whole.inter_scale(whole.codebooks[0], maps)
+    given = reduced.inter_scale(reduced.codebooks[0], maps)
+    for a, b in zip(given.codes, expected.codes):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("inter_scale", ["sum", "concat"])
+def test_naive_fusions_mix_what_the_pyramid_brings_to_one_grid(inter_scale):
+    mixing = INTER_SCALE[inter_scale](3, 3)
+    book = Codebook(7, 3)
+    maps = random_maps(3, 3, dtype=torch.float32)
+    fused = mixing(book, [m.permute(0, 2, 3, 1) for m in maps])
+    brought = [F.avg_pool2d(maps[0], 2), maps[1], F.interpolate(maps[2], scale_factor=2, mode="nearest")]
+    if inter_scale == "sum":
+        expected = sum(brought).permute(0, 2, 3, 1)
+    else:
+        expected = F.conv2d(torch.cat(brought, 1), mixing.project.weight[..., None, None]).permute(0, 2, 3, 1)
+    torch.testing.assert_close(fused.features[1], expected)
+    assert torch.equal(fused.codes[1], book(torch.cdist(expected, book.weight).argmin(-1)))
+
+
+def test_an_unknown_fusion_is_refused():
+    with pytest.raises(ValueError, match="vote, none, sum, concat"):
+        MultiScaleFusion(4, 8, 3, inter_scale="mean")
+
+
+@pytest.mark.parametrize("options", [{}, {"inter_scale": "none"}, {"inter_scale": "sum"}, {"intra_scale": False}])
+def test_the_parts_of_an_answer_make_it_up(options):
+    fusion = MultiScaleFusion(4, 8, 3, **options).eval()
+    parts = fusion.parts(fusion(random_maps(4, 3, dtype=torch.float32)))
+    for scale in range(3):
+        codes = [parts.invariant[scale]] + ([parts.variant[scale]] if parts.variant else [])
+        combined = torch.einsum("buhw,uc->bchw", torch.cat(codes, 1), fusion.project.weight)
+        torch.testing.assert_close(combined, parts.quantized[scale])
+        if "inter_scale" in options:
+            assert parts.unfused is None or torch.equal(parts.unfused[scale], parts.invariant[scale])
+
+
+def test_before_fusion_a_scale_has_the_codes_it_would_choose_alone():
+    fusion, alone = MultiScaleFusion(4, 8, 3).eval(), MultiScaleFusion(4, 8, 3, inter_scale="none").eval()
+    alone.load_state_dict(fusion.state_dict())
+    maps = random_maps(4, 3, dtype=torch.float32)
+    output = fusion(maps)
+    for unfused, expected in zip(output.readouts["unfused"], alone(maps).indices):
+        assert torch.equal(unfused, expected[:, 0])
+    won = [fusion.statistics(output)[f"won.scale_{n}"] for n in (1, 2, 3)]
+    torch.testing.assert_close(sum(won), torch.tensor(1.0))
+
+
 def test_the_codebooks_and_the_projection_have_the_papers_number_of_parameters():
     fusion = MultiScaleFusion(dim=256, codebook_size=64, num_scales=3)
     assert sum(p.numel() for p in fusion.parameters()) == 196_608
@@ -121,3 +215,56 @@ def test_the_codebooks_and_the_projection_have_the_papers_number_of_parameters()
 def test_wrong_scales_are_refused(number, sizes):
     with pytest.raises(ValueError, match="scales|halve"):
         MultiScaleFusion(4, 8, 3)([torch.randn(1, 4, s, s) for s in sizes[:number]])
+
+
+def train_fusion(folder, rank=0, world=1):
+    """Three steps of SGD on this rank's share of four images; most codes are replaced on the way."""
+    torch.manual_seed(0)
+    fusion = MultiScaleFusion(4, 16, 3, replace_below=0.9, usage_decay=0.5).double()
+    model = torch.nn.parallel.DistributedDataParallel(fusion) if world > 1 else fusion
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    share = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    for step in range(3):
+        output = model([m[share].detach() for m in random_maps(4, 3, batch=4, seed=step)])
+        loss = output.codebook_loss + output.commitment_loss + sum(x.square().mean() for x in output.quantized)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.save(fusion.state_dict(), f"{folder}/{rank}_of_{world}.pt")
+
+
+def train_on_rank(rank, rendezvous, folder):
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    train_fusion(folder, rank, 2)
+    distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
+    train_fusion(tmp_path)
+    arguments = ((tmp_path / "rendezvous").as_uri(), str(tmp_path))
+    multiprocessing.spawn(train_on_rank, arguments, nprocs=2)
+    names = ["0_of_1", "0_of_2", "1_of_2"]
+    whole, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in names)
+    for name, value in whole.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value)
+
+
+@pytest.mark.parametrize("num_scales, dim, size", [(1, 4, 3), (2, 4, 2), (3, 5, 12), (5, 4, 16)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_batch_and_any_divisible_grid_will_do(num_scales, dim, size, batch):
+    maps = random_maps(dim, num_scales, size, batch, torch.float32)
+    output = MultiScaleFusion(dim, 8, num_scales, temperature=1.0, residual=0.5, replace_below=0.5)(maps)
+    assert [x.shape for x in output.quantized] == [m.shape for m in maps]
+    grads = torch.autograd.grad(sum(x.square().sum() for x in output.quantized), maps)
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_evaluation_compiles_to_one_graph():
+    fusion = MultiScaleFusion(4, 8, 3).eval()
+    maps = random_maps(4, 3, dtype=torch.float32)
+    expected = fusion(maps)
+    one_graph = hasattr(torch, "compiler")  # torch 2.0 has no way to ask whether it compiles
+    output = torch.compile(fusion, backend="aot_eager", fullgraph=one_graph)(maps)
+    torch.testing.assert_close(output.quantized, expected.quantized)
+    assert all(torch.equal(a, b) for a, b in zip(output.indices, expected.indices))

@@ -47,7 +47,8 @@ def test_look_up_and_decode_belong_to_the_guiding_scale(guidance, scale):
     side = 8 >> (scale - 1)
     assert output.features.shape == (1, 8, side, side)
     torch.testing.assert_close(guidance.lookup(output.indices), output.features)
-    assert guidance.decode(output.features).shape == (1, 3, 4 * side, 4 * side)
+    assert guidance.decode(output.features).shape == (1, 3, 32, 32)
+    assert torch.equal(output.features, output.all_features[scale - 1])
 
 
 def test_a_scale_that_does_not_exist_is_refused():

@@ -5,11 +5,12 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import distributed, multiprocessing
 
+from ocl_msf.codebook import Codebook
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.quantization import (
-    Codebook,
     GroupedQuantizer,
     InvertibleProjection,
+    QuantizerOutput,
     VectorQuantizer,
     quantization_losses,
     straight_through,
@@ -180,6 +181,29 @@ def test_ranks_replace_the_same_codes_by_rows_of_the_whole_batch(tmp_path):
     assert torch.equal(first["weight"], second["weight"]) and torch.equal(first["usage"], second["usage"])
     new = first["weight"][first["weight"] < 50]
     assert {int(value) % 10 for value in new} == {0, 1}  # rows of both ranks
+
+
+def test_perplexity_and_dead_codes_are_those_of_the_indices():
+    quantizer = VectorQuantizer(2, 8)
+
+    def statistics(*indices):
+        numbers = torch.tensor(indices).view(1, 1, 1, -1)
+        answer = quantizer.statistics(QuantizerOutput((), (numbers,), torch.tensor(0.0), torch.tensor(0.0)))
+        return answer["codebook.perplexity"].item(), answer["codebook.dead"].item()
+
+    assert statistics(*range(8)) == pytest.approx((8, 0))
+    assert statistics(3, 3, 3) == pytest.approx((1, 7))
+    assert statistics(0, 0, 1, 1) == pytest.approx((2, 6))
+
+
+def test_every_codebook_is_counted_over_the_scales_that_use_it(build, maps):
+    quantizer = build().eval()
+    output = quantizer(maps)
+    statistics = quantizer.statistics(output)
+    books = [name for name, module in quantizer.named_modules() if isinstance(module, Codebook)]
+    assert {f"{name}.{kind}" for name in books for kind in ("perplexity", "dead")} <= set(statistics)
+    last = torch.cat([i[:, -1].flatten() for i in output.indices[-1 if len(books) == 4 else 0 :]])
+    assert statistics[f"{books[-1]}.dead"] == len(quantizer.codebook_of(2, 1).weight) - len(last.unique())
 
 
 def test_nothing_is_replaced_unless_asked():

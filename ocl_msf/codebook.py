@@ -1,0 +1,159 @@
+"""Codebooks: matching vectors with codes (Eq. 1), selecting codes (Eq. 2), keeping them in use."""
+
+from typing import List, NamedTuple, Sequence, Tuple, Union
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+Schedule = Union[float, nn.Module]  # a number, or a hyper-parameter schedule of the host: float(schedule) is its value
+
+
+class Match(NamedTuple):
+    """Matched code numbers (...) and the confidence (...) in (0, 1] of the best match (Eq. 1)."""
+
+    indices: torch.Tensor
+    confidence: torch.Tensor
+
+
+class Codebook(nn.Module):
+    """m template vectors, matched by Euclidean distance (Eq. 1), selected by number (Eq. 2).
+
+    In training mode, matching can be sampled (Gumbel noise) and codes that fall out of use are replaced by
+    encoder vectors of the current batch.
+
+    Args:
+        codebook_size: m, the number of codes.
+        dim: d, channels of a code.
+        temperature: in training, the code is drawn from softmax(-distance / temperature) instead of taking the
+            nearest; 0 takes the nearest. A number or a schedule.
+        replace_below: a code whose moving-average share of matches falls below this fraction of the uniform share
+            1/m is replaced; 0 never replaces.
+        usage_decay: decay of that moving average per training step.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        temperature: Schedule = 0.0,
+        replace_below: float = 0.0,
+        usage_decay: float = 0.9,
+    ):
+        super().__init__()
+        if codebook_size < 1 or dim < 1:
+            raise ValueError(f"A codebook needs at least one code and one channel, got {codebook_size} x {dim}.")
+        self.weight = nn.Parameter(torch.randn(codebook_size, dim))
+        self.temperature = temperature
+        self.replace_below = replace_below
+        self.usage_decay = usage_decay
+        self.register_buffer("usage", torch.full((codebook_size,), 1.0 / codebook_size))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """Select codes by number (Eq. 2): (...) int64 -> (..., d)."""
+        return F.embedding(indices, self.weight)
+
+    @torch.no_grad()
+    def match(self, features: torch.Tensor) -> Match:
+        """Match vectors with codes (Eq. 1): P = softmax_m(-||z - e||_2), I = argmax P, confidence = max P.
+
+        max P = 1 / sum_m exp(d_min - d_m), so no softmax is stored. The confidence is that of the nearest code,
+        also where the index was sampled.
+
+        Args:
+            features: (..., d).
+
+        Returns:
+            Indices (...) int64 and confidences (...). Equally near codes: the lower number.
+        """
+        distance = torch.cdist(features.flatten(0, -2), self.weight)
+        nearest, indices = distance.min(-1)
+        confidence = (nearest.unsqueeze(-1) - distance).exp_().sum(-1).reciprocal_()
+        if self._samples():
+            indices = self._sample(distance)
+        shape = features.shape[:-1]
+        return Match(indices.view(shape), confidence.view(shape))
+
+    @torch.no_grad()
+    def nearest(self, features: torch.Tensor) -> torch.Tensor:
+        """Match without asking for the confidence: (..., d) -> indices (...) int64.
+
+        ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, where ||z|| is the same for every code.
+        """
+        rows = features.flatten(0, -2)
+        if self._samples():
+            indices = self._sample(torch.cdist(rows, self.weight))
+        else:
+            indices = torch.addmm(self.weight.square().sum(-1), rows, self.weight.T, alpha=-2).argmin(-1)
+        return indices.view(features.shape[:-1])
+
+    def _samples(self) -> bool:
+        return self.training and float(self.temperature) > 0
+
+    def _sample(self, distance: torch.Tensor) -> torch.Tensor:
+        """Draw from softmax_m(-distance / temperature) by the Gumbel-max trick: (l, m) -> (l,)."""
+        noise = torch.empty_like(distance).exponential_().log_()
+        return noise.add_(distance, alpha=1 / float(self.temperature)).argmin(-1)
+
+    def quantize(self, maps: Sequence[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """Replace vectors by their codes, all maps at once.
+
+        N x (b, h, w, d) -> codes N x (b, h, w, d) and indices N x (b, h, w).
+        """
+        grids = [m.shape[1:-1] for m in maps]
+        features = torch.cat([m.flatten(1, -2) for m in maps], 1)
+        indices = self.nearest(features)
+        codes = self(indices)
+        if self.training:
+            self.replace_dead_codes(features.flatten(0, 1), indices.flatten())
+        counts = [grid.numel() for grid in grids]
+        return (
+            [c.unflatten(1, grid) for c, grid in zip(codes.split(counts, 1), grids)],
+            [i.unflatten(1, grid) for i, grid in zip(indices.split(counts, 1), grids)],
+        )
+
+    @torch.no_grad()
+    def replace_dead_codes(self, features: torch.Tensor, indices: torch.Tensor) -> None:
+        """Update the usage of codes and replace those out of use by random rows of `features`.
+
+        Every rank of a distributed run sees the same usage and takes the same rows of the global batch.
+
+        Args:
+            features: (n, d), the vectors that were matched, image after image; the same n on every rank.
+            indices: (l,), the codes that were passed on; the same l on every rank.
+        """
+        size = self.usage.numel()
+        counts = torch.bincount(indices, minlength=size).to(self.usage)
+        share = _sum_over_ranks(counts) / (len(indices) * _world_size())
+        self.usage.lerp_(share, 1 - self.usage_decay)
+        if self.replace_below:
+            dead = self.usage < self.replace_below / size
+            rows = _random_rows(features, size).to(self.weight)
+            self.weight.copy_(torch.where(dead[:, None], rows, self.weight))
+            self.usage.masked_fill_(dead, 1.0 / size)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    if _world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _random_rows(features: torch.Tensor, count: int) -> torch.Tensor:
+    """Draw `count` rows of the global batch (ranks one after another), the same ones on every rank.
+
+    No row is drawn twice while there are others: equal codes would be a waste.
+    """
+    n = len(features)
+    chosen = torch.randperm(n * _world_size(), device=features.device)
+    chosen = chosen[torch.arange(count, device=features.device) % len(chosen)]
+    if _world_size() == 1:
+        return features[chosen]
+    dist.broadcast(chosen, src=0)
+    mine = chosen // n == dist.get_rank()
+    return _sum_over_ranks(features[chosen % n] * mine[:, None])
