@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ocl._randomness import get_random_state, set_random_state
+from ocl.metrics import TensorStatistic
 from ocl.optimization import OptimizationWrapper
 from ocl.utils.checkpoints import load_weights
 from ocl.utils.routing import Combined
@@ -41,6 +42,7 @@ class CombinedModel(pl.LightningModule):
         self.models = models if isinstance(models, nn.Module) else Combined(**models)
         self.optimizer_builders = optimizers
         self.losses = nn.ModuleDict(losses)
+        self.validation_losses = nn.ModuleDict({name: TensorStatistic() for name in (*losses, "loss_total")})
         self.visualizations = visualizations
         self.training_metrics = nn.ModuleDict(training_metrics or {})
         self.evaluation_metrics = nn.ModuleDict(evaluation_metrics or {})
@@ -82,7 +84,10 @@ class CombinedModel(pl.LightningModule):
         losses = self._compute_losses(outputs)
         options = dict(on_step=False, on_epoch=True, batch_size=batch["batch_size"])
         for name, value in self._with_total(losses).items():
-            self.log(f"val/{name}", value, sync_dist=True, **options)
+            # Lightning's own mean of a number is wrong if ranks have different numbers of samples.
+            mean = self.validation_losses[name]
+            mean.update(value.detach().expand(batch["batch_size"], 1))
+            self.log(f"val/{name}", mean, **options)
         for name, metric in self.evaluation_metrics.items():
             metric.update(**outputs)
             self.log(f"val/{name}", metric, **options)
@@ -95,8 +100,9 @@ class CombinedModel(pl.LightningModule):
         self._set_buffer_exchange(False)
         self._random_state = get_random_state()
 
-    def on_validation_end(self) -> None:
-        # Training goes on as if there had been no validation, and so after an interruption without it.
+    def on_validation_epoch_end(self) -> None:
+        # Before checkpoints are saved: training goes on as if there had been no validation,
+        # and so does a training that is resumed without it.
         self._set_buffer_exchange(True)
         set_random_state(self._random_state)
 

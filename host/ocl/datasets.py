@@ -177,6 +177,10 @@ class WebdatasetDataModule(_SplitDataModule):
         if self.n_damaged:
             log.warning("%d damaged shards or samples were skipped in total.", self.n_damaged)
 
+    def on_exception(self, exception):
+        """Report, because Lightning does not call `teardown` after an error or a signal."""
+        self.teardown("fit")
+
     def _report(self, damage):
         self.n_damaged += 1
         log.warning("Skipped, number %d: %s", self.n_damaged, damage)

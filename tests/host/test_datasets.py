@@ -221,9 +221,8 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name, n_samples", [("one shard", 9), ("unequal shards", 15), ("no size", 18)])
 def test_ranks_train_in_step_and_evaluate_everything_once(two_ranks, name, n_samples):
     (train_a, val_a), (train_b, val_b) = two_ranks[name]
-    assert len(train_a) == len(train_b) > 0
-    if name != "no size":
-        assert len(train_a) == n_samples // 4
+    assert len(train_a) == len(train_b) == n_samples // 4
+    assert len(set(sum(train_a + train_b, []))) == n_samples // 4 * 4
     assert all(len(batch) == 2 for batch in train_a + train_b)
     assert sorted(sum(val_a + val_b, [])) == [f"{i:04d}" for i in range(n_samples)]
     assert val_a and val_b

@@ -1,0 +1,104 @@
+"""What the command line offers besides running: what a run would be, how much data it has, where it logs."""
+
+import csv
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import webdataset
+from ocl.cli import cli_utils
+from ocl.cli.compute_dataset_size import compute_size
+from omegaconf import OmegaConf
+
+TINY = """
+# @package _global_
+defaults: [/experiment/_output_path, /training_config, _self_]
+trainer: {accelerator: cpu, devices: 1, max_steps: 2, log_every_n_steps: 1, enable_model_summary: false}
+dataset:
+  _target_: ocl.datasets.DummyDataModule
+  data_shapes: {x: [4]}
+  data_types: {x: uniform}
+models:
+  net: {_target_: routed.torch.nn.Linear, in_features: 4, out_features: 4, input_path: input.x}
+losses:
+  mse: {_target_: routed.ocl.losses.ReconstructionLoss, loss_type: mse, input_path: net, target_path: input.x}
+optimizers:
+  adam: {_target_: torch.optim.Adam, _partial_: true, lr: 0.01}
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Start a program of the host, in a folder of its own."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "tiny.yaml").write_text(TINY.lstrip())
+
+    def run(name, *arguments):
+        environment = {**os.environ, "HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", f"ocl.cli.{name}", "--config-dir", str(tmp_path), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["+experiment=tiny", "--cfg", "job"], ["max_steps: 2", "max_epochs: null", "loss_type: mse"]),
+        (["+experiment=tiny", "--info"], ["pkg://configs", "experiment/tiny", "training_config"]),
+        (["+experiment=tiny", "--info", "defaults-tree"], ["experiment: tiny"]),
+    ],
+)
+def test_a_run_is_shown_without_running(program, tmp_path, arguments, expected):
+    result = program("train", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert all(text in result.stdout for text in expected)
+    assert "Training in" not in result.stdout and not (tmp_path / "outputs" / "tiny").exists()
+
+
+@pytest.mark.parametrize("override", ["trainer.max_stepz=3", "seeed=3"])
+def test_unknown_keys_give_hydras_message(program, override):
+    result = program("train", "+experiment=tiny", override)
+    assert result.returncode == 1
+    assert f"Could not override '{override[:-2]}'." in result.stderr
+    assert f"To append to your config use +{override}" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_csv_instead_of_tensorboard_by_an_override(program, tmp_path):
+    logger = "trainer.logger={_target_: pytorch_lightning.loggers.CSVLogger, save_dir: .}"
+    result = program("train", "+experiment=tiny", logger, "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "run" / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row["train/mse"]]) == 2 and "lr-Adam" in rows[0]
+    assert cli_utils.find_checkpoint(str(tmp_path / "run")).endswith("step=2.ckpt")
+    assert not list((tmp_path / "run").rglob("events.out*"))
+
+
+def test_weights_and_biases_by_an_override(program):
+    logger = "trainer.logger={_target_: pytorch_lightning.loggers.WandbLogger, project: msf, offline: true}"
+    result = program("train", "+experiment=tiny", logger, "--cfg", "job")
+    assert result.returncode == 0, result.stderr
+    assert "_target_: pytorch_lightning.loggers.WandbLogger" in result.stdout
+
+
+def test_the_size_of_a_dataset_counts_what_its_transforms_leave(tmp_path, caplog):
+    for shard in range(2):
+        with webdataset.TarWriter(str(tmp_path / f"{shard}.tar")) as sink:
+            for key in range(5 * shard, 5 * shard + 5):
+                sink.write({"__key__": str(key), "x.npy": np.full(3, key)})
+    predicate = "${lambda_fn:'lambda x: x.max() < 7'}"
+    few = {"_target_": "ocl.transforms.Filter", "predicate": predicate, "fields": ["x"]}
+    dataset = {
+        "_target_": "ocl.datasets.WebdatasetDataModule",
+        "train_shards": str(tmp_path / "{0..1}.tar"),
+        "val_shards": str(tmp_path / "1.tar"),
+        "train_transforms": {"few": few},
+    }
+    with caplog.at_level(logging.INFO):
+        compute_size(OmegaConf.create({"dataset": dataset}))
+    for line in ("Train split size: 7", "Validation split size: 5", "Test split: This dataset has no"):
+        assert line in caplog.text
