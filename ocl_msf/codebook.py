@@ -97,21 +97,9 @@ class Codebook(nn.Module):
         return noise.add_(distance, alpha=1 / float(self.temperature)).argmin(-1)
 
     def quantize(self, maps: Sequence[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
-        """Replace vectors by their codes, all maps at once.
-
-        N x (b, h, w, d) -> codes N x (b, h, w, d) and indices N x (b, h, w).
-        """
-        grids = [m.shape[1:-1] for m in maps]
-        features = torch.cat([m.flatten(1, -2) for m in maps], 1)
-        indices = self.nearest(features)
-        codes = self(indices)
-        if self.training:
-            self.replace_dead_codes(features.flatten(0, 1), indices.flatten())
-        counts = [grid.numel() for grid in grids]
-        return (
-            [c.unflatten(1, grid) for c, grid in zip(codes.split(counts, 1), grids)],
-            [i.unflatten(1, grid) for i, grid in zip(indices.split(counts, 1), grids)],
-        )
+        """Replace vectors by their codes: N maps (..., d) -> codes, N maps (..., d), and indices, N maps (...)."""
+        indices = [self.nearest(m) for m in maps]
+        return [self(i) for i in indices], indices
 
     @torch.no_grad()
     def replace_dead_codes(self, features: torch.Tensor, indices: torch.Tensor) -> None:

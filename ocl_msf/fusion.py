@@ -14,7 +14,7 @@ from torch import nn
 
 from ocl_msf.codebook import Codebook, Schedule
 from ocl_msf.pyramid import check_grids, pool, upsample
-from ocl_msf.quantization import InvertibleProjection, Quantized, Quantizer, QuantizerOutput
+from ocl_msf.quantization import InvertibleProjection, Part, Quantizer, QuantizerOutput
 
 
 class MultiScaleFusion(Quantizer):
@@ -57,33 +57,30 @@ class MultiScaleFusion(Quantizer):
         self.num_scales = num_scales
         self.intra_scale = intra_scale
         self.specific = specific
-        self.project = InvertibleProjection(dim, 2 * dim if intra_scale else dim)
+        self.project = InvertibleProjection(dim, 2 if intra_scale else 1)
         self.inter_scale = INTER_SCALE[inter_scale](dim, num_scales)
         variant_codebooks = (num_scales if specific else 1) if intra_scale else 0
         self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(1 + variant_codebooks))
 
     def quantize(self, maps):
-        """See Quantizer: u = 2c, g = 2, the scale-invariant part first; its features are the winning sources'.
+        """See Quantizer: the scale-invariant part, whose features are the winning sources', then the variant part.
 
         Readouts: `winners`, the scale that won every super-pixel, and `unfused`, the scale-invariant code that the
         scale itself would have chosen.
         """
-        invariant, *variant = zip(*(u.split(self.dim, -1) for u in self.project.up(maps)))  # Eq. 3
-        fused = self.inter_scale(self.codebooks[0], invariant)  # Eq. 4
-        groups = [(fused.features, fused.codes, fused.indices)]
-        groups += [(v, *self._quantize_variant(v)) for v in variant]  # Eq. 1 and 2
-        return Quantized.join(groups, **fused.readouts)
+        invariant, *variant = self.project.up(maps)  # Eq. 3
+        fused, readouts = self.inter_scale(self.codebooks[0], invariant)  # Eq. 4
+        return [fused] + [self._quantize_variant(v) for v in variant], readouts
 
-    def _quantize_variant(self, maps: Sequence[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
-        """Match every scale with its own codebook (or all with the one they share)."""
-        if not self.specific:
-            return self.codebooks[1].quantize(maps)
-        codes, indices = zip(*(book.quantize([m]) for book, m in zip(self.codebooks[1:], maps)))
-        return [c for (c,) in codes], [i for (i,) in indices]
+    def _quantize_variant(self, maps: Sequence[torch.Tensor]) -> Part:
+        """Match every scale with its own codebook, or all with the one they share (Eq. 1 and 2)."""
+        books = [self.codebook_of(scale, 1) for scale in range(len(maps))]
+        indices = [book.nearest(m) for book, m in zip(books, maps)]
+        return Part(maps, [book(i) for book, i in zip(books, indices)], indices)
 
-    def combine(self, codes):
-        """Intra-scale fusion: concat_c(fused invariant code, variant code) . W (Eq. 5)."""
-        return self.project.down(codes)
+    def rows(self, group):
+        """Intra-scale fusion: concat_c(fused invariant code, variant code) . W (Eq. 5), W_g by W_g."""
+        return self.project.rows(group)
 
     def codebook_of(self, scale, group):
         """See Quantizer."""
@@ -137,20 +134,7 @@ class Parts(NamedTuple):
     quantized: Tuple[torch.Tensor, ...]
 
 
-class Fused(NamedTuple):
-    """The invariant parts after inter-scale fusion, each a list over scales.
-
-    Attributes:
-        features: (b, h, w, c), what was matched: in a vote, what the winning source encoded there.
-        codes: (b, h, w, c), its code.
-        indices: (b, h, w), its number.
-        readouts: see MultiScaleFusion.quantize.
-    """
-
-    features: List[torch.Tensor]
-    codes: List[torch.Tensor]
-    indices: List[torch.Tensor]
-    readouts: Dict[str, List[torch.Tensor]] = {}
+Readouts = Dict[str, Sequence[torch.Tensor]]  # see MultiScaleFusion.quantize
 
 
 class Vote(nn.Module):
@@ -163,7 +147,7 @@ class Vote(nn.Module):
     def __init__(self, dim: int, num_scales: int):
         super().__init__()
 
-    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Fused:
+    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Tuple[Part, Readouts]:
         """Fuse.
 
         Args:
@@ -180,10 +164,7 @@ class Vote(nn.Module):
         indices = [match.indices[c] for c in chosen]
         unfused = [match.indices[sources[scale]] for scale, sources in enumerate(addresses)]
         readouts = {"winners": winners, "unfused": unfused}
-        fused = Fused([rows[c] for c in chosen], [codebook(i) for i in indices], indices, readouts)
-        if codebook.training:
-            codebook.replace_dead_codes(rows, torch.cat([i.flatten() for i in indices]))
-        return fused
+        return Part([rows[c] for c in chosen], [codebook(i) for i in indices], indices), readouts
 
 
 def source_rows(maps: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:
@@ -224,11 +205,11 @@ class Separate(nn.Module):
     def __init__(self, dim: int, num_scales: int):
         super().__init__()
 
-    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Fused:
+    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Tuple[Part, Readouts]:
         """See Vote."""
         codes, indices = codebook.quantize(maps)
         own = [torch.full_like(i, scale) for scale, i in enumerate(indices)]
-        return Fused(list(maps), codes, indices, {"winners": own, "unfused": indices})
+        return Part(maps, codes, indices), {"winners": own, "unfused": indices}
 
 
 class Sum(nn.Module):
@@ -237,11 +218,11 @@ class Sum(nn.Module):
     def __init__(self, dim: int, num_scales: int):
         super().__init__()
 
-    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Fused:
+    def forward(self, codebook: Codebook, maps: Sequence[torch.Tensor]) -> Tuple[Part, Readouts]:
         """See Vote."""
         rows, addresses = source_rows(maps)
         mixed = [self.mix(rows[sources]) for sources in addresses]
-        return Fused(mixed, *codebook.quantize(mixed))
+        return Part(mixed, *codebook.quantize(mixed)), {}
 
     def mix(self, offers: torch.Tensor) -> torch.Tensor:
         """(s, b, h, w, c) -> (b, h, w, c)."""

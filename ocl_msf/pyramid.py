@@ -3,7 +3,7 @@
 from typing import List, Sequence
 
 import torch
-from einops import reduce, repeat
+from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ class ImagePyramid(nn.Module):
 
 def pool(features: torch.Tensor, factor: int) -> torch.Tensor:
     """Average blocks of factor x factor super-pixels: (b, h*f, w*f, d) -> (b, h, w, d)."""
-    return reduce(features, "b (h f1) (w f2) d -> b h w d", "mean", f1=factor, f2=factor)
+    return rearrange(F.avg_pool2d(rearrange(features, "b h w d -> b d h w"), factor), "b d h w -> b h w d")
 
 
 def upsample(grid: torch.Tensor, factor: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ operation is a matrix product or a row look-up. All of it runs in float32 whatev
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from einops import rearrange
@@ -35,50 +35,36 @@ class QuantizerOutput:
     readouts: Dict[str, Tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
 
-class Quantized(NamedTuple):
-    """Maps between the doors, channels-last, of every scale.
+class Part(NamedTuple):
+    """One group of channels, channels-last and of every scale, after matching.
 
     Attributes:
-        features: U_n, (b, h, w, u), what was matched.
-        codes: (b, h, w, u), what it was matched with.
-        indices: (b, h, w, g), int64, the codes' numbers.
-        readouts: see QuantizerOutput.
+        features: U_n (b, h, w, c), what was matched.
+        codes: (b, h, w, c), what it was matched with.
+        indices: (b, h, w), int64, the codes' numbers.
     """
 
-    features: List[torch.Tensor]
-    codes: List[torch.Tensor]
-    indices: List[torch.Tensor]
-    readouts: Dict[str, List[torch.Tensor]] = {}
-
-    @classmethod
-    def join(cls, groups: Sequence[Tuple], **readouts: List[torch.Tensor]) -> "Quantized":
-        """Put groups of channels side by side: (features, codes (b, h, w, u_g), indices (b, h, w)) of every scale."""
-        features, codes, indices = (list(zip(*part)) for part in zip(*groups))
-        return cls(
-            [torch.cat(f, -1) for f in features],
-            [torch.cat(c, -1) for c in codes],
-            [torch.stack(i, -1) for i in indices],
-            readouts,
-        )
+    features: Sequence[torch.Tensor]
+    codes: Sequence[torch.Tensor]
+    indices: Sequence[torch.Tensor]
 
 
 class InvertibleProjection(nn.Module):
-    """Project up by pinv(W), project down by W (Eq. 3 and 5): W (inner, outer) has full column rank, no bias.
+    """Project up by pinv(W), project down by W (Eq. 3 and 5): W (groups * dim, dim) has full column rank, no bias.
 
     pinv(W) = (W^T W)^-1 W^T, so up followed by down is the identity. W starts with orthonormal columns.
 
     Attributes:
-        weight: W, (inner, outer); for Multi-Scale Fusion (2c, c).
+        weight: W, (groups * dim, dim); for Multi-Scale Fusion (2c, c).
     """
 
-    def __init__(self, outer: int, inner: int):
+    def __init__(self, dim: int, groups: int):
         super().__init__()
-        if inner < outer:
-            raise ValueError(f"W ({inner} x {outer}) cannot have full column rank: inner must be at least outer.")
-        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(inner, outer)))
+        self.groups = groups
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(groups * dim, dim)))
 
     def pinv(self) -> torch.Tensor:
-        """Return pinv(W), (outer, inner), by one float32 Cholesky factorisation; differentiable.
+        """Return pinv(W), (dim, groups * dim), by one float32 Cholesky factorisation; differentiable.
 
         The check of the rank waits for numbers, so torch.compile leaves it out in evaluation mode, to keep one graph.
 
@@ -96,14 +82,13 @@ class InvertibleProjection(nn.Module):
             )
         return torch.cholesky_solve(w.T, factor)
 
-    def up(self, maps: List[torch.Tensor]) -> List[torch.Tensor]:
-        """Z . pinv(W): N tensors (..., outer) -> (..., inner)."""
-        inverse = self.pinv()
-        return [m @ inverse for m in maps]
+    def up(self, maps: Sequence[torch.Tensor]) -> List[List[torch.Tensor]]:
+        """Z . pinv(W), group by group: N maps (..., dim) -> for every group N maps (..., dim)."""
+        return [[m @ part for m in maps] for part in self.pinv().chunk(self.groups, 1)]
 
-    def down(self, maps: List[torch.Tensor]) -> List[torch.Tensor]:
-        """X . W: N tensors (..., inner) -> (..., outer)."""
-        return [m @ self.weight for m in maps]
+    def rows(self, group: int) -> torch.Tensor:
+        """W_g (dim, dim), the rows of W that bring a group down: X . W = sum over groups of X_g . W_g."""
+        return self.weight.chunk(self.groups)[group]
 
 
 def _is_compiling() -> bool:
@@ -111,15 +96,65 @@ def _is_compiling() -> bool:
     return hasattr(compiler, "is_compiling") and compiler.is_compiling()
 
 
-def straight_through(features: torch.Tensor, codes: torch.Tensor, residual: float) -> torch.Tensor:
-    """Pass residual * features + (1 - residual) * codes on, with the gradient of `features` alone."""
-    value = torch.lerp(codes, features, residual) if residual else codes
-    return features + (value - features).detach()
+class _StraightThrough(torch.autograd.Function):
+    """`value` forward; backward, besides, as if it were features . weight."""
+
+    @staticmethod
+    def forward(ctx, features, value, weight):
+        ctx.save_for_backward(weight)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return (grad if weight is None else grad @ weight.T), grad, None
+
+
+def straight_through(
+    features: torch.Tensor, codes: torch.Tensor, indices: torch.Tensor, residual: float, weight: Optional[torch.Tensor]
+) -> torch.Tensor:
+    """Project matched vectors down with the gradient of the features: (a . features + (1 - a) . codes) . W_g.
+
+    The gradient with respect to the features is that of features . W_g, the codes get none, and W_g its own. As many
+    vectors share a code, codes are projected before they are selected.
+
+    Args:
+        features: (..., c), a = `residual` of which is passed on.
+        codes: (m, c), the codebook.
+        indices: (...), which code each vector was matched with.
+        residual: a, 0 to 1.
+        weight: W_g (c, c); None is the identity.
+    """
+
+    def down(x):
+        return x.detach() if weight is None else x.detach() @ weight
+
+    value = F.embedding(indices, down(codes))
+    if residual:
+        value = torch.lerp(value, down(features), residual)
+    return _StraightThrough.apply(features, value, weight if weight is None else weight.detach())
+
+
+class _QuantizationLosses(torch.autograd.Function):
+    """MSE(sg[features], codes) and MSE(features, sg[codes]): one number, one difference, two gradients."""
+
+    @staticmethod
+    def forward(ctx, features, codes):
+        difference = features - codes
+        ctx.save_for_backward(difference)
+        loss = difference.square().mean()
+        return loss, loss.clone()
+
+    @staticmethod
+    def backward(ctx, to_codes, to_features):
+        (difference,) = ctx.saved_tensors
+        scale = 2 / difference.numel()
+        return difference * (scale * to_features), difference * (-scale * to_codes)
 
 
 def quantization_losses(features: torch.Tensor, codes: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """Return (codebook loss MSE(sg[features], codes), commitment loss MSE(features, sg[codes]))."""
-    return F.mse_loss(codes, features.detach()), F.mse_loss(features, codes.detach())
+    return _QuantizationLosses.apply(features, codes)
 
 
 class Quantizer(nn.Module, ABC):
@@ -151,17 +186,38 @@ class Quantizer(nn.Module, ABC):
         self._check(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             full = [m if m.dtype == torch.float64 else m.float() for m in maps]
-            features, codes, indices, readouts = self.quantize([rearrange(m, "b d h w -> b h w d") for m in full])
-            residual = float(self.residual) if self.training else 0.0
-            passed = [straight_through(f, c, residual) for f, c in zip(features, codes)]
-            losses = [quantization_losses(f, c) for f, c in zip(features, codes)]
+            parts, readouts = self.quantize([rearrange(m, "b d h w -> b h w d") for m in full])
+            quantized = [self._pass_on(parts, scale) for scale in range(len(maps))]
+            losses = [quantization_losses(f, c) for part in parts for f, c in zip(part.features, part.codes)]
+            if self.training:
+                self._replace_dead_codes(parts)
             return QuantizerOutput(
-                quantized=tuple(rearrange(x, "b h w d -> b d h w") for x in self.combine(passed)),
-                indices=tuple(rearrange(i, "b h w g -> b g h w") for i in indices),
-                codebook_loss=sum(loss for loss, _ in losses),
-                commitment_loss=sum(loss for _, loss in losses),
+                quantized=tuple(rearrange(x, "b h w d -> b d h w") for x in quantized),
+                indices=tuple(torch.stack(groups, 1) for groups in zip(*(part.indices for part in parts))),
+                codebook_loss=sum(loss for loss, _ in losses) / len(parts),
+                commitment_loss=sum(loss for _, loss in losses) / len(parts),
                 readouts={name: tuple(maps) for name, maps in readouts.items()},
             )
+
+    def _pass_on(self, parts: Sequence[Part], scale: int) -> torch.Tensor:
+        residual = float(self.residual) if self.training else 0.0
+        maps = []
+        for group, part in enumerate(parts):
+            codes = self.codebook_of(scale, group).weight.detach().clone()  # dead ones are replaced before backward
+            features, indices = part.features[scale], part.indices[scale]
+            maps.append(straight_through(features, codes, indices, residual, self.rows(group)))
+        return sum(maps)
+
+    @torch.no_grad()
+    def _replace_dead_codes(self, parts: Sequence[Part]) -> None:
+        used: Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]] = {}
+        for group, part in enumerate(parts):
+            for scale, (features, indices) in enumerate(zip(part.features, part.indices)):
+                pair = features.flatten(1, 2), indices.flatten(1)
+                used.setdefault(self.codebook_of(scale, group), []).append(pair)
+        for book, pairs in used.items():
+            features, indices = (torch.cat(x, 1).flatten(0, 1) for x in zip(*pairs))
+            book.replace_dead_codes(features, indices)
 
     def lookup(self, indices: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
         """Turn indices, N tensors (b, g, h_n, w_n), back into X_n, N tensors (b, d, h_n, w_n)."""
@@ -170,8 +226,11 @@ class Quantizer(nn.Module, ABC):
     def lookup_scale(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
         """Turn the indices (b, g, h, w) of one scale, counted from 0, back into X (b, d, h, w)."""
         with torch.autocast(indices.device.type, enabled=False):
-            codes = [self.codebook_of(scale, group)(numbers) for group, numbers in enumerate(indices.unbind(1))]
-            return rearrange(self.combine([torch.cat(codes, -1)])[0], "b h w d -> b d h w")
+            parts = []
+            for group, numbers in enumerate(indices.unbind(1)):
+                codes, weight = self.codebook_of(scale, group).weight, self.rows(group)
+                parts.append(F.embedding(numbers, codes if weight is None else codes @ weight))
+            return rearrange(sum(parts), "b h w d -> b d h w")
 
     @torch.no_grad()
     def statistics(self, output: QuantizerOutput) -> Dict[str, torch.Tensor]:
@@ -194,16 +253,16 @@ class Quantizer(nn.Module, ABC):
         return answer
 
     @abstractmethod
-    def quantize(self, maps: List[torch.Tensor]) -> Quantized:
-        """Match maps (b, h, w, d) with codes."""
+    def quantize(self, maps: List[torch.Tensor]) -> Tuple[List[Part], Dict[str, Sequence[torch.Tensor]]]:
+        """Match maps (b, h, w, d) with codes; return groups of channels, and readouts."""
 
     @abstractmethod
     def codebook_of(self, scale: int, group: int) -> Codebook:
         """Return the codebook that channel `group` of the indices of `scale` refers to, both counted from 0."""
 
-    def combine(self, codes: List[torch.Tensor]) -> List[torch.Tensor]:
-        """Bring (b, h, w, u) of every scale back to the encoder's channels (b, h, w, d)."""
-        return codes
+    def rows(self, group: int) -> Optional[torch.Tensor]:
+        """Return W_g (c, d), which brings the codes of a group to the encoder's channels; None is the identity."""
+        return None
 
     def _check(self, maps: Sequence[torch.Tensor]) -> None:
         for scale, features in enumerate(maps, 1):
@@ -211,7 +270,7 @@ class Quantizer(nn.Module, ABC):
                 raise ValueError(
                     f"Scale {scale} must be a map (b, {self.dim}, h, w), got shape {tuple(features.shape)}."
                 )
-            if self.training and not torch.isfinite(features).all():
+            if self.training and not torch.isfinite(features.detach().sum()):
                 raise ValueError(
                     f"The encoder's map Z_{scale} {tuple(features.shape)} holds NaN or infinity: training has "
                     "diverged. Lower the learning rate, or check the input images."
@@ -233,8 +292,8 @@ class VectorQuantizer(Quantizer):
         self.codebook = Codebook(codebook_size, dim, **codebook)
 
     def quantize(self, maps):
-        """See Quantizer: u = d, g = 1."""
-        return Quantized.join([(maps, *self.codebook.quantize(maps))])
+        """See Quantizer."""
+        return [Part(maps, *self.codebook.quantize(maps))], {}
 
     def codebook_of(self, scale, group):
         """See Quantizer."""
@@ -257,18 +316,18 @@ class GroupedQuantizer(Quantizer):
 
     def __init__(self, dim: int, codebook_size: int = 64, groups: int = 2, residual: Schedule = 0.0, **codebook):
         super().__init__(dim, residual)
-        self.project = InvertibleProjection(dim, groups * dim)
+        self.project = InvertibleProjection(dim, groups)
         self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(groups))
 
     def quantize(self, maps):
-        """See Quantizer: u = g * d."""
-        groups = zip(*(u.chunk(len(self.codebooks), -1) for u in self.project.up(maps)))
-        return Quantized.join([(group, *book.quantize(group)) for book, group in zip(self.codebooks, groups)])
+        """See Quantizer."""
+        groups = self.project.up(maps)
+        return [Part(group, *book.quantize(group)) for book, group in zip(self.codebooks, groups)], {}
 
     def codebook_of(self, scale, group):
         """See Quantizer."""
         return self.codebooks[group]
 
-    def combine(self, codes):
+    def rows(self, group):
         """See Quantizer."""
-        return self.project.down(codes)
+        return self.project.rows(group)

@@ -87,8 +87,8 @@ def test_equally_confident_sources_go_to_the_finer_scale_and_equally_near_codes_
     book = Codebook(64, 3)
     book.weight.data[40] = book.weight.data[0]
     constant = book.weight.data[40].expand(1, 16, 16, 3)
-    fused = Vote(3, 2)(book, [constant, constant[:, :8, :8]])
-    for winners, indices in zip(fused.readouts["winners"], fused.indices):
+    fused, readouts = Vote(3, 2)(book, [constant, constant[:, :8, :8]])
+    for winners, indices in zip(readouts["winners"], fused.indices):
         assert (winners == 0).all() and (indices == 0).all()
 
 
@@ -96,9 +96,9 @@ def test_a_vague_super_pixel_takes_the_code_of_the_scale_that_is_sure():
     book = Codebook(2, 2)
     book.weight.data = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     vague, sure = torch.tensor([4.9, 0.0]), torch.tensor([10.0, 0.0])
-    fused = Vote(2, 2)(book, [vague.expand(1, 2, 2, 2), sure.expand(1, 1, 1, 2)])
-    assert all((winners == 1).all() for winners in fused.readouts["winners"])
-    assert (fused.indices[0] == 1).all() and (fused.readouts["unfused"][0] == 0).all()
+    fused, readouts = Vote(2, 2)(book, [vague.expand(1, 2, 2, 2), sure.expand(1, 1, 1, 2)])
+    assert all((winners == 1).all() for winners in readouts["winners"])
+    assert (fused.indices[0] == 1).all() and (readouts["unfused"][0] == 0).all()
     assert torch.equal(fused.features[0], sure.expand(1, 2, 2, 2))
 
 
@@ -131,8 +131,9 @@ def test_without_any_fusion_it_is_naive_multi_scale_behind_the_projection():
     naive.codebook.weight.data = fusion.codebooks[0].weight.data
     maps = random_maps(6, 3, dtype=torch.float32)
     last = [m.permute(0, 2, 3, 1) for m in maps]
-    ours, theirs = fusion(maps), naive([u.permute(0, 3, 1, 2) for u in fusion.project.up(last)])
-    down = fusion.project.down([x.permute(0, 2, 3, 1) for x in theirs.quantized])
+    (up,) = fusion.project.up(last)
+    ours, theirs = fusion(maps), naive([u.permute(0, 3, 1, 2) for u in up])
+    down = [x.permute(0, 2, 3, 1) @ fusion.project.weight for x in theirs.quantized]
     for a, b, i, j in zip(ours.quantized, down, ours.indices, theirs.indices):
         assert torch.equal(i, j)
         torch.testing.assert_close(a, b.permute(0, 3, 1, 2))
@@ -155,8 +156,8 @@ def test_the_invariant_codes_do_not_depend_on_the_variant_part(options):
     whole, reduced = MultiScaleFusion(6, 8, 3), MultiScaleFusion(6, 8, 3, **options)
     reduced.codebooks[0] = whole.codebooks[0]
     maps = [m.permute(0, 2, 3, 1) for m in random_maps(6, 3, dtype=torch.float32)]
-    expected = whole.inter_scale(whole.codebooks[0], maps)
-    given = reduced.inter_scale(reduced.codebooks[0], maps)
+    expected, _ = whole.inter_scale(whole.codebooks[0], maps)
+    given, _ = reduced.inter_scale(reduced.codebooks[0], maps)
     for a, b in zip(given.codes, expected.codes):
         assert torch.equal(a, b)
 
@@ -166,7 +167,7 @@ def test_naive_fusions_mix_what_the_pyramid_brings_to_one_grid(inter_scale):
     mixing = INTER_SCALE[inter_scale](3, 3)
     book = Codebook(7, 3)
     maps = random_maps(3, 3, dtype=torch.float32)
-    fused = mixing(book, [m.permute(0, 2, 3, 1) for m in maps])
+    fused, _ = mixing(book, [m.permute(0, 2, 3, 1) for m in maps])
     brought = [F.avg_pool2d(maps[0], 2), maps[1], F.interpolate(maps[2], scale_factor=2, mode="nearest")]
     if inter_scale == "sum":
         expected = sum(brought).permute(0, 2, 3, 1)

@@ -91,32 +91,43 @@ def test_channels_last_maps_and_autocast_give_the_same_codes(build, maps):
     assert mixed.quantized[0].dtype == torch.float32
 
 
-def test_the_straight_through_gradient_is_the_identity():
-    features, codes = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
-    for residual in (0.0, 0.3, 1.0):
-        passed = straight_through(features, codes, residual)
-        torch.testing.assert_close(passed, residual * features + (1 - residual) * codes)
-        direction = torch.randn_like(passed)
-        to_features, to_codes = torch.autograd.grad(passed, [features, codes], direction, allow_unused=True)
-        torch.testing.assert_close(to_features, direction)
-        assert to_codes is None
+@pytest.mark.parametrize("residual", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("projected", [False, True])
+def test_straight_through_passes_the_mixture_on_with_the_gradient_of_the_features(residual, projected):
+    torch.manual_seed(0)
+    features, codes, weight = (torch.randn(*size, requires_grad=True) for size in ((4, 3), (5, 3), (3, 3)))
+    indices = torch.tensor([2, 0, 0, 4])
+    given = straight_through(features, codes, indices, residual, weight if projected else None)
+    mixture = residual * features.detach() + (1 - residual) * codes[indices].detach()
+    expected = features + (mixture - features).detach()
+    expected = expected @ weight if projected else expected
+    torch.testing.assert_close(given, expected)
+    direction, inputs = torch.randn_like(given), [features, codes, weight]
+    ours = torch.autograd.grad(given, inputs, direction, allow_unused=True)
+    theirs = torch.autograd.grad(expected, inputs, direction, allow_unused=True)
+    assert ours[1] is None and theirs[1] is None
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[2], theirs[2])
 
 
 def test_codebook_loss_moves_codes_and_commitment_loss_moves_features():
     features, codes = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
     codebook, commitment = quantization_losses(features, codes)
     inputs = [features, codes]
-    assert torch.autograd.grad(codebook, inputs, allow_unused=True)[0] is None
-    assert torch.autograd.grad(commitment, inputs, allow_unused=True)[1] is None
+    gradient = 2 * (features - codes) / features.numel()
+    to_features, to_codes = torch.autograd.grad(codebook, inputs, retain_graph=True)
+    torch.testing.assert_close((to_features, to_codes), (torch.zeros_like(features), -gradient))
+    to_features, to_codes = torch.autograd.grad(commitment, inputs)
+    torch.testing.assert_close((to_features, to_codes), (gradient, torch.zeros_like(codes)))
     torch.testing.assert_close(codebook, (features - codes).square().mean())
     torch.testing.assert_close(commitment, codebook)
 
 
 def test_up_then_down_is_the_identity_and_differentiable():
-    project = InvertibleProjection(3, 6).double()
+    project = InvertibleProjection(3, 2).double()
     project.weight.data += 0.2 * torch.randn(6, 3, dtype=torch.float64)
     x = torch.randn(4, 3, dtype=torch.float64)
-    torch.testing.assert_close(project.down(project.up([x]))[0], x)
+    torch.testing.assert_close(sum(group[0] @ project.rows(g) for g, group in enumerate(project.up([x]))), x)
     torch.testing.assert_close(project.pinv(), torch.linalg.pinv(project.weight))
     assert torch.autograd.gradcheck(lambda _: project.pinv(), project.weight)
 
@@ -131,7 +142,7 @@ def dependent_columns():
     "weight", [torch.zeros(6, 3), torch.ones(6, 3), torch.full((6, 3), float("nan")), dependent_columns()]
 )
 def test_a_projection_without_full_rank_is_an_error(weight):
-    project = InvertibleProjection(3, 6)
+    project = InvertibleProjection(3, 2)
     project.weight.data = weight
     with pytest.raises(ValueError, match="rank"):
         project.up([torch.randn(2, 3)])
@@ -153,23 +164,21 @@ def test_dead_codes_become_vectors_of_the_batch_and_used_codes_stay():
     book.weight.data = torch.tensor([[0.0, 0.0], [9.0, 9.0], [100.0, 0.0], [0.0, 100.0]])
     features = torch.cat([torch.randn(50, 2), 9 + torch.randn(50, 2)])
     for _ in range(3):
-        book.quantize([features.view(1, 10, 10, 2)])
+        book.replace_dead_codes(features, book.nearest(features))
     assert torch.equal(book.weight[:2].detach(), torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
     for code in book.weight[2:].detach():
         assert (features == code).all(-1).any()
-    before = book.weight.detach().clone()
-    book.eval().quantize([features.view(1, 10, 10, 2)])
-    assert torch.equal(book.weight, before)
 
 
 def quantize_on_rank(rank, rendezvous, folder):
     """Train a codebook whose codes are all far off on one half of a batch."""
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     torch.manual_seed(rank)
-    book = Codebook(8, 2, replace_below=0.5, usage_decay=0.5)
+    quantizer = VectorQuantizer(2, 8, replace_below=0.5, usage_decay=0.5)
+    book = quantizer.codebook
     book.weight.data = torch.arange(100.0, 116.0).view(8, 2)
     for step in range(4):
-        book.quantize([torch.full((1, 3, 3, 2), float(10 * step + rank))])
+        quantizer([torch.full((1, 2, 3, 3), float(10 * step + rank))])
     torch.save(book.state_dict(), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -206,12 +215,13 @@ def test_every_codebook_is_counted_over_the_scales_that_use_it(build, maps):
     assert statistics[f"{books[-1]}.dead"] == len(quantizer.codebook_of(2, 1).weight) - len(last.unique())
 
 
-def test_nothing_is_replaced_unless_asked():
-    book = Codebook(64, 2)
-    before = book.weight.detach().clone()
+@pytest.mark.parametrize("replace_below, training", [(0.0, True), (1.0, False)])
+def test_nothing_is_replaced_unless_asked_and_in_training(replace_below, training):
+    quantizer = VectorQuantizer(2, 64, replace_below=replace_below).train(training)
+    before = quantizer.codebook.weight.detach().clone()
     for _ in range(50):
-        book.quantize([torch.zeros(1, 4, 4, 2)])
-    assert torch.equal(book.weight, before)
+        quantizer([torch.zeros(1, 2, 4, 4)])
+    assert torch.equal(quantizer.codebook.weight, before)
 
 
 def test_not_a_number_is_named_in_training(build, maps):
