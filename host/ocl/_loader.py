@@ -206,28 +206,20 @@ class TrainingLoader(_BatchLoader):
 
     def _in_step(self, items):
         """Yield as many batches as the other ranks; the last ones are shared out evenly."""
-        rest, group = [], self._cpu_group()
+        rest = []
         batches = self._whole(items, rest)
         for batch in batches:
-            if not all(gather(True, group)):
+            if not all(gather(True)):
                 break
             yield batch
         else:
             batch = None
-            gather(False, group)
+            gather(False)
         spare = [] if batch is None else [batch, *batches]
-        spare, rest = (list(itertools.chain.from_iterable(gather(part, group))) for part in (spare, rest))
+        spare, rest = (list(itertools.chain.from_iterable(gather(part))) for part in (spare, rest))
         spare += self.dataset.form(rest, [])
         n_ranks = world_size()
         yield from spare[distributed.get_rank() :: n_ranks][: len(spare) // n_ranks]
-
-    def _cpu_group(self):
-        """Return a group of all ranks whose messages do not wait for the GPU."""
-        if distributed.get_backend() == "gloo":
-            return None
-        if getattr(self, "_gloo", None) is None:
-            self._gloo = distributed.new_group(backend="gloo")
-        return self._gloo
 
 
 class PlainLoader(_SeededLoader):

@@ -58,12 +58,12 @@ def world_size():
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def gather(value, group=None):
+def gather(value):
     """Return the values that all processes pass, in the order of their ranks."""
     values = [value]
     if world_size() > 1:
         values = [None] * world_size()
-        distributed.all_gather_object(values, value, group=group)
+        distributed.all_gather_object(values, value)
     return values
 
 

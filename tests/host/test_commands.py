@@ -6,12 +6,17 @@ import os
 import subprocess
 import sys
 
+import hydra
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import webdataset
+from hydra.core.global_hydra import GlobalHydra
 from ocl.cli import cli_utils
 from ocl.cli.compute_dataset_size import compute_size
+from ocl.cli.train import instantiate
 from omegaconf import OmegaConf
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 TINY = """
 # @package _global_
@@ -76,6 +81,28 @@ def test_csv_instead_of_tensorboard_by_an_override(program, tmp_path):
     assert len([row for row in rows if row["train/mse"]]) == 2 and "lr-Adam" in rows[0]
     assert cli_utils.find_checkpoint(str(tmp_path / "run")).endswith("step=2.ckpt")
     assert not list((tmp_path / "run").rglob("events.out*"))
+
+
+def test_tensorboard_without_any_override(program, tmp_path):
+    result = program("train", "+experiment=tiny", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "run" / "lightning_logs" / "version_0").glob("events.out*"))
+
+
+def test_slurm_is_an_overlay_of_launcher_and_strategy(tmp_path):
+    # Stands in for the package hydra-submitit-launcher, which may be absent.
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    options = ("timeout_min: 60", "cpus_per_task: 1", "tasks_per_node: 1", "gres: null")
+    (tmp_path / "hydra" / "launcher" / "submitit_slurm.yaml").write_text("\n".join(options))
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "+cluster=slurm", "trainer.num_nodes=2"]
+    GlobalHydra.instance().clear()
+    with cli_utils.hydra_1_1(), hydra.initialize_config_module("configs", version_base="1.1"):
+        config = hydra.compose("training_config", overrides, return_hydra_config=True)
+    assert config.hydra.launcher.tasks_per_node == config.trainer.devices == 8
+    assert config.trainer.num_nodes == 2
+    assert isinstance(instantiate(config.trainer.strategy), pl.strategies.DDPStrategy)
+    (environment,) = instantiate(config.trainer.plugins)
+    assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
 
 
 def test_weights_and_biases_by_an_override(program):

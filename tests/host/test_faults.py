@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from ocl import _streams, scheduling
-from ocl.callbacks import Interrupted, StopOnSignal, UpdateHyperparameterScheduling
+from ocl.callbacks import STOP_SIGNALS, Interrupted, StopOnSignal, UpdateHyperparameterScheduling
 from ocl.combined_model import CombinedModel
 from ocl.datasets import DummyDataModule, ShardError, WebdatasetDataModule
 from ocl.optimization import OptimizationWrapper
@@ -141,8 +141,11 @@ def test_a_read_that_fails_is_tried_again_where_it_failed(flaky, monkeypatch, ca
 
 
 def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
+    def fail(*args):
+        raise ConnectionError("connection lost")
+
     monkeypatch.setattr(_streams, "WAITS", (0,))
-    monkeypatch.setattr(FlakyFile, "read", lambda *_: exec("raise ConnectionError('connection lost')"))
+    monkeypatch.setattr(FlakyFile, "read", fail)
     with pytest.raises(ShardError, match="s.tar.*2 attempts failed, the last one with: connection lost"):
         list(data_module(flaky).val_data_iterator())
 
@@ -284,8 +287,10 @@ def test_a_run_cut_into_three_equals_an_uncut_one(tmp_path, options, cuts, more,
 
 def test_an_epoch_of_a_resumed_run_has_every_sample_once(tmp_path):
     data, journal = shard_data(tmp_path, train_size=15, num_workers=2), Journal(signal.SIGTERM, (3,))
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
     _, trainer, stop = fit(tmp_path / "a", data, 7, journal)
     assert stop == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     (path,) = (tmp_path / "a" / "checkpoints").glob("*step=3.ckpt")
     rest = Journal()
     fit(tmp_path / "b", data, 7, rest, {"path": str(path), "after": 1})
