@@ -164,7 +164,9 @@ class Vote(nn.Module):
         indices = [match.indices[c] for c in chosen]
         unfused = [match.indices[sources[scale]] for scale, sources in enumerate(addresses)]
         readouts = {"winners": winners, "unfused": unfused}
-        return Part([rows[c] for c in chosen], [codebook(i) for i in indices], indices), readouts
+        features = rows[torch.cat([c.flatten() for c in chosen])].split([c.numel() for c in chosen])
+        features = [f.view(*c.shape, -1) for f, c in zip(features, chosen)]
+        return Part(features, [codebook(i) for i in indices], indices), readouts
 
 
 def source_rows(maps: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:

@@ -107,7 +107,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
-        return (grad if weight is None else grad @ weight.T), grad, None
+        grad = grad.contiguous()  # one copy instead of one for every product
+        return (grad if weight is None else F.linear(grad, weight)), grad, None
 
 
 def straight_through(
@@ -142,7 +143,7 @@ class _QuantizationLosses(torch.autograd.Function):
     def forward(ctx, features, codes):
         difference = features - codes
         ctx.save_for_backward(difference)
-        loss = difference.square().mean()
+        loss = torch.linalg.vector_norm(difference).square() / difference.numel()
         return loss, loss.clone()
 
     @staticmethod
@@ -186,7 +187,7 @@ class Quantizer(nn.Module, ABC):
         self._check(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             full = [m if m.dtype == torch.float64 else m.float() for m in maps]
-            parts, readouts = self.quantize([rearrange(m, "b d h w -> b h w d") for m in full])
+            parts, readouts = self.quantize([rearrange(m, "b d h w -> b h w d").contiguous() for m in full])
             quantized = [self._pass_on(parts, scale) for scale in range(len(maps))]
             losses = [quantization_losses(f, c) for part in parts for f, c in zip(part.features, part.codes)]
             if self.training:
