@@ -44,7 +44,7 @@ class FrozenGuidance(nn.Module):
             raise ValueError(f"scale must be 1 to {vae.pyramid.num_scales}, the scales of the VAE, got {scale}.")
         self.vae = vae.requires_grad_(False)
         self.scale = scale
-        self.register_buffer("loaded", torch.tensor(False))
+        self.register_buffer("loaded", torch.tensor(0, dtype=torch.uint8))  # gloo of torch 2.0 sends no bool
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenGuidance":
