@@ -1,0 +1,25 @@
+"""The benchmarks run, small, and print their tables; how fast they are is nobody's test."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+
+
+@pytest.mark.parametrize(
+    "arguments, rows",
+    [
+        ("quantizer --batch 1 --dim 8 --size 32 --repeat 1 --warmup 0", ["ours", "literal Algorithm 1"]),
+        ("stage1 --batch 1 --dim 8 --size 32 --repeat 1 --warmup 0", ["vq", "msf", "encoder + decoder"]),
+        ("loader --shards 2 --samples 8 --batch 4 --size 16 --repeat 1 --warmup 0", ["ours", "plain webdataset"]),
+    ],
+)
+def test_a_benchmark_prints_its_table(arguments, rows):
+    command = [sys.executable, str(SCRIPT), *arguments.split()]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for row in rows:
+        (cells,) = [line.split("|")[2:-1] for line in printed.splitlines() if line.startswith(f"| {row} |")]
+        assert all(float(cell) >= 0 for cell in cells)
