@@ -67,7 +67,8 @@ class SaveFinished(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save beside the other checkpoints, unless that step has been saved."""
         folder, step = Path(trainer.checkpoint_callback.dirpath), trainer.global_step
-        if step >= trainer.max_steps and not list(folder.glob(f"*step={step}.ckpt")):
+        missing = trainer.strategy.broadcast(not list(folder.glob(f"*step={step}.ckpt")))  # one rank looks, all agree
+        if step >= trainer.max_steps and missing:
             trainer.save_checkpoint(folder / f"epoch={trainer.current_epoch}-step={step}.ckpt")
 
 

@@ -108,13 +108,12 @@ class Codebook(nn.Module):
         Every rank of a distributed run sees the same usage and takes the same rows of the global batch.
 
         Args:
-            features: (n, d), the vectors that were matched, image after image; the same n on every rank.
-            indices: (l,), the codes that were passed on; the same l on every rank.
+            features: (n, d), encoder vectors to replace them by, image after image; the same n on every rank.
+            indices: (l,), the codes that were passed on.
         """
         size = self.usage.numel()
-        counts = torch.bincount(indices, minlength=size).to(self.usage)
-        share = _sum_over_ranks(counts) / (len(indices) * _world_size())
-        self.usage.lerp_(share, 1 - self.usage_decay)
+        counts = _sum_over_ranks(torch.bincount(indices, minlength=size).to(self.usage))
+        self.usage.lerp_(counts / counts.sum(), 1 - self.usage_decay)
         if self.replace_below:
             dead = self.usage < self.replace_below / size
             rows = _random_rows(features, size).to(self.weight)

@@ -3,7 +3,7 @@
 Read top-down: project every scale up into a scale-invariant and a scale-variant part (Eq. 3), let the scales vote
 for the code of every super-pixel of the invariant part (Eq. 4), quantise the variant part scale by scale, and
 project the two back down together (Eq. 5). The end of the file has what the paper compares the vote with (Tables 5
-and 6). Maps are channels-last (b, h, w, c) between the doors.
+and 6). Maps are channels-last (b, h, w, c) between the doors, c channels as in the paper.
 """
 
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -97,7 +97,7 @@ class MultiScaleFusion(Quantizer):
 
     @torch.no_grad()
     def parts(self, output: QuantizerOutput) -> "Parts":
-        """Take an answer apart into the maps of Figure 3."""
+        """Take an answer, given in evaluation mode, apart into the maps of Figure 3."""
         invariant, *variant = zip(*(i.unbind(1) for i in output.indices))
 
         def codes(maps, group):
@@ -155,7 +155,7 @@ class Vote(nn.Module):
             maps: Z^si, N maps (b, h_n, w_n, c), the finest first, halving.
 
         Returns:
-            N of everything. Equally confident sources: the finer scale.
+            What won, where it won, as one group of channels, and the readouts. Equally confident: the finer scale.
         """
         rows, addresses = source_rows(maps)
         match = codebook.match(rows)
@@ -166,7 +166,7 @@ class Vote(nn.Module):
         readouts = {"winners": winners, "unfused": unfused}
         features = rows[torch.cat([c.flatten() for c in chosen])].split([c.numel() for c in chosen])
         features = [f.view(*c.shape, -1) for f, c in zip(features, chosen)]
-        return Part(features, [codebook(i) for i in indices], indices), readouts
+        return Part(features, [codebook(i) for i in indices], indices, candidates=maps), readouts
 
 
 def source_rows(maps: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:
@@ -176,29 +176,27 @@ def source_rows(maps: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.
         maps: N maps (b, h_n, w_n, c), the finest first, halving.
 
     Returns:
-        All distinct source vectors, image after image (r, c), and for every scale the row numbers
-        (s, b, h_n, w_n) of what each of the s = N sources offers to each of its super-pixels.
+        All distinct source vectors (r, c), and for every scale the row numbers (s, b, h_n, w_n) of what each of the
+        s = N sources offers to each of its super-pixels.
     """
     blocks: List[torch.Tensor] = []
-    numbers: List[torch.Tensor] = []  # within an image, (1, h, w)
+    numbers: List[torch.Tensor] = []
 
     def add(block):
-        start = sum(n.numel() for n in numbers)
-        blocks.append(block.flatten(1, 2))
-        numbers.append(start + torch.arange(blocks[-1].shape[1], device=block.device).view(1, *block.shape[1:3]))
+        start, grid = sum(n.numel() for n in numbers), block.shape[:-1]
+        blocks.append(block.flatten(0, -2))
+        numbers.append(torch.arange(start, start + grid.numel(), device=block.device).view(grid))
         return numbers[-1]
 
     own = [add(m) for m in maps]
-    offered = [
+    addresses = [
         [
             add(pool(source, 2 ** (target - scale))) if scale < target else upsample(own[scale], 2 ** (scale - target))
             for scale, source in enumerate(maps)
         ]
         for target in range(len(maps))
     ]
-    rows = torch.cat(blocks, 1)
-    first = torch.arange(rows.shape[0], device=rows.device).view(-1, 1, 1) * rows.shape[1]  # row of every image
-    return rows.flatten(0, 1), [torch.stack([first + n for n in sources]) for sources in offered]
+    return torch.cat(blocks), [torch.stack(sources) for sources in addresses]
 
 
 class Separate(nn.Module):

@@ -1,7 +1,7 @@
 """Vector quantisation: invertible projection, straight-through gradients, plain and grouped quantisers.
 
 Feature maps are (b, d, h, w) at the public doors and channels-last (b, h, w, d) inside, where every
-operation is a matrix product or a row look-up. All of it runs in float32 whatever the autocast dtype.
+operation is a matrix product or a row look-up. With float32 weights all of it runs in float32 under any autocast.
 """
 
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from einops import rearrange
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ocl_msf.codebook import Codebook, Schedule
@@ -42,11 +43,13 @@ class Part(NamedTuple):
         features: U_n (b, h, w, c), what was matched.
         codes: (b, h, w, c), what it was matched with.
         indices: (b, h, w), int64, the codes' numbers.
+        candidates: maps (b, h, w, c) of encoder vectors to replace dead codes by; by default the features.
     """
 
     features: Sequence[torch.Tensor]
     codes: Sequence[torch.Tensor]
     indices: Sequence[torch.Tensor]
+    candidates: Optional[Sequence[torch.Tensor]] = None
 
 
 class InvertibleProjection(nn.Module):
@@ -69,16 +72,16 @@ class InvertibleProjection(nn.Module):
         The check of the rank waits for numbers, so torch.compile leaves it out in evaluation mode, to keep one graph.
 
         Raises:
-            ValueError: W has lost its full column rank or holds NaN.
+            ValueError: W has all but lost its full column rank, or holds NaN.
         """
         w = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         factor, info = torch.linalg.cholesky_ex(w.T @ w)
         pivots = factor.diagonal()
         checked = self.training or not _is_compiling()
-        if checked and (info.item() or pivots.min() <= 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max()):
+        if checked and (info.item() or not pivots.min() > 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max()):
             raise ValueError(
-                f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has lost its full column rank (or holds NaN), "
-                "so it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
+                f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has all but lost its full column rank, or holds "
+                "NaN: it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
             )
         return torch.cholesky_solve(w.T, factor)
 
@@ -105,6 +108,7 @@ class _StraightThrough(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
         grad = grad.contiguous()  # one copy instead of one for every product
@@ -147,6 +151,7 @@ class _QuantizationLosses(torch.autograd.Function):
         return loss, loss.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, to_codes, to_features):
         (difference,) = ctx.saved_tensors
         scale = 2 / difference.numel()
@@ -182,11 +187,12 @@ class Quantizer(nn.Module, ABC):
             A QuantizerOutput with tuples of length N.
 
         Raises:
-            ValueError: channels or grids do not fit, or (in training) a map holds NaN or infinity.
+            ValueError: channels (or, for fusion, grids) do not fit, or in training: the batch is empty, or a map
+                holds NaN or infinity.
         """
-        self._check(maps)
+        full = [m if m.dtype == torch.float64 else m.float() for m in maps]
+        self._check(full)
         with torch.autocast(maps[0].device.type, enabled=False):
-            full = [m if m.dtype == torch.float64 else m.float() for m in maps]
             parts, readouts = self.quantize([rearrange(m, "b d h w -> b h w d").contiguous() for m in full])
             quantized = [self._pass_on(parts, scale) for scale in range(len(maps))]
             losses = [quantization_losses(f, c) for part in parts for f, c in zip(part.features, part.codes)]
@@ -213,7 +219,7 @@ class Quantizer(nn.Module, ABC):
     def _replace_dead_codes(self, parts: Sequence[Part]) -> None:
         used: Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]] = {}
         for group, part in enumerate(parts):
-            for scale, (features, indices) in enumerate(zip(part.features, part.indices)):
+            for scale, (features, indices) in enumerate(zip(part.candidates or part.features, part.indices)):
                 pair = features.flatten(1, 2), indices.flatten(1)
                 used.setdefault(self.codebook_of(scale, group), []).append(pair)
         for book, pairs in used.items():
@@ -271,6 +277,8 @@ class Quantizer(nn.Module, ABC):
                 raise ValueError(
                     f"Scale {scale} must be a map (b, {self.dim}, h, w), got shape {tuple(features.shape)}."
                 )
+            if self.training and not len(features):
+                raise ValueError("An empty batch teaches nothing: the quantiser got no image.")
             if self.training and not torch.isfinite(features.detach().sum()):
                 raise ValueError(
                     f"The encoder's map Z_{scale} {tuple(features.shape)} holds NaN or infinity: training has "

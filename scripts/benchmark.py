@@ -3,7 +3,6 @@
 import argparse
 import io
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -122,20 +121,21 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
 
 
 def peak_memory(name: str, options: argparse.Namespace, answer) -> None:
-    """Send the bytes that three steps need beyond what the process held before; meant for a fresh process."""
-    if options.device == "cuda":
-        step = build_step(name, options)
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        answer.send(torch.cuda.max_memory_allocated())
-        return
+    """Send the bytes that training steps need beyond what was held before; meant for a fresh process."""
     torch.set_num_threads(options.threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held_at_most(options.device)
     step = build_step(name, options)
     for _ in range(3):
         step()
-    answer.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    answer.send(held_at_most(options.device) - before)
+
+
+def held_at_most(device: str) -> int:
+    """Peak memory of this process in bytes; on Linux the kernel's own count, which a parent does not touch."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 def stage1(options: argparse.Namespace) -> None:
@@ -178,7 +178,7 @@ def time_in_turns(steps: Dict[str, Callable[[], None]], options: argparse.Namesp
 
 def print_table(times: Dict[str, float], unit: str, memory: Optional[Dict[str, float]] = None) -> None:
     """Print medians and their ratio to the row `unit`, as Markdown."""
-    heads = ["", "median, ms", f"time / {unit}"] + (["peak memory, MB", f"memory / {unit}"] if memory else [])
+    heads = ["", "median, ms", f"time / {unit}"] + (["peak memory, MiB", f"memory / {unit}"] if memory else [])
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for name, seconds in times.items():
         cells = [name, f"{1000 * seconds:.1f}", f"{seconds / times[unit]:.2f}"]

@@ -151,15 +151,15 @@ def test_without_a_vote_and_with_shared_variant_codes_it_is_grouped_quantisation
     torch.testing.assert_close(ours.commitment_loss, theirs.commitment_loss)
 
 
-@pytest.mark.parametrize("options", [{"intra_scale": False}, {"specific": False}])
-def test_the_invariant_codes_do_not_depend_on_the_variant_part(options):
-    whole, reduced = MultiScaleFusion(6, 8, 3), MultiScaleFusion(6, 8, 3, **options)
-    reduced.codebooks[0] = whole.codebooks[0]
-    maps = [m.permute(0, 2, 3, 1) for m in random_maps(6, 3, dtype=torch.float32)]
-    expected, _ = whole.inter_scale(whole.codebooks[0], maps)
-    given, _ = reduced.inter_scale(reduced.codebooks[0], maps)
-    for a, b in zip(given.codes, expected.codes):
-        assert torch.equal(a, b)
+def test_sharing_the_variant_codebook_leaves_the_invariant_codes_alone():
+    whole, shared = MultiScaleFusion(6, 8, 3), MultiScaleFusion(6, 8, 3, specific=False)
+    shared.project, shared.codebooks[0] = whole.project, whole.codebooks[0]
+    maps = random_maps(6, 3, dtype=torch.float32)
+    differ = []
+    for a, b in zip(whole(maps).indices, shared(maps).indices):
+        assert torch.equal(a[:, 0], b[:, 0])
+        differ.append(not torch.equal(a[:, 1], b[:, 1]))
+    assert any(differ)
 
 
 @pytest.mark.parametrize("inter_scale", ["sum", "concat"])
@@ -201,8 +201,10 @@ def test_before_fusion_a_scale_has_the_codes_it_would_choose_alone():
     output = fusion(maps)
     for unfused, expected in zip(output.readouts["unfused"], alone(maps).indices):
         assert torch.equal(unfused, expected[:, 0])
-    won = [fusion.statistics(output)[f"won.scale_{n}"] for n in (1, 2, 3)]
-    torch.testing.assert_close(sum(won), torch.tensor(1.0))
+    winners = torch.cat([w.flatten() for w in output.readouts["winners"]])
+    for scale in range(3):
+        share = fusion.statistics(output)[f"won.scale_{scale + 1}"].item()
+        assert share == pytest.approx((winners == scale).sum().item() / len(winners))
 
 
 def test_the_codebooks_and_the_projection_have_the_papers_number_of_parameters():
@@ -246,6 +248,9 @@ def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
     multiprocessing.spawn(train_on_rank, arguments, nprocs=2)
     names = ["0_of_1", "0_of_2", "1_of_2"]
     whole, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in names)
+    torch.manual_seed(0)
+    moved = whole["codebooks.0.weight"] - MultiScaleFusion(4, 16, 3).codebooks[0].weight.detach()
+    assert (moved.abs().amax(1) > 0.3).sum() > 4  # replaced: no gradient goes that far
     for name, value in whole.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value)
@@ -265,7 +270,7 @@ def test_evaluation_compiles_to_one_graph():
     fusion = MultiScaleFusion(4, 8, 3).eval()
     maps = random_maps(4, 3, dtype=torch.float32)
     expected = fusion(maps)
-    one_graph = hasattr(torch, "compiler")  # torch 2.0 has no way to ask whether it compiles
+    one_graph = hasattr(getattr(torch, "compiler", None), "is_compiling")  # older torch cannot tell that it compiles
     output = torch.compile(fusion, backend="aot_eager", fullgraph=one_graph)(maps)
     torch.testing.assert_close(output.quantized, expected.quantized)
     assert all(torch.equal(a, b) for a, b in zip(output.indices, expected.indices))

@@ -224,11 +224,23 @@ def test_nothing_is_replaced_unless_asked_and_in_training(replace_below, trainin
     assert torch.equal(quantizer.codebook.weight, before)
 
 
-def test_not_a_number_is_named_in_training(build, maps):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named_in_training(build, maps, value):
     broken = [maps[0].detach(), maps[1].detach().clone(), maps[2].detach()]
-    broken[1][0, 0, 0, 0] = float("nan")
+    broken[1][0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="Z_2"):
         build()(broken)
+
+
+def test_half_precision_maps_are_quantised_in_full_precision(build):
+    maps = [torch.full((4, 6, size, size), 500.0, dtype=torch.float16) for size in (8, 4, 2)]  # their sum overflows
+    output = build()(maps)
+    assert all(x.dtype == torch.float32 and torch.isfinite(x).all() for x in output.quantized)
+
+
+def test_an_empty_batch_is_refused_in_training(build):
+    with pytest.raises(ValueError, match="empty"):
+        build()([torch.zeros(0, 6, size, size) for size in (8, 4, 2)])
 
 
 def test_a_map_of_other_channels_is_refused(build):
