@@ -80,8 +80,8 @@ class InvertibleProjection(nn.Module):
         checked = self.training or not _is_compiling()
         if checked and (info.item() or not pivots.min() > 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max()):
             raise ValueError(
-                f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has all but lost its full column rank, or holds "
-                "NaN: it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
+                f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has all but lost its full column rank, or "
+                "holds NaN: it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
             )
         return torch.cholesky_solve(w.T, factor)
 

@@ -90,7 +90,7 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     """One step of stage 1: forward, losses, backward, clipping and Adam."""
     torch.manual_seed(0)
     encoder, decoder = Encoder(options.dim), Decoder(options.dim)
-    aids = dict(residual=0.5, temperature=0.5 * options.sample, replace_below=0.1)
+    aids = dict(residual=0.5 * options.annealing, temperature=0.5 * options.annealing, replace_below=0.1)
     if name == "msf":
         model = VQVAE(encoder, decoder, MultiScaleFusion(options.dim, 64, 3, **aids), 3)
     else:
@@ -279,7 +279,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dim", type=int, default=256, help="c, channels of the bottleneck (default: 256)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--sample", action="store_true", help="stage1: with Gumbel-sampled matching")
+    parser.add_argument(
+        "--annealing",
+        action="store_true",
+        help="stage1: as in the first half of training, when residual and sampling are not annealed away yet",
+    )
     parser.add_argument("--bf16", action="store_true", help="stage1: under bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
 
