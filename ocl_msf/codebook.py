@@ -92,9 +92,14 @@ class Codebook(nn.Module):
         return self.training and float(self.temperature) > 0
 
     def _sample(self, distance: torch.Tensor) -> torch.Tensor:
-        """Draw from softmax_m(-distance / temperature) by the Gumbel-max trick: (l, m) -> (l,)."""
-        noise = torch.empty_like(distance).exponential_().log_()
-        return noise.add_(distance, alpha=1 / float(self.temperature)).argmin(-1)
+        """Draw from softmax_m(-distance / temperature), as adding Gumbel noise would: (l, m) -> (l,).
+
+        By inverting the cumulative distribution, which asks for one random number a row instead of m.
+        """
+        odds = (distance.amin(-1, keepdim=True) - distance).div_(float(self.temperature)).exp_()
+        cumulative = odds.cumsum_(-1)
+        drawn = torch.rand_like(cumulative[:, :1]) * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, drawn).squeeze(-1).clamp_(max=distance.shape[-1] - 1)
 
     def quantize(self, maps: Sequence[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
         """Replace vectors by their codes: N maps (..., d) -> codes, N maps (..., d), and indices, N maps (...)."""
