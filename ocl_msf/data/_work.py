@@ -17,6 +17,23 @@ class DataError(Exception):
     """The user's data or paths are not as they have to be; the message says what and where."""
 
 
+class Rejected(Exception):
+    """One sample that cannot be used or that a filter leaves out.
+
+    Args:
+        reason: A few words, the same for all samples of this kind; they are counted by it.
+        sample: Name of the sample, such as its file.
+        detail: What is wrong with this one.
+    """
+
+    def __init__(self, reason: str, sample: str, detail: str = "") -> None:
+        super().__init__(reason, sample, detail)  # all of them, or it could not leave a worker process
+        self.reason, self.sample, self.detail = reason, sample, detail
+
+    def __str__(self) -> str:
+        return f"{self.sample}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
     """End the program with one line for what a user has to correct, and for Ctrl-C."""
