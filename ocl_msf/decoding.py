@@ -27,11 +27,18 @@ class Attention(nn.Module):
         keys, values = rearrange(self.to_key_value(context), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
         return keys, values
 
-    def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool = False) -> torch.Tensor:
-        """Attend from x (b, n, d); with `causal` position i sees positions up to i alone."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        seen: Optional[torch.Tensor] = None,
+        causal: bool = False,
+    ) -> torch.Tensor:
+        """Attend from x (b, n, d) to the `seen` (b, 1, 1, l), bool; with `causal` position i sees up to i alone."""
         queries = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        answer = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=causal)
+        answer = F.scaled_dot_product_attention(queries, keys, values, seen, dropout_p=dropout, is_causal=causal)
         return self.to_output(rearrange(answer, "b h n d -> b n (h d)"))
 
 
@@ -46,11 +53,11 @@ class DecoderBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """x (b, n, d), slots (b, k, d) -> (b, n, d)."""
+    def forward(self, x: torch.Tensor, slots: torch.Tensor, seen: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """x (b, n, d), slots (b, k, d), `seen` (b, 1, 1, k) -> (b, n, d)."""
         normed = self.norm_self(x)
         x = x + self.dropout(self.self_attention(normed, *self.self_attention.key_value(normed), causal=True))
-        return self._after_self_attention(x, self.cross_attention.key_value(slots))
+        return self._after_self_attention(x, (*self.cross_attention.key_value(slots), seen))
 
     def step(self, x: torch.Tensor, cache: "BlockCache") -> torch.Tensor:
         """The same for the next position x (b, 1, d) alone, the past being in the cache."""
@@ -67,8 +74,8 @@ class DecoderBlock(nn.Module):
 class BlockCache:
     """Keys and values of one block during generation: those of the slots, and those of the tokens so far."""
 
-    def __init__(self, block: DecoderBlock, slots: torch.Tensor, num_tokens: int):
-        self.slots = block.cross_attention.key_value(slots)
+    def __init__(self, block: DecoderBlock, slots: torch.Tensor, seen: Optional[torch.Tensor], num_tokens: int):
+        self.slots = (*block.cross_attention.key_value(slots), seen)
         batch, heads, _, channels = self.slots[0].shape
         self._past = slots.new_empty(2, batch, heads, num_tokens, channels)
         self._length = 0
@@ -87,6 +94,32 @@ class BlockCache:
     def values(self) -> torch.Tensor:
         """(b, heads, n, d) of the tokens so far."""
         return self._past[1, :, :, : self._length]
+
+
+def choose(
+    logits: torch.Tensor,
+    temperature: float = 0.0,
+    top_k: Optional[int] = None,
+    generator: Optional[torch.Generator] = None,
+) -> torch.Tensor:
+    """Choose a code in each row of logits (b, m): (b,), int64.
+
+    Args:
+        logits: (b, m).
+        temperature: 0 for the most probable code, otherwise drawn from softmax(logits / temperature).
+        top_k: draw from the k most probable codes alone.
+        generator: of the random numbers, on the device of the logits.
+
+    Raises:
+        ValueError: temperature below 0, or top_k below 1.
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"temperature must be >= 0 and top_k >= 1, but they are {temperature} and {top_k}.")
+    if temperature == 0:
+        return logits.argmax(-1)
+    best, codes = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))
+    drawn = torch.multinomial((best.float() / temperature).softmax(-1), 1, generator=generator)
+    return codes.gather(-1, drawn)[..., 0]
 
 
 @dataclass
@@ -141,12 +174,15 @@ class TokenDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in codebook_sizes)
 
-    def forward(self, slots: torch.Tensor, guidance: torch.Tensor) -> TokenDecoderOutput:
+    def forward(
+        self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> TokenDecoderOutput:
         """Predict every token of the guidance from the slots and the tokens before it.
 
         Args:
             slots: (b, k, object_dim).
             guidance: (b, guidance_dim, h, w), continuous codes in raster order.
+            slot_mask: (b, k), bool, True where a slot is off and takes no part.
 
         Raises:
             ValueError: h * w is not num_tokens.
@@ -159,9 +195,9 @@ class TokenDecoder(nn.Module):
             )
         x = torch.cat([self.begin.expand(len(tokens), -1, -1), self._hide(tokens[:, :-1])], 1)
         x = self.dropout(x + self.positions)
-        slots = self.project_slots(slots)
+        slots, seen = self._project_slots(slots, slot_mask)
         for block in self.blocks:
-            x = block(x, slots)
+            x = block(x, slots, seen)
         logits = self._predict(x)
         indices = torch.stack([p.argmax(-1) for p in logits], 1)
         return TokenDecoderOutput(logits, rearrange(indices, "b g (h w) -> b g h w", h=guidance.shape[2]))
@@ -172,8 +208,12 @@ class TokenDecoder(nn.Module):
         slots: torch.Tensor,
         lookup: Callable[[torch.Tensor], torch.Tensor],
         height: Optional[int] = None,
+        slot_mask: Optional[torch.Tensor] = None,
+        temperature: float = 0.0,
+        top_k: Optional[int] = None,
+        generator: Optional[torch.Generator] = None,
     ) -> torch.Tensor:
-        """Write an image from slots alone, token by token, always the most probable code.
+        """Write an image from slots alone, token by token, by default always the most probable code.
 
         Keys and values of past tokens are cached, so the cost is linear in the work of one token.
 
@@ -181,24 +221,37 @@ class TokenDecoder(nn.Module):
             slots: (b, k, object_dim).
             lookup: turns code numbers (b, g, 1, 1) into continuous codes (b, guidance_dim, 1, 1).
             height: h of the guidance; a square by default.
+            slot_mask: (b, k), bool, True where a slot is off and takes no part.
+            temperature, top_k, generator: how each code is chosen, see `choose`.
 
         Returns:
             Code numbers (b, g, h, w), int64.
+
+        Raises:
+            ValueError: temperature below 0, or top_k below 1.
         """
         num_tokens = self.positions.shape[1]
         height = height or int(num_tokens**0.5)
-        slots = self.project_slots(slots)
-        caches = [BlockCache(block, slots, num_tokens) for block in self.blocks]
+        slots, seen = self._project_slots(slots, slot_mask)
+        caches = [BlockCache(block, slots, seen, num_tokens) for block in self.blocks]
         token = self.begin.expand(len(slots), -1, -1)
         written: List[torch.Tensor] = []
         for position in range(num_tokens):
             x = token + self.positions[:, position : position + 1]
             for block, cache in zip(self.blocks, caches):
                 x = block.step(x, cache)
-            written.append(torch.stack([p[:, 0].argmax(-1) for p in self._predict(x)], 1))
+            logits = self._predict(x[:, 0])
+            written.append(torch.stack([choose(p, temperature, top_k, generator) for p in logits], 1))
             features = lookup(written[-1][..., None, None])
             token = self.project_tokens(features.flatten(2).transpose(1, 2))
         return rearrange(torch.stack(written, -1), "b g (h w) -> b g h w", h=height)
+
+    def _project_slots(self, slots, slot_mask):
+        if slot_mask is None:
+            return self.project_slots(slots), None
+        slots = self.project_slots(slots.masked_fill(slot_mask[..., None], 0.0))
+        nobody = slot_mask.all(1, keepdim=True)  # a softmax needs somebody: the off slots, whose values are all zero
+        return slots, (~slot_mask | nobody)[:, None, None]
 
     def _hide(self, tokens: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.token_dropout):

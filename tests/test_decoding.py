@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
+from scipy.stats import chisquare
 
-from ocl_msf.decoding import TokenDecoder
+from ocl_msf.decoding import TokenDecoder, choose
 
 
 @pytest.fixture
@@ -13,6 +16,12 @@ def decoder():
 @pytest.fixture
 def slots():
     return torch.randn(2, 3, 6)
+
+
+@pytest.fixture
+def lookup():
+    codes = [torch.randn(7, 5), torch.randn(4, 5)]
+    return lambda indices: (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
 
 
 def test_shapes(decoder, slots):
@@ -38,12 +47,7 @@ def test_slots_are_a_set_and_matter(decoder, slots):
     assert (decoder(slots + 1, guidance).logits[0] - expected).abs().max() > 1e-4
 
 
-def test_cached_generation_is_the_decoder_applied_to_its_own_tokens(decoder, slots):
-    codes = [torch.randn(7, 5), torch.randn(4, 5)]
-
-    def lookup(indices):
-        return (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
-
+def test_cached_generation_is_the_decoder_applied_to_its_own_tokens(decoder, slots, lookup):
     written = decoder.generate(slots, lookup, height=3)
     assert written.shape == (2, 2, 3, 4)
     assert torch.equal(decoder(slots, lookup(written)).indices, written)
@@ -71,3 +75,58 @@ def test_gradients_reach_the_slots(decoder, slots):
 def test_guidance_of_another_size_is_refused(decoder, slots):
     with pytest.raises(ValueError, match="16 tokens .*12"):
         decoder(slots, torch.randn(2, 5, 4, 4))
+
+
+def test_slots_that_are_off_take_no_part(decoder, slots):
+    guidance = torch.randn(2, 5, 3, 4)
+    off = torch.tensor([[False, True, False], [False, False, True]])
+    slots.requires_grad_()
+    expected = decoder(slots, guidance, off).logits[0]
+    for b, kept in enumerate(([0, 2], [0, 1])):
+        torch.testing.assert_close(expected[b], decoder(slots[b : b + 1, kept], guidance[b : b + 1]).logits[0][0])
+    expected.square().sum().backward()
+    assert (slots.grad[off] == 0).all() and (slots.grad[~off].abs().amax(-1) > 0).all()
+    changed = slots.detach().masked_fill(off[..., None], float("inf"))
+    assert torch.equal(decoder(changed, guidance, off).logits[0], expected)
+    everyone = decoder(slots, guidance, torch.ones_like(off)).logits[0]
+    torch.testing.assert_close(everyone, decoder(torch.zeros_like(slots), guidance).logits[0])
+
+
+def test_generation_ignores_slots_that_are_off(decoder, slots, lookup):
+    off = torch.tensor([[False, True, False], [False, False, True]])
+    written = decoder.generate(slots, lookup, height=3, slot_mask=off)
+    changed = slots.masked_fill(off[..., None], 50.0)
+    assert torch.equal(decoder.generate(changed, lookup, height=3, slot_mask=off), written)
+    assert torch.equal(decoder(slots, lookup(written), off).indices, written)
+    assert not torch.equal(decoder.generate(changed, lookup, height=3), written)
+
+
+def test_temperature_and_top_k_draw_from_the_softmax():
+    logits = torch.tensor([0.3, 1.5, -0.7, 0.9, 1.1])
+    draws = 20000
+    rows = logits.expand(draws, -1)
+    for temperature, top_k in ((0.5, None), (1.3, None), (0.8, 3), (1.0, 50)):
+        drawn = choose(rows, temperature, top_k, torch.Generator().manual_seed(1))
+        kept = sorted(range(5), key=lambda code: -logits[code])[: top_k or 5]
+        weights = [math.exp(logits[code] / temperature) if code in kept else 0.0 for code in range(5)]
+        expected = torch.tensor(weights, dtype=torch.float64) / sum(weights) * draws
+        counts = torch.bincount(drawn, minlength=5)
+        assert (counts[expected == 0] == 0).all()
+        assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_greedy_is_top_1_and_temperature_0(decoder, slots, lookup):
+    greedy = decoder.generate(slots, lookup, height=3)
+    assert torch.equal(decoder.generate(slots, lookup, height=3, temperature=2.0, top_k=1), greedy)
+
+    def drawn(seed):
+        return decoder.generate(slots, lookup, height=3, temperature=5.0, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1)) and not torch.equal(drawn(0), greedy)
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}])
+def test_impossible_ways_of_choosing_are_refused(decoder, slots, lookup, options):
+    with pytest.raises(ValueError, match="temperature must be >= 0 and top_k >= 1"):
+        decoder.generate(slots, lookup, height=3, **options)
