@@ -1,0 +1,231 @@
+"""Scores that the host does not have: mIoU by object size (Table 7) and object separability of guidance (Table 4).
+
+ARI, ARI_fg, mIoU and mBO are the host's (`ocl.metrics`), and are what scikit-learn's adjusted_rand_score and an
+assignment by scipy's linear_sum_assignment give for one sample, averaged over samples. Two conventions of theirs are
+worth knowing: a sample without foreground scores 1 in ARI_fg, and a sample without any mask is left out of mIoU and
+mBO. True masks of no pixel (padding) never count.
+"""
+
+from typing import Optional, Tuple
+
+import numpy as np
+import torch
+import torchmetrics
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+
+SIZES = {  # of objects, in pixels of the original image; COCO counts an object on a limit on both of its sides
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, float("inf")),
+    "all": (0, float("inf")),
+}
+
+
+class SizedMaskIoU(torchmetrics.Metric):
+    """Mean IoU of true masks of one size (Table 7), matched one to one with predictions (Hungarian).
+
+    All true masks of a sample take part in the matching, those of the size count. The score of a sample is their
+    mean, a mask left over scoring 0; the score is the mean over the samples that have some, 0 if none has.
+
+    Args:
+        size: "small", "medium" or "large" by COCO's limits of area, 32^2 and 96^2, both inclusive; or "all".
+        ignore_background: leave out the first true mask.
+
+    Raises:
+        ValueError: size is none of the four.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self, size: str = "all", ignore_background: bool = False):
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}.")
+        self.limits = SIZES[size]
+        self.ignore_background = ignore_background
+        _add_sums(self, "total")
+
+    def update(
+        self,
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        area: Optional[torch.Tensor] = None,
+        ignore: Optional[torch.Tensor] = None,
+    ) -> None:
+        """Add samples.
+
+        Args:
+            prediction: scores (b, k, h, w), or (b, t, k, h, w): a video is scored jointly over its frames.
+            target: true masks (b, n, h, w) or (b, t, n, h, w), positive inside, disjoint.
+            area: (b, n), of the true masks, in pixels of the original image; by default they are measured in
+                `target`, as mean over the frames in which the object is seen.
+            ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are left out.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        _check_masks(prediction, target, area, ignore)
+        target = target.detach() > 0
+        if area is None:
+            area = _measure(target)
+        counted = _rows(target).new_ones(1) if ignore is None else ~_rows(ignore > 0)
+        chosen = _rows(prediction.detach()).argmax(1)
+        predicted = torch.stack([chosen == k for k in range(prediction.shape[-3])], 1) & counted
+        target = _rows(target) & counted
+        if self.ignore_background:
+            target, area = target[:, 1:], area[:, 1:]
+        wanted = (area >= self.limits[0]) & (area <= self.limits[1]) & target.any(-1)
+        for ious, present, counts in zip(_ious(predicted, target), target.any(-1), wanted):
+            if counts.any():
+                self.total += _match(ious.cpu().numpy(), present.cpu().numpy())[counts.cpu().numpy()].mean()
+                self.count += 1
+
+    def compute(self) -> torch.Tensor:
+        """The mean over samples, 0 to 1, float64."""
+        return self.total / self.count.clamp(min=1)
+
+
+class ObjectSeparability(torchmetrics.Metric):
+    """Object separability of VAE guidance (section 4.2, Table 4); see `object_separability`.
+
+    Args:
+        distance: "inter" (higher is better) or "intra" (lower is better).
+        num_clusters: clusters in an image, or in the set.
+        over: "image": every image is clustered on its own, and images are averaged. "set": the super-pixels of all
+            images, of all ranks, are clustered once; all of them are kept until then.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, distance: str = "inter", num_clusters: int = 11, over: str = "image"):
+        super().__init__()
+        if distance not in ("inter", "intra") or over not in ("image", "set") or num_clusters < 2:
+            raise ValueError(
+                "distance must be inter or intra, over image or set, num_clusters at least 2, "
+                f"got {distance!r}, {over!r}, {num_clusters}."
+            )
+        self.index = ("inter", "intra").index(distance)
+        self.num_clusters = num_clusters
+        self.over = over
+        _add_sums(self, "total")
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, guidance: torch.Tensor) -> None:
+        """Add guidance (b, c, h, w) or (b, t, c, h, w), finite; frames are images of their own.
+
+        Raises:
+            ValueError: another shape.
+        """
+        guidance = _images(guidance)
+        if self.over == "set":
+            self.rows.append(guidance.detach().movedim(1, -1).flatten(0, -2).float())
+            return
+        scores = [_separate(image.flatten(1).T, self.num_clusters)[self.index] for image in guidance]
+        self.total += sum(scores)
+        self.count += len(scores)
+
+    def compute(self) -> torch.Tensor:
+        """The distance, in units of the guidance, float64; 0 if there was no guidance."""
+        if self.over == "image":
+            return self.total / self.count.clamp(min=1)
+        if len(self.rows) == 0:
+            return torch.zeros_like(self.total)
+        rows = self.rows if isinstance(self.rows, torch.Tensor) else torch.cat(self.rows)
+        return self.total.new_tensor(_separate(rows, self.num_clusters)[self.index])
+
+
+def object_separability(guidance: torch.Tensor, num_clusters: int = 11, over: str = "image") -> Tuple[float, float]:
+    """Measure how well k-means separates the super-pixels of guidance (section 4.2, Table 4).
+
+    The paper does not say how it clusters. Here k-means (k-means++, 4 starts, seed 0) finds `num_clusters` in the
+    super-pixels, or as many as there are different ones; ClevrTex has up to 10 objects and a background. Distances
+    are Euclidean, in units of the guidance, so they compare models only as far as those scale their codes alike.
+
+    Args:
+        guidance: X_1 (b, c, h, w), or (b, t, c, h, w).
+        num_clusters: how many clusters.
+        over: "image" or "set"; see ObjectSeparability.
+
+    Returns:
+        inter, the mean distance between cluster centres (higher is better), and intra, the mean distance of
+        super-pixels to the centre of their cluster (lower is better). Where all super-pixels are alike, both are 0.
+    """
+    images = _images(guidance)
+    if over == "set":
+        return _separate(images.movedim(1, -1).flatten(0, -2), num_clusters)
+    if over != "image":
+        raise ValueError(f"over must be image or set, got {over!r}.")
+    scores = [_separate(image.flatten(1).T, num_clusters) for image in images]
+    inter, intra = np.mean(scores, axis=0)
+    return float(inter), float(intra)
+
+
+def _separate(rows: torch.Tensor, num_clusters: int) -> Tuple[float, float]:
+    """Cluster super-pixels (n, c); the two distances."""
+    rows = rows.detach().double().cpu().numpy()
+    clusters = min(num_clusters, len(np.unique(rows, axis=0)))
+    found = KMeans(clusters, n_init=4, random_state=0).fit(rows)
+    centres = found.cluster_centers_
+    intra = np.linalg.norm(rows - centres[found.labels_], axis=1).mean()
+    first, second = np.triu_indices(clusters, 1)
+    inter = np.linalg.norm(centres[first] - centres[second], axis=1).mean() if clusters > 1 else 0.0
+    return float(inter), float(intra)
+
+
+def _add_sums(metric: torchmetrics.Metric, name: str) -> None:
+    metric.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+    metric.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+
+def _images(guidance: torch.Tensor) -> torch.Tensor:
+    if guidance.dim() not in (4, 5):
+        raise ValueError(f"Expected guidance (b, c, h, w) or (b, t, c, h, w), got {tuple(guidance.shape)}.")
+    return guidance.flatten(0, 1) if guidance.dim() == 5 else guidance
+
+
+def _check_masks(prediction, target, area, ignore) -> None:
+    masks = [tuple(mask.shape) for mask in (prediction, target, ignore) if mask is not None]
+    fits = prediction.dim() in (4, 5) and len({shape[:-3] + shape[-2:] for shape in masks}) == 1
+    if not fits or (area is not None and tuple(area.shape) != (target.shape[0], target.shape[-3])):
+        raise ValueError(
+            "Expected predictions (b, k, h, w), true masks (b, n, h, w), areas (b, n) and pixels to ignore "
+            f"(b, 1, h, w), or videos with an axis t behind b, got {masks}"
+            + (f" and areas {tuple(area.shape)}." if area is not None else ".")
+        )
+
+
+def _rows(masks: torch.Tensor) -> torch.Tensor:
+    """(b, k, h, w) or (b, t, k, h, w) -> (b, k, pixels of all frames)."""
+    return masks.movedim(-3, 1).flatten(2)
+
+
+def _measure(target: torch.Tensor) -> torch.Tensor:
+    """Pixels of true masks, a mean over the frames that show them: (b, n), float64."""
+    pixels = target.flatten(-2).sum(-1, dtype=torch.float64)
+    if pixels.dim() == 2:
+        return pixels
+    return pixels.sum(1) / (pixels > 0).sum(1).clamp(min=1)
+
+
+def _ious(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """IoU of all pairs of masks (b, k, p) and (b, n, p): (b, k, n), float64."""
+    predicted, target = predicted.double(), target.double()
+    common = predicted @ target.transpose(1, 2)
+    union = predicted.sum(-1).unsqueeze(2) + target.sum(-1).unsqueeze(1) - common
+    return common / union.clamp(min=1)
+
+
+def _match(ious: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """IoUs (k, n) -> the IoU of every true mask with the prediction that serves it (n,)."""
+    columns = np.flatnonzero(present)
+    rows, order = linear_sum_assignment(ious[:, columns], maximize=True)
+    answer = np.zeros(len(present))
+    answer[columns[order]] = ious[rows, columns[order]]
+    return answer

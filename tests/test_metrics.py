@@ -1,0 +1,253 @@
+"""Scores; scikit-learn, scipy and the definitions themselves are the judges."""
+
+import itertools
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from ocl import metrics as host
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, jaccard_score
+
+from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU, object_separability
+
+
+def masks(ids, number):
+    return torch.stack([torch.as_tensor(ids) == k for k in range(number)], -3).float()
+
+
+def draw(seed, shape, true_number, predicted_number):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(true_number, size=shape)
+    noise = rng.integers(predicted_number, size=shape)
+    return true, np.where(rng.random(shape) < 0.5, np.minimum(true, predicted_number - 1), noise)
+
+
+def iou_table(true, predicted, true_number, predicted_number, counted):
+    """IoUs (k, n) of one sample, by scikit-learn."""
+    true, predicted = true[counted], predicted[counted]
+    return np.array(
+        [
+            [jaccard_score(true == n, predicted == k, zero_division=0) for n in range(true_number)]
+            for k in range(predicted_number)
+        ]
+    )
+
+
+def judge(true, predicted, true_number, predicted_number, ignored):
+    """ARI, ARI_fg, mIoU, mBO as means over samples."""
+    rows = []
+    for t, p, i in zip(true, predicted, ignored):
+        ious = iou_table(t, p, true_number, predicted_number, ~i)
+        ious = ious[:, [n for n in range(true_number) if (t[~i] == n).any()]]
+        matched = ious[linear_sum_assignment(-ious)].sum() / ious.shape[1]
+        front = ~i & (t > 0)
+        ari_fg = adjusted_rand_score(t[front], p[front])
+        rows.append([adjusted_rand_score(t[~i], p[~i]), ari_fg, matched, ious.max(0).mean()])
+    return np.mean(rows, axis=0)
+
+
+@pytest.mark.parametrize("true_number, predicted_number", [(4, 4), (3, 7), (7, 3), (1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(3, 6, 7), (2, 3, 6, 7)])
+@pytest.mark.parametrize("void", [False, True])
+def test_host_scores_are_exact(true_number, predicted_number, shape, void):
+    """Random masks; one segment, an empty foreground, more slots than objects and fewer; padding and void pixels."""
+    true, predicted = draw(0, shape, true_number, predicted_number)
+    ignored = (np.random.default_rng(1).random(shape) < 0.3) & void
+    padded = masks(true, true_number + 2)
+    expected = judge(true, predicted, true_number, predicted_number, ignored)
+    scores = [
+        host.ARIMetric(False),
+        host.ARIMetric(),
+        host.UnsupervisedMaskIoUMetric(),
+        host.AverageBestOverlapMetric(),
+    ]
+    for score, value in zip(scores, expected):
+        score.update(masks(predicted, predicted_number), padded, torch.from_numpy(ignored).unsqueeze(-3))
+        assert score.compute().item() == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 7), (2, 3, 6, 7)])
+def test_miou_of_all_sizes_is_miou(shape):
+    true, predicted = draw(2, shape, 5, 4)
+    ignored = torch.rand(shape).unsqueeze(-3) < 0.2
+    for background in (False, True):
+        ours, theirs = (
+            SizedMaskIoU(ignore_background=background),
+            host.UnsupervisedMaskIoUMetric(ignore_background=background),
+        )
+        ours.update(masks(predicted, 4), masks(true, 7), ignore=ignored)
+        theirs.update(masks(predicted, 4), masks(true, 7), ignored)
+        assert 0 < ours.compute().item() == pytest.approx(theirs.compute().item(), abs=1e-12)
+
+
+def scene():
+    """One image: objects of 31x32, 32x32, 96x96 and 100x100 pixels on ground; predictions cut each in half."""
+    true = np.zeros((1, 140, 340), dtype=int)
+    for index, (height, width, left) in enumerate([(31, 32, 0), (32, 32, 40), (96, 96, 80), (100, 100, 180)], 1):
+        true[0, :height, left : left + width] = index
+    predicted = true.copy()
+    predicted[:, :, 56:72] = 0  # half of object 2
+    predicted[:, :, 80:128] = 0  # half of object 3
+    return true, predicted
+
+
+def test_a_size_counts_its_objects_and_those_on_its_limits():
+    true, predicted = scene()
+    expected = {"small": (1 + 0.5) / 2, "medium": (0.5 + 0.5) / 2, "large": (0.5 + 1) / 2}
+    for size, value in expected.items():
+        score = SizedMaskIoU(size, ignore_background=True)
+        score.update(masks(predicted, 5), masks(true, 6))
+        assert score.compute().item() == pytest.approx(value)
+
+
+def test_given_areas_decide_the_size():
+    true, predicted = scene()
+    score = SizedMaskIoU("small", ignore_background=True)
+    area = torch.tensor([[9e9, 2000, 2000, 1000, 2000]])
+    score.update(masks(predicted, 5), masks(true, 5), area=area)
+    assert score.compute().item() == pytest.approx(0.5)  # object 3 alone
+
+
+def test_samples_without_the_size_do_not_count():
+    true, predicted = scene()
+    score = SizedMaskIoU("small", ignore_background=True)
+    score.update(masks(predicted, 5), masks(true, 5))
+    before = score.compute().item()
+    score.update(masks(true * 0, 5), masks(true * 0, 5))
+    assert score.compute().item() == before
+    empty = SizedMaskIoU("small", ignore_background=True)
+    empty.update(masks(true * 0, 5), masks(true * 0, 5))
+    assert empty.compute() == 0
+
+
+def test_an_object_of_a_video_is_as_large_as_in_the_frames_that_show_it():
+    target = torch.zeros(1, 4, 1, 40, 40)
+    target[:, 0, :, :30, :30] = 1  # 900 pixels in one frame, 1600 in another
+    target[:, 1] = 1
+    for size, value in {"small": 0, "medium": 1}.items():
+        score = SizedMaskIoU(size)
+        score.update(torch.cat([target, 1 - target], 2), target)
+        assert score.compute() == value
+
+
+@pytest.mark.parametrize("wrong", ["size", "target", "area", "rank"])
+def test_wrong_input_is_named(wrong):
+    if wrong == "size":
+        with pytest.raises(ValueError, match="small, medium, large"):
+            SizedMaskIoU("tiny")
+        return
+    prediction, target, area = torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 4, 4), torch.zeros(2, 2)
+    target = target[..., :3] if wrong == "target" else target
+    area = area[:, :1] if wrong == "area" else area
+    prediction = prediction[0] if wrong == "rank" else prediction
+    with pytest.raises(ValueError, match="Expected predictions"):
+        SizedMaskIoU().update(prediction, target, area)
+
+
+def blobs(spread, number=2):
+    """Images of three quarters around known centres, (b, 2, 8, 8); the centres are 3, 4 and 5 apart."""
+    centres = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    ids = torch.arange(64).view(8, 8) % 3
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(number, 8, 8, 2, generator=generator)
+    return (centres[ids] + spread * noise / noise.norm(dim=-1, keepdim=True)).permute(0, 3, 1, 2)
+
+
+def test_separability_of_known_clusters():
+    assert object_separability(blobs(0), 3) == pytest.approx((4, 0), abs=1e-6)
+    inter, intra = object_separability(blobs(0.1), 3)
+    assert inter == pytest.approx(4, abs=0.1) and intra == pytest.approx(0.1, abs=0.02)
+    assert object_separability(2 * blobs(0.1), 3) == pytest.approx((2 * inter, 2 * intra))
+
+
+def test_clusters_of_an_image_and_of_the_set_differ():
+    """Two images, each of two values of its own."""
+    first = torch.arange(16).view(1, 1, 4, 4) % 2 * 1.0
+    images = torch.cat([first, first + 10])
+    assert object_separability(images, 2) == pytest.approx((1, 0))
+    assert object_separability(images, 2, over="set") == pytest.approx((10, 0.5))
+
+
+def test_fewer_values_than_clusters():
+    assert object_separability(blobs(0), 11) == pytest.approx((4, 0), abs=1e-6)
+    assert object_separability(torch.ones(2, 5, 4, 4), 11) == (0, 0)
+
+
+@pytest.mark.parametrize("over", ["image", "set"])
+def test_metric_agrees_with_function(over):
+    maps = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = object_separability(maps, 4, over)
+    for distance, value in zip(("inter", "intra"), expected):
+        metric = ObjectSeparability(distance, 4, over)
+        metric.update(maps[:1])
+        metric.update(maps[1:].unsqueeze(1))  # videos of one frame
+        assert metric.compute().item() == pytest.approx(value, rel=1e-6)
+
+
+def test_unknown_choices_are_named():
+    for arguments in [("between",), ("inter", 1), ("inter", 4, "batch")]:
+        with pytest.raises(ValueError, match="distance must be"):
+            ObjectSeparability(*arguments)
+    with pytest.raises(ValueError, match="Expected guidance"):
+        object_separability(torch.zeros(3, 4, 4))
+
+
+RANKS = {
+    "small": partial(SizedMaskIoU, "small"),
+    "image": partial(ObjectSeparability, "inter", 3),
+    "set": partial(ObjectSeparability, "intra", 3, "set"),
+}
+
+PROCESS = """
+import sys, torch
+from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU
+rank, store, data = int(sys.argv[1]), sys.argv[2], torch.load(sys.argv[3], weights_only=True)
+torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+metrics = {
+    "small": SizedMaskIoU("small"),
+    "image": ObjectSeparability("inter", 3),
+    "set": ObjectSeparability("intra", 3, "set"),
+}
+part = slice(0, 1) if rank == 0 else slice(1, None)
+metrics["small"].update(data["prediction"][part], data["target"][part])
+metrics["image"].update(data["maps"][part])
+metrics["set"].update(data["maps"][part])
+for name, metric in metrics.items():
+    print(name, metric.compute().item())
+"""
+
+
+def test_two_processes_score_as_one(tmp_path):
+    """Of unequal parts: one sample on the first, two on the second."""
+    true, predicted = draw(3, (3, 8, 8), 4, 4)
+    maps = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = {"prediction": masks(predicted, 4), "target": masks(true, 4), "maps": maps}
+    torch.save(data, tmp_path / "data.pt")
+    command = [sys.executable, "-c", PROCESS]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store"), str(tmp_path / "data.pt")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    assert printed[0] == printed[1]
+    found = {line.split()[0]: float(line.split()[1]) for line in printed[0].splitlines()}
+    for name, make in RANKS.items():
+        metric = make()
+        metric.update(*(data["prediction"], data["target"]) if name == "small" else (maps,))
+        assert found[name] == pytest.approx(metric.compute().item(), rel=1e-6), name
+
+
+def test_order_of_samples_and_slots_does_not_matter():
+    true, predicted = draw(4, (3, 6, 6), 4, 5)
+    values = []
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 37):
+        score = SizedMaskIoU("small")
+        score.update(masks(predicted, 5)[:, list(order)].flip(0), masks(true, 4).flip(0))
+        values.append(score.compute().item())
+    assert values == pytest.approx([values[0]] * len(values))
