@@ -7,12 +7,12 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ocl_msf.data import clevrtex
+from ocl_msf.data import clevrtex, movi
 from ocl_msf.data._work import command_line, positive
 from ocl_msf.data.shards import verify, write_dataset
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
-DATASETS = {"clevrtex": clevrtex}
+DATASETS = {"clevrtex": clevrtex, "movi": movi}
 
 
 def _parser() -> argparse.ArgumentParser:
