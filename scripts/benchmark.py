@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
+import _stage2
 import numpy as np
 import torch
 import webdataset
@@ -120,12 +121,12 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def peak_memory(name: str, options: argparse.Namespace, answer) -> None:
-    """Send the bytes that training steps need beyond what was held before; meant for a fresh process."""
+def peak_memory(build: Callable, name: str, options: argparse.Namespace, answer) -> None:
+    """Send the bytes that steps need beyond what was held before; meant for a fresh process."""
     torch.set_num_threads(options.threads)
     before = held_at_most(options.device)
-    step = build_step(name, options)
-    for _ in range(3):
+    step = build(name, options)
+    for _ in range(min(3, options.warmup + options.repeat)):
         step()
     answer.send(held_at_most(options.device) - before)
 
@@ -138,19 +139,35 @@ def held_at_most(device: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def stage1(options: argparse.Namespace) -> None:
-    """Whole steps of stage 1: MSF and plain VQ against each other and against encoder and decoder alone."""
-    names = ["vq", "msf", "encoder + decoder"]
-    times = time_in_turns({name: build_step(name, options) for name in names}, options)
+def compare(build: Callable, names: List[str], unit: str, options: argparse.Namespace) -> None:
+    """Print time and peak memory of the steps that `build(name, options)` makes."""
+    times = time_in_turns({name: build(name, options) for name in names}, options)
     memory = {}
     for name in names:
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(name, options, theirs))
+        process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(build, name, options, theirs))
         process.start()
         theirs.close()
         memory[name] = ours.recv()
         process.join()
-    print_table(times, "vq", memory)
+    print_table(times, unit, memory)
+
+
+def stage1(options: argparse.Namespace) -> None:
+    """Whole steps of stage 1: MSF and plain VQ against each other and against encoder and decoder alone."""
+    compare(build_step, ["vq", "msf", "encoder + decoder"], "vq", options)
+
+
+def stage2(options: argparse.Namespace) -> None:
+    """Steps of SLATE's decoder alone and of all of stage 2, against nn.TransformerDecoder with a float mask."""
+    for part in ("decoder", "stage 2"):
+        compare(_stage2.build_step, [part, f"{part}, {_stage2.PLAIN}"], part, options)
+        print()
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Images from slots, with the cache of keys and values and without."""
+    compare(_stage2.build_generation, ["cache", "no cache"], "cache", options)
 
 
 def compile_if(options: argparse.Namespace, function: Callable) -> Callable:
@@ -260,31 +277,35 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    for name, run, repeat in (("quantizer", quantizer, 15), ("stage1", stage1, 15), ("loader", loader, 7)):
+    turns = {quantizer: 15, stage1: 15, stage2: 5, generate: 1, loader: 7}
+    for run, repeat in turns.items():
+        name = run.__name__
         one = benchmarks.add_parser(name, help=run.__doc__, description=run.__doc__)
         one.set_defaults(run=run)
         one.add_argument("--size", type=int, default=128, help="height and width of the images (default: 128)")
         one.add_argument("--repeat", type=int, default=repeat, help="timed turns (default: %(default)s)")
-        one.add_argument("--warmup", type=int, default=2, help="turns before them (default: 2)")
-        add_model_options(one) if run is not loader else add_loader_options(one)
+        warmup = min(repeat - 1, 2)
+        one.add_argument("--warmup", type=int, default=warmup, help="turns before them (default: %(default)s)")
+        add_loader_options(one) if run is loader else add_model_options(one, {stage2: 8, generate: 1}.get(run, 16))
     options = parser.parse_args()
     if "threads" in options:
         torch.set_num_threads(options.threads)
     options.run(options)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, batch: int) -> None:
     """Options of what runs on a device."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--dim", type=int, default=256, help="c, channels of the bottleneck (default: 256)")
+    parser.add_argument("--layers", type=int, default=8, help="stage2, generate: of the transformer (default: 8)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--annealing",
         action="store_true",
         help="stage1: as in the first half of training, when residual and sampling are not annealed away yet",
     )
-    parser.add_argument("--bf16", action="store_true", help="stage1: under bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="stage1, stage2: under bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
 
 

@@ -14,6 +14,11 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
     [
         ("quantizer --batch 1 --dim 8 --size 32 --repeat 1 --warmup 0", ["ours", "literal Algorithm 1"]),
         ("stage1 --batch 1 --dim 8 --size 32 --repeat 1 --warmup 0", ["vq", "msf", "encoder + decoder"]),
+        (
+            "stage2 --batch 1 --dim 8 --size 16 --layers 1 --repeat 1 --warmup 0",
+            ["decoder", "decoder, nn.TransformerDecoder", "stage 2", "stage 2, nn.TransformerDecoder"],
+        ),
+        ("generate --batch 1 --dim 8 --size 16 --layers 1 --repeat 1 --warmup 0", ["cache", "no cache"]),
         ("loader --shards 2 --samples 8 --batch 4 --size 16 --repeat 1 --warmup 0", ["ours", "plain webdataset"]),
     ],
 )

@@ -1,0 +1,146 @@
+"""What `benchmark.py stage2` and `generate` time: stage 2, and the same from plain parts of torch."""
+
+import argparse
+from typing import Callable
+
+import torch
+from einops import rearrange
+from ocl.neural_networks import build_two_layer_mlp
+from ocl.neural_networks.positional_embedding import SoftPositionEmbed
+from ocl.neural_networks.wrappers import Sequential
+from ocl.perceptual_grouping import SlotAttentionGrouping
+from torch import nn
+
+from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
+from ocl_msf.conditioning import GaussianQueries
+from ocl_msf.decoding import TokenDecoder, TokenDecoderOutput
+from ocl_msf.feature_extractors import NaiveCNN
+from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.guidance import FrozenGuidance
+from ocl_msf.losses import GroupedCrossEntropy
+
+CODES, HEADS, SLOTS, ENCODER_DIM = 64, 8, 11, 64
+PLAIN = "nn.TransformerDecoder"
+
+
+class PlainTokenDecoder(nn.Module):
+    """The token decoder from torch's own transformer, with the usual float mask."""
+
+    def __init__(self, dim: int, num_tokens: int, num_layers: int):
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(dim, HEADS, 4 * dim, 0.1, batch_first=True, norm_first=True)
+        self.transformer = nn.TransformerDecoder(layer, num_layers, nn.LayerNorm(dim))
+        self.project_slots = nn.Linear(dim, dim, bias=False)
+        self.project_tokens = nn.Linear(dim, dim, bias=False)
+        self.begin = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, num_tokens, dim) * 0.02)
+        self.dropout = nn.Dropout(0.1)
+        self.heads = nn.ModuleList(nn.Linear(dim, CODES, bias=False) for _ in range(2))
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(num_tokens))
+
+    def forward(self, slots: torch.Tensor, guidance: torch.Tensor) -> TokenDecoderOutput:
+        """As TokenDecoder."""
+        tokens = self.project_tokens(rearrange(guidance, "b d h w -> b (h w) d"))
+        x = torch.cat([self.begin.expand(len(tokens), -1, -1), tokens[:, :-1]], 1)
+        x = self.transformer(self.dropout(x + self.positions), self.project_slots(slots), tgt_mask=self.mask)
+        logits = tuple(head(x) for head in self.heads)
+        indices = rearrange([p.argmax(-1) for p in logits], "g b (h w) -> b g h w", h=guidance.shape[2])
+        return TokenDecoderOutput(logits, indices)
+
+
+class Slate(nn.Module):
+    """Image -> slots; image -> frozen guidance; slots -> loss, as msf/slate_clevrtex puts it together."""
+
+    def __init__(self, decoder: nn.Module, dim: int):
+        super().__init__()
+        place = Sequential(SoftPositionEmbed(2, ENCODER_DIM), build_two_layer_mlp(ENCODER_DIM, dim, dim, True))
+        ff_mlp = build_two_layer_mlp(dim, dim, 4 * dim, True, residual=True)
+        self.encoder = NaiveCNN(ENCODER_DIM)
+        self.queries = GaussianQueries(dim, SLOTS)
+        self.grouping = SlotAttentionGrouping(dim, dim, positional_embedding=place, ff_mlp=ff_mlp)
+        self.guidance = FrozenGuidance(VQVAE(Encoder(dim), Decoder(dim), MultiScaleFusion(dim, CODES, 3), 3))
+        self.guidance.load(self.guidance.vae.state_dict())
+        self.decoder = decoder
+        self.loss = GroupedCrossEntropy()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Images -> the loss."""
+        slots = self.grouping(self.encoder(image), self.queries(len(image))).objects
+        guidance = self.guidance(image)
+        return self.loss(self.decoder(slots, guidance.features).logits, guidance.indices)[0]
+
+
+def build_decoder(name: str, options: argparse.Namespace) -> nn.Module:
+    """Ours, or the plain one."""
+    num_tokens = (options.size // 4) ** 2
+    if PLAIN in name:
+        return PlainTokenDecoder(options.dim, num_tokens, options.layers)
+    sizes = dict(dim=options.dim, num_layers=options.layers, num_heads=HEADS)
+    return TokenDecoder(options.dim, options.dim, [CODES, CODES], num_tokens, **sizes)
+
+
+def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
+    """One step of the decoder alone or of all of stage 2: forward, loss, backward, clipping and Adam."""
+    torch.manual_seed(0)
+    decoder, side = build_decoder(name, options), options.size // 4
+    if name.startswith("decoder"):
+        slots = torch.randn(options.batch, SLOTS, options.dim, device=options.device)
+        guidance = torch.randn(options.batch, options.dim, side, side, device=options.device)
+        indices = torch.randint(CODES, (options.batch, 2, side, side), device=options.device)
+        model, measure = decoder, GroupedCrossEntropy()
+
+        def forward():
+            return measure(model(slots, guidance).logits, indices)[0]
+
+    else:
+        image = torch.rand(options.batch, 3, options.size, options.size, device=options.device) * 2 - 1
+        model = Slate(decoder, options.dim)
+
+        def forward():
+            return model(image)
+
+    model.to(options.device).train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-4)
+    run = torch.compile(forward) if options.compile else forward
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+            loss = run()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def build_generation(name: str, options: argparse.Namespace) -> Callable[[], None]:
+    """Write a batch of images from slots, with the cache or without."""
+    torch.manual_seed(0)
+    decoder = build_decoder(name, options).to(options.device).eval()
+    slots = torch.randn(options.batch, SLOTS, options.dim, device=options.device)
+    codes = torch.randn(2, CODES, options.dim, device=options.device)
+
+    def lookup(indices):
+        return (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
+
+    if name == "cache":
+        return lambda: decoder.generate(slots, lookup)
+    return lambda: generate_without_cache(decoder, slots, lookup)
+
+
+@torch.no_grad()
+def generate_without_cache(decoder: TokenDecoder, slots: torch.Tensor, lookup: Callable) -> torch.Tensor:
+    """Run the whole past through the transformer for every token: (b, g, n)."""
+    slots = decoder.project_slots(slots)
+    x = decoder.begin.expand(len(slots), -1, -1)
+    written = []
+    for position in range(decoder.positions.shape[1]):
+        y = x + decoder.positions[:, : position + 1]
+        for block in decoder.blocks:
+            y = block(y, slots)
+        y = decoder.norm(y[:, -1])
+        written.append(torch.stack([head(y).argmax(-1) for head in decoder.heads], 1))
+        features = lookup(written[-1][..., None, None])
+        x = torch.cat([x, decoder.project_tokens(features.flatten(2).transpose(1, 2))], 1)
+    return torch.stack(written, -1)
