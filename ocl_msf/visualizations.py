@@ -21,9 +21,10 @@ def reconstruct(slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module) ->
     """Write images from slots alone: slots (b, k, d) -> (b, 3, h, w) in [-1, 1]."""
     was_training = decoder.training
     decoder.eval()
-    indices = decoder.generate(slots, guidance.lookup)
+    made = decoder.generate(slots, guidance.lookup)  # code numbers of a token decoder, features of a diffusion decoder
     decoder.train(was_training)
-    return guidance.decode(guidance.lookup(indices)).clamp(-1, 1)
+    features = made if made.is_floating_point() else guidance.lookup(made)
+    return guidance.decode(features).clamp(-1, 1)
 
 
 class Reconstruction(VisualizationMethod):
@@ -76,8 +77,8 @@ class SceneSheet(nn.Module):
             true_masks: (b, c, h, w), one-hot.
             masks: (b, k, h, w), scores.
             slots: (b, k, d).
-            decoder: writes indices from slots.
-            guidance: turns indices into images.
+            decoder: writes indices or features of the guidance from slots.
+            guidance: turns them into images.
 
         Returns:
             How many scenes have been taken.

@@ -43,14 +43,18 @@ MAY_IMPORT = {
     "conditioning": NETWORKS,
     "perceptual_grouping": NETWORKS,
     "decoding": NETWORKS,
+    "diffusion": NETWORKS,
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
     "scheduling": FRAMEWORK,
     "checkpoints": {"torch", "omegaconf", "yaml"},
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
+    "paper": set(),
+    "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper"},
+    "figures": FRAMEWORK | {"matplotlib", "ocl_msf.guidance", "ocl_msf.checkpoints", "ocl_msf.fusion"},
     "data": FRAMEWORK | {"PIL", "lmdb", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }
-COMMAND_LINES = {"data"}  # rooms with commands: these may print
+COMMAND_LINES = {"data", "tables"}  # rooms with commands: these may print
 
 
 def name_of(path):

@@ -5,6 +5,7 @@ from PIL import Image
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.decoding import TokenDecoder
+from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
 from ocl_msf.visualizations import Reconstruction, SceneSheet, paint, recolour, reconstruct
@@ -27,6 +28,14 @@ def test_reconstructions_come_from_slots_alone_and_leave_the_decoder_as_it_was(m
     assert models["decoder"].training
     assert torch.equal(first, second)
     assert first.shape == (2, 3, 16, 16) and first.abs().max() <= 1
+
+
+def test_features_that_a_decoder_draws_are_decoded_as_they_are(models):
+    guidance, slots = models["guidance"], torch.randn(2, 3, 6)
+    decoder = DiffusionDecoder(6, 8, size=4, channels=[8], num_layers=1, num_heads=2)
+    made = reconstruct(slots, decoder.train(), guidance)
+    assert made.shape == (2, 3, 16, 16) and decoder.training
+    torch.testing.assert_close(made, guidance.decode(decoder.eval().generate(slots)).clamp(-1, 1))
 
 
 def test_a_picture_has_the_images_above_their_reconstructions(models):
