@@ -36,12 +36,21 @@ class FrozenGuidance(nn.Module):
     Args:
         vae: the VAE of stage 1.
         scale: which scale guides, 1 the finest (section 3.2; Table 5 tries 2).
+        min_scales: the fewest scales that the decoders can do with, where several scales guide.
+
+    Raises:
+        ValueError: the VAE has not so many scales.
     """
 
-    def __init__(self, vae: VQVAE, scale: int = 1):
+    def __init__(self, vae: VQVAE, scale: int = 1, min_scales: int = 1):
         super().__init__()
-        if not 1 <= scale <= vae.pyramid.num_scales:
-            raise ValueError(f"scale must be 1 to {vae.pyramid.num_scales}, the scales of the VAE, got {scale}.")
+        if scale < 1:
+            raise ValueError(f"scale must be 1 or more, 1 the finest, got {scale}.")
+        if max(scale, min_scales) > vae.pyramid.num_scales:
+            raise ValueError(
+                f"Guidance from scale {max(scale, min_scales)} needs a VAE with as many scales, but that of variant "
+                f"'{vae.variant}' has {vae.pyramid.num_scales}: take msf/guidance=scale_1 or another msf/variant."
+            )
         self.vae = vae.requires_grad_(False)
         self.scale = scale
         self.register_buffer("loaded", torch.tensor(0, dtype=torch.uint8))  # gloo of torch 2.0 sends no bool

@@ -118,6 +118,12 @@ def test_any_scale_may_guide(compose, vae_folder, guidance, losses):
     assert set(config.losses) == losses
 
 
+@pytest.mark.parametrize("guidance", ["scale_2", "both"])
+def test_a_scale_that_the_vae_lacks_cannot_guide(compose, guidance):
+    with pytest.raises(Exception, match="needs a VAE with as many scales.*'gdr' has 1"):
+        train_config(compose("+experiment=msf/slate_clevrtex", "msf/variant=gdr", f"msf/guidance={guidance}"))
+
+
 def test_stage_one_logs_how_its_codebooks_are_used(vae_folder):
     (events,) = vae_folder.glob("outputs/msf/vqvae_clevrtex/*/lightning_logs/version_0/events*")
     written = events.read_bytes()

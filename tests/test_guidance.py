@@ -51,6 +51,10 @@ def test_look_up_and_decode_belong_to_the_guiding_scale(guidance, scale):
     assert torch.equal(output.features, output.all_features[scale - 1])
 
 
-def test_a_scale_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="scale must be 1 to 3"):
-        FrozenGuidance(build_vae(), scale=4)
+@pytest.mark.parametrize(
+    "scales, message",
+    [({"scale": 0}, "1 the finest"), ({"scale": 4}, "4 needs.*has 3"), ({"min_scales": 5}, "5 needs.*has 3")],
+)
+def test_a_scale_that_does_not_exist_is_refused(scales, message):
+    with pytest.raises(ValueError, match=message):
+        FrozenGuidance(build_vae(), **scales)
