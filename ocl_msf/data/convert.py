@@ -7,12 +7,12 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ocl_msf.data import clevrtex, movi
+from ocl_msf.data import clevrtex, coco, movi
 from ocl_msf.data._work import command_line, positive
-from ocl_msf.data.shards import verify, write_dataset
+from ocl_msf.data.shards import describe, verify, write_dataset
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
-DATASETS = {"clevrtex": clevrtex, "movi": movi}
+DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
             "--samples-per-shard", type=positive, default=1000, help="at most (default: %(default)s)"
         )
         command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+        command.add_argument("--strict", action="store_true", help="stop at the first sample that is left out")
         command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
         command.add_argument(
             "--verify", action="store_true", help="only compare the shards with their checksums"
@@ -47,11 +48,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             summary = verify(folder)
         else:
             conversion = module.prepare(options)
-            summary = write_dataset(
-                folder, conversion, options.samples_per_shard, options.workers, options.overwrite
-            )
-    counts = ", ".join(f"{name} {split['samples']}" for name, split in summary["splits"].items())
-    print(f"{folder}: {counts} samples{', all checksums right' if options.verify else ''}")
+            parts, workers = options.samples_per_shard, options.workers
+            summary = write_dataset(folder, conversion, parts, workers, options.overwrite, options.strict)
+    print(f"{folder}: {describe(summary)}{', all checksums right' if options.verify else ''}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Webdataset shards: what every converter writes, resumes and verifies.
 
 A data set is a folder with `{train,val,test}/shard-000000.tar ...` and `summary.json`, which names every
-shard with its number of samples, size and SHA-256. The summary is written last: where it is, all is complete.
+shard with its number of samples, size and SHA-256, and the samples that were left out by the reason. The
+summary is written last: where it is, all is complete.
 """
 
 import functools
@@ -16,10 +17,11 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tupl
 
 import numpy as np
 
-from ocl_msf.data._work import DataError, replacing, run_tasks
+from ocl_msf.data._work import DataError, Rejected, replacing, run_tasks
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1
+MAX_NAMES = 100  # of rejected samples in a summary, for each reason
 MIN_SHARDS = 4  # per split where there are as many samples, so that several readers get something each
 _SUMMARY, _UNFINISHED = "summary.json", "unfinished.json"
 
@@ -33,7 +35,8 @@ class Conversion:
     Attributes:
         options: All that the shards' content depends on, as JSON knows it.
         splits: The items of every split, in order; they must be picklable.
-        encode: Maps an item to its key (decimal digits) and its files by extension, e.g. "image.png".
+        encode: Maps an item to its key (decimal digits) and its files by extension, e.g. "image.png"; raises
+            `Rejected` for an item to leave out.
     """
 
     options: Dict[str, Any]
@@ -62,17 +65,40 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _encoded(
+    encode: Callable[[Any], Sample], items: Iterable[Any], strict: bool, rejected: Dict[str, Any]
+) -> Iterator[Sample]:
+    """The samples of items; those that are rejected are put down in `rejected`, or stop a strict conversion."""
+    for item in items:
+        try:
+            yield encode(item)
+        except Rejected as error:
+            if strict:
+                raise DataError(f"{error}. Correct this sample, or leave it out: without --strict.") from error
+            _put_down(rejected, error.reason, 1, [error.sample])
+
+
+def _put_down(rejected: Dict[str, Any], reason: str, count: int, names: List[str]) -> None:
+    entry = rejected.setdefault(reason, {"count": 0, "names": []})
+    entry["count"] += count
+    entry["names"] = (entry["names"] + names)[:MAX_NAMES]
+
+
 def _write_shard(
-    folder: Path, encode: Callable[[Any], Sample], task: Tuple[str, Sequence[Any]]
+    folder: Path, encode: Callable[[Any], Sample], strict: bool, task: Tuple[str, Sequence[Any]]
 ) -> Dict[str, Any]:
     """Write one shard; returns its record of the summary."""
     name, items = task
     path = folder / name
+    rejected: Dict[str, Any] = {}
+    samples = 0
     with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, files in map(encode, items):
+        for key, files in _encoded(encode, items, strict, rejected):
+            samples += 1
             for extension in sorted(files):
                 _add_member(tar, f"{key}.{extension}", files[extension])
-    return {"name": name, "samples": len(items), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    record = {"name": name, "samples": samples, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return dict(record, rejected=rejected) if rejected else record
 
 
 def _parts(items: Sequence[Any], samples_per_shard: int) -> Iterator[Sequence[Any]]:
@@ -90,11 +116,31 @@ def _write_json(path: Path, content: Dict[str, Any]) -> None:
 def _overview(
     name: str, options: Dict[str, Any], splits: Iterable[str], records: List[Dict[str, Any]]
 ) -> Dict[str, Any]:
-    by_split = {}
+    by_split, rejected = {}, {}
+    for record in records:
+        for reason, entry in record.get("rejected", {}).items():
+            _put_down(rejected, reason, entry["count"], entry["names"])
     for split in splits:
         shards = [record for record in records if record["name"].startswith(split + "/")]
         by_split[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
-    return {"format": FORMAT, "dataset": name, "options": options, "splits": by_split}
+    return {
+        "format": FORMAT,
+        "dataset": name,
+        "options": options,
+        "rejected": rejected,
+        "splits": by_split,
+    }
+
+
+def describe(summary: Dict[str, Any]) -> str:
+    """Lines for people: samples kept, samples left out by the reason, and the size."""
+    counts = ", ".join(f"{name} {split['samples']}" for name, split in summary["splits"].items())
+    size = sum(shard["bytes"] for shard in shard_records(summary))
+    lines = [f"{counts} samples, {size / 2**20:.1f} MiB"]
+    for reason, entry in summary.get("rejected", {}).items():
+        names = ", ".join(entry["names"][:3]) + (", ..." if entry["count"] > 3 else "")
+        lines.append(f"left out {entry['count']}: {reason} ({names})")
+    return "\n".join(lines)
 
 
 def _read_json(path: Path) -> Dict[str, Any]:
@@ -187,6 +233,7 @@ def write_dataset(
     samples_per_shard: int = 1000,
     workers: int = 2,
     overwrite: bool = False,
+    strict: bool = False,
 ) -> Dict[str, Any]:
     """Write a data set's shards and summary; whole shards of an earlier run with the same options stay.
 
@@ -196,6 +243,7 @@ def write_dataset(
         samples_per_shard: At most; there are `MIN_SHARDS` shards or more where the samples suffice.
         workers: Processes.
         overwrite: First remove what an earlier conversion wrote.
+        strict: A rejected sample is an error.
 
     Returns:
         The summary, as in `summary.json`.
@@ -206,7 +254,8 @@ def write_dataset(
     options = dict(conversion.options, samples_per_shard=samples_per_shard)
     if overwrite:
         _remove(folder)
-    records = {record["name"]: record for record in _intact_records(folder, options)}
+    intact = _intact_records(folder, options)
+    records = {record["name"]: record for record in intact if not (strict and "rejected" in record)}
     tasks = [
         (f"{split}/shard-{number:06d}.tar", part)
         for split, items in conversion.splits.items()
@@ -223,7 +272,7 @@ def write_dataset(
         _write_json(folder / _UNFINISHED, overview())
         if (folder / _SUMMARY).exists():
             (folder / _SUMMARY).unlink()
-    write = functools.partial(_write_shard, folder, conversion.encode)
+    write = functools.partial(_write_shard, folder, conversion.encode, strict)
     for record in run_tasks(write, missing, workers, f"{folder.name} shards"):
         records[record["name"]] = record
         _write_json(folder / _UNFINISHED, overview())

@@ -1,0 +1,83 @@
+import json
+import tarfile
+
+import pytest
+
+from ocl_msf.data._work import DataError, Rejected
+from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
+
+
+def encode(item):
+    """Every third item is too dark, and number 7 is torn."""
+    if item % 3 == 0:
+        raise Rejected("too dark", f"file {item}", "mean 0")
+    if item == 7:
+        raise Rejected("torn", f"file {item}")
+    return f"{item:06d}", {"count.txt": str(item).encode()}
+
+
+def conversion(count=20):
+    return Conversion(options={}, splits={"train": range(count), "val": range(100, 110)}, encode=encode)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def keys(folder, split):
+    return [
+        member.name.split(".")[0]
+        for path in sorted(folder.glob(f"{split}/*.tar"))
+        for member in tarfile.open(path).getmembers()
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rejected_samples_are_left_out_counted_and_named(tmp_path, workers):
+    summary = write_dataset(tmp_path, conversion(), 5, workers)
+    kept = {
+        "train": [i for i in range(20) if i % 3 and i != 7],
+        "val": [i for i in range(100, 110) if i % 3],
+    }
+    for split, numbers in kept.items():
+        assert keys(tmp_path, split) == [f"{i:06d}" for i in numbers]
+        shards = summary["splits"][split]["shards"]
+        assert summary["splits"][split]["samples"] == len(numbers) == sum(shard["samples"] for shard in shards)
+    dark = [i for i in [*range(20), *range(100, 110)] if i % 3 == 0]
+    assert summary["rejected"] == {
+        "too dark": {"count": len(dark), "names": [f"file {i}" for i in dark]},
+        "torn": {"count": 1, "names": ["file 7"]},
+    }
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary == verify(tmp_path)
+    assert describe(summary).splitlines()[1:] == [
+        f"left out {len(dark)}: too dark (file 0, file 3, file 6, ...)",
+        "left out 1: torn (file 7)",
+    ]
+
+
+def test_the_names_are_bounded_but_the_counts_are_not(tmp_path):
+    summary = write_dataset(tmp_path, conversion(900), 1000, 1)
+    assert summary["rejected"]["too dark"]["count"] == 303
+    assert summary["rejected"]["too dark"]["names"] == [f"file {i}" for i in range(0, 300, 3)]
+
+
+def test_resuming_leaves_the_same_bytes_as_one_run(tmp_path):
+    whole = write_dataset(tmp_path / "a" / "data", conversion(), 5, 1)
+    write_dataset(tmp_path / "b" / "data", conversion(), 5, 1)
+    (tmp_path / "b" / "data" / "summary.json").rename(tmp_path / "b" / "data" / "unfinished.json")
+    (tmp_path / "b" / "data" / "train" / "shard-000001.tar").unlink()
+    assert write_dataset(tmp_path / "b" / "data", conversion(), 5, 1) == whole
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strict_makes_the_first_rejection_an_error(tmp_path, workers):
+    with pytest.raises(DataError, match=r"file \d+: too dark \(mean 0\)\. .*without --strict"):
+        write_dataset(tmp_path, conversion(), 5, workers, strict=True)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_strict_also_looks_at_shards_of_an_earlier_run(tmp_path):
+    write_dataset(tmp_path, conversion(), 5, 1)
+    with pytest.raises(DataError, match="too dark"):
+        write_dataset(tmp_path, conversion(), 5, 1, strict=True)
