@@ -72,3 +72,21 @@ def test_the_state_dict_loads_without_unpickling(tmp_path):
     nn.init.zeros_(other.quantizer.project.weight)
     other.load_state_dict(weights)
     assert torch.equal(other.quantizer.project.weight, build().quantizer.project.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_training_step_in_mixed_precision_stays_near_one_in_float32(dtype):
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def step(enabled):
+        model = build()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            output = model(image)
+            loss = output.codebook_loss + output.commitment_loss + sum(x.square().mean() for x in output.quantized)
+        loss.backward()
+        return loss.detach(), model
+
+    (half, model), (full, _) = step(True), step(False)
+    torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.quantizer.project.weight.grad.dtype == torch.float32

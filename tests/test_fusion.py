@@ -273,3 +273,26 @@ def test_evaluation_compiles_to_one_graph():
     output = torch.compile(fusion, backend="aot_eager", fullgraph=True)(maps)
     torch.testing.assert_close(output.quantized, expected.quantized)
     assert all(torch.equal(a, b) for a, b in zip(output.indices, expected.indices))
+
+
+def test_evaluation_exports():
+    fusion = MultiScaleFusion(4, 8, 3).eval()
+    maps = tuple(x.detach() for x in random_maps(4, 3, dtype=torch.float32))
+    expected = fusion(maps)
+    program = torch.export.export(Codes(fusion), (maps,))
+    quantized, indices = program.module()(maps)
+    for scale in range(3):
+        assert torch.equal(indices[scale], expected.indices[scale])
+        torch.testing.assert_close(quantized[scale], expected.quantized[scale])
+
+
+class Codes(torch.nn.Module):
+    """The quantizer as a graph can answer: tensors in tuples."""
+
+    def __init__(self, fusion):
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, maps):
+        output = self.fusion(list(maps))
+        return output.quantized, output.indices
