@@ -234,7 +234,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--dataset", default="clevrtex")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", default="", help="an msf/preset, such as cpu")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for runs of both stages")
+    settings = "overrides for the runs of both stages; take another --out for other ones"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
     parser.add_argument("--out", type=Path, default=Path("outputs/tables"), help="where runs go (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and what there is")
     options = parser.parse_args(arguments)
