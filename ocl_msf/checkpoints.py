@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 STEP = re.compile(r"step=(\d+)\.ckpt$")
@@ -67,7 +67,8 @@ def find_runs(folder: Path) -> List[Run]:
 def _read_run(config_path: Path) -> Optional[Run]:
     try:
         config = OmegaConf.load(config_path)
-        settings, max_steps = OmegaConf.to_container(config.experiment), int(config.trainer.max_steps)
+        settings = {name: _resolved(config.experiment, name) for name in config.experiment}
+        max_steps = int(config.trainer.max_steps)
     except (OSError, yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError):
         return None
     if max_steps < 1:
@@ -77,6 +78,15 @@ def _read_run(config_path: Path) -> Optional[Run]:
     made = sorted((int(found.group(1)), path) for path, found in steps.items() if found)
     step, checkpoint = made[-1] if made else (0, None)
     return Run(folder, settings, checkpoint, step, max_steps)
+
+
+def _resolved(settings: DictConfig, name: str) -> Any:
+    """One setting with its interpolations filled in; None where that needs what only training has."""
+    try:
+        value = settings[name]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException:
+        return None
 
 
 def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:

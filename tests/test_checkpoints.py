@@ -30,6 +30,15 @@ def test_the_newest_finished_run_of_the_variant_is_taken(tmp_path):
     assert find_finished(tmp_path, {"variant": "msf"}, "cmd") == wanted / "epoch=10-step=1000.ckpt"
 
 
+def test_settings_that_name_others_are_compared_by_value(tmp_path):
+    checkpoints = make_run(tmp_path / "run")
+    config = "{c: 4, vae: {dim: '${experiment.c}'}, folder: '${resolver_of_training:x}'}"
+    (tmp_path / "run/config/config.yaml").write_text(f"experiment: {config}\ntrainer: {{max_steps: 1000}}\n")
+    assert find_finished(tmp_path, {"vae": {"dim": 4}}, "cmd").parent == checkpoints
+    with pytest.raises(FileNotFoundError, match="vae {'dim': 4}, step 1000"):
+        find_finished(tmp_path, {"vae": {"dim": 5}}, "cmd")
+
+
 def test_without_a_finished_run_the_message_tells_what_there_is_and_what_to_do(tmp_path):
     make_run(tmp_path / "cut", steps=(500,))
     make_run(tmp_path / "other", variant="gdr")
