@@ -1,5 +1,6 @@
 """Decoders that reconstruct guidance from slots. They receive tensors and do not know that a VAE exists."""
 
+import math
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple
 
@@ -127,12 +128,21 @@ class TokenDecoderOutput:
     """Predictions for every token given the ones before it.
 
     Attributes:
-        logits: g tensors (b, n, m_g), one for each codebook.
+        logits: g tensors (b, n, m_g), one for each codebook; of a joint head one tensor (b, n, m_1 * ... * m_g).
         indices: (b, g, h, w), int64, the most probable codes.
     """
 
     logits: Tuple[torch.Tensor, ...]
     indices: torch.Tensor
+
+
+def split(joint: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Joint numbers (b, ...) of codes, the last codebook's running fastest -> code numbers (b, g, ...)."""
+    numbers = []
+    for size in reversed(sizes):
+        numbers.insert(0, joint % size)
+        joint = joint // size
+    return torch.stack(numbers, 1)
 
 
 class TokenDecoder(nn.Module):
@@ -149,6 +159,7 @@ class TokenDecoder(nn.Module):
         token_dropout: in training, the probability that a past token is hidden (word dropout, Bowman et al., 2016,
             section 3.1). Neighbouring tokens explain textures so well that a short training never asks the slots;
             with few of them to see it has to. 0 in the paper.
+        joint: one head for all combinations of codes instead of one for each codebook.
     """
 
     def __init__(
@@ -162,6 +173,7 @@ class TokenDecoder(nn.Module):
         num_heads: int = 8,
         dropout: float = 0.1,
         token_dropout: float = 0.0,
+        joint: bool = False,
     ):
         super().__init__()
         self.token_dropout = token_dropout
@@ -172,7 +184,9 @@ class TokenDecoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in codebook_sizes)
+        self.joint_sizes = tuple(codebook_sizes) if joint else None
+        outputs = [math.prod(codebook_sizes)] if joint else codebook_sizes
+        self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in outputs)
 
     def forward(
         self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
@@ -199,7 +213,7 @@ class TokenDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, slots, seen)
         logits = self._predict(x)
-        indices = torch.stack([p.argmax(-1) for p in logits], 1)
+        indices = self._to_codes([p.argmax(-1) for p in logits])
         return TokenDecoderOutput(logits, rearrange(indices, "b g (h w) -> b g h w", h=guidance.shape[2]))
 
     @torch.no_grad()
@@ -241,7 +255,7 @@ class TokenDecoder(nn.Module):
             for block, cache in zip(self.blocks, caches):
                 x = block.step(x, cache)
             logits = self._predict(x[:, 0])
-            written.append(torch.stack([choose(p, temperature, top_k, generator) for p in logits], 1))
+            written.append(self._to_codes([choose(p, temperature, top_k, generator) for p in logits]))
             features = lookup(written[-1][..., None, None])
             token = self.project_tokens(features.flatten(2).transpose(1, 2))
         return rearrange(torch.stack(written, -1), "b g (h w) -> b g h w", h=height)
@@ -261,3 +275,6 @@ class TokenDecoder(nn.Module):
     def _predict(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         x = self.norm(x)
         return tuple(head(x) for head in self.heads)
+
+    def _to_codes(self, chosen: List[torch.Tensor]) -> torch.Tensor:
+        return split(chosen[0], self.joint_sizes) if self.joint_sizes else torch.stack(chosen, 1)

@@ -1,6 +1,6 @@
 """Losses the host lacks."""
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -32,7 +32,15 @@ class Weighted(nn.Module):
 
 
 class GroupedCrossEntropy(nn.Module):
-    """Cross entropy of every index of a super-pixel, added over codebooks, in nats per token."""
+    """Cross entropy of every index of a super-pixel, added over codebooks, in nats per token.
+
+    Args:
+        joint_sizes: numbers of codes, if one joint head predicts all combinations of them.
+    """
+
+    def __init__(self, joint_sizes: Optional[Sequence[int]] = None):
+        super().__init__()
+        self.joint_sizes = joint_sizes
 
     def forward(
         self, logits: Sequence[torch.Tensor], indices: torch.Tensor
@@ -40,12 +48,30 @@ class GroupedCrossEntropy(nn.Module):
         """Compare predictions with codes.
 
         Args:
-            logits: g tensors (b, n, m_g), one for each codebook.
+            logits: g tensors (b, n, m_g), one for each codebook; of a joint head one tensor.
             indices: (b, g, h, w), int64, with h * w = n.
 
         Returns:
             The sum, a scalar, and each codebook's own mean under the names codebook_0, codebook_1, ...
+
+        Raises:
+            ValueError: there are not as many logits as indices: joint_sizes and the decoder's `joint` go together.
         """
+        if self.joint_sizes:
+            indices = join(indices, self.joint_sizes)
+        if len(logits) != indices.shape[1]:
+            raise ValueError(
+                f"{len(logits)} heads cannot predict {indices.shape[1]} indices. A decoder with joint=true needs the "
+                "loss's joint_sizes, and no other does; msf/heads=joint sets both."
+            )
         targets = indices.flatten(2).unbind(1)
         losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets)]
         return sum(losses), {f"codebook_{g}": loss.detach() for g, loss in enumerate(losses)}
+
+
+def join(indices: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Code numbers (b, g, ...) -> joint numbers (b, 1, ...), the last codebook's running fastest."""
+    joint = torch.zeros_like(indices[:, :1])
+    for number, size in zip(indices.split(1, 1), sizes):
+        joint = joint * size + number
+    return joint

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from ocl_msf.decoding import TokenDecoder, choose
+from ocl_msf.decoding import TokenDecoder, choose, split
 
 
 @pytest.fixture
@@ -130,3 +131,21 @@ def test_greedy_is_top_1_and_temperature_0(decoder, slots, lookup):
 def test_impossible_ways_of_choosing_are_refused(decoder, slots, lookup, options):
     with pytest.raises(ValueError, match="temperature must be >= 0 and top_k >= 1"):
         decoder.generate(slots, lookup, height=3, **options)
+
+
+def test_joint_numbers_are_counted_as_numpy_counts_them():
+    numbers = torch.arange(7 * 4 * 3).view(2, -1)
+    expected = np.stack(np.unravel_index(numbers.numpy(), (7, 4, 3)), 1)
+    assert np.array_equal(split(numbers, (7, 4, 3)).numpy(), expected)
+
+
+def test_a_joint_head_names_combinations_of_codes(slots, lookup):
+    torch.manual_seed(0)
+    joint = TokenDecoder(6, 5, [7, 4], num_tokens=12, dim=16, num_layers=1, num_heads=4, joint=True).eval()
+    output = joint(slots, torch.randn(2, 5, 3, 4))
+    (logits,) = output.logits
+    assert logits.shape == (2, 12, 28) and output.indices.shape == (2, 2, 3, 4)
+    combined = output.indices[:, 0] * 4 + output.indices[:, 1]
+    assert torch.equal(combined.flatten(1), logits.argmax(-1))
+    written = joint.generate(slots, lookup, height=3)
+    assert torch.equal(joint(slots, lookup(written)).indices, written)

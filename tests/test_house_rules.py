@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "feature_extractors": NETWORKS,
     "conditioning": NETWORKS,
     "perceptual_grouping": NETWORKS,
+    "sysbinder": NETWORKS,
     "decoding": NETWORKS,
     "diffusion": NETWORKS,
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
@@ -51,8 +52,8 @@ MAY_IMPORT = {
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
     "paper": set(),
     "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper"},
-    "figures": FRAMEWORK | {"matplotlib", "ocl_msf.guidance", "ocl_msf.checkpoints", "ocl_msf.fusion"},
-    "data": FRAMEWORK | {"PIL", "lmdb", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
+    "figures": FRAMEWORK | {"matplotlib", "tensorboard", "ocl_msf.visualizations"},
+    "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }
 COMMAND_LINES = {"data", "tables"}  # rooms with commands: these may print
 

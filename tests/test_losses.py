@@ -1,3 +1,5 @@
+import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -28,3 +30,20 @@ def test_a_certain_and_right_prediction_costs_nothing():
     indices = torch.randint(5, (1, 1, 2, 2))
     logits = 100.0 * F.one_hot(indices.flatten(1)[0], 5).float()[None]
     assert GroupedCrossEntropy()([logits], indices)[0] < 1e-6
+
+
+def test_a_joint_head_is_scored_by_the_number_of_the_combination():
+    torch.manual_seed(0)
+    indices = torch.stack([torch.randint(7, (2, 3, 4)), torch.randint(4, (2, 3, 4))], 1)
+    logits = torch.randn(2, 12, 28)
+    loss, parts = GroupedCrossEntropy(joint_sizes=[7, 4])([logits], indices)
+    numbers = np.ravel_multi_index(tuple(indices.flatten(2).transpose(0, 1).numpy()), (7, 4))
+    expected = -logits.log_softmax(-1).gather(-1, torch.from_numpy(numbers)[..., None]).mean()
+    torch.testing.assert_close(loss, expected)
+    assert list(parts) == ["codebook_0"]
+
+
+@pytest.mark.parametrize("heads, sizes", [(1, None), (2, [7, 4])])
+def test_a_joint_head_and_its_loss_go_together(heads, sizes):
+    with pytest.raises(ValueError, match="msf/heads=joint"):
+        GroupedCrossEntropy(sizes)([torch.randn(1, 4, 28)] * heads, torch.zeros(1, 2, 2, 2, dtype=torch.long))
