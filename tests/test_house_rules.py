@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "diffusion": NETWORKS,
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
+    "editing": FRAMEWORK
+    | {"hydra", "omegaconf", "PIL", "matplotlib", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.visualizations"},
     "scheduling": FRAMEWORK,
     "checkpoints": {"torch", "omegaconf", "yaml"},
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     "figures": FRAMEWORK | {"matplotlib", "tensorboard", "ocl_msf.visualizations"},
     "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }
-COMMAND_LINES = {"data", "tables"}  # rooms with commands: these may print
+COMMAND_LINES = {"data", "tables", "editing"}  # rooms with commands: these may print
 
 
 def name_of(path):

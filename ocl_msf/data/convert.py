@@ -1,4 +1,4 @@
-"""Convert a raw download to shards: `python -m ocl_msf.data.convert DATASET RAW OUT`.
+"""Convert a raw download to shards or LMDB: `python -m ocl_msf.data.convert DATASET RAW OUT`.
 
 OUT is the folder of all data sets; the environment variable DATASET_PREFIX names it to the experiments.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from ocl_msf.data import clevrtex, coco, movi
+from ocl_msf.data._lmdb import write_lmdb
 from ocl_msf.data._work import command_line, positive
 from ocl_msf.data.shards import describe, verify, write_dataset
 
@@ -29,6 +30,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--samples-per-shard", type=positive, default=1000, help="at most (default: %(default)s)"
         )
+        command.add_argument(
+            "--format",
+            choices=["webdataset", "lmdb"],
+            default="webdataset",
+            help="shards, or one LMDB file a split in a folder with the suffix _lmdb (default: %(default)s)",
+        )
         command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
         command.add_argument("--strict", action="store_true", help="stop at the first sample that is left out")
         command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
@@ -42,14 +49,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
     module = DATASETS[options.dataset]
-    folder = options.out / module.folder_name(options)
+    in_lmdb = options.format == "lmdb"
+    folder = options.out / (module.folder_name(options) + ("_lmdb" if in_lmdb else ""))
     with command_line():
         if options.verify:
             summary = verify(folder)
         else:
             conversion = module.prepare(options)
             parts, workers = options.samples_per_shard, options.workers
-            summary = write_dataset(folder, conversion, parts, workers, options.overwrite, options.strict)
+            write = write_lmdb if in_lmdb else write_dataset
+            summary = write(folder, conversion, parts, workers, options.overwrite, options.strict)
     print(f"{folder}: {describe(summary)}{', all checksums right' if options.verify else ''}")
 
 

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ SPLITS = ("train", "val", "test")
 FORMAT = 1
 MAX_NAMES = 100  # of rejected samples in a summary, for each reason
 MIN_SHARDS = 4  # per split where there are as many samples, so that several readers get something each
-_SUMMARY, _UNFINISHED = "summary.json", "unfinished.json"
+SUMMARY, _UNFINISHED = "summary.json", "unfinished.json"
 
 Sample = Tuple[str, Dict[str, bytes]]
 
@@ -57,7 +58,8 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(functools.partial(file.read, 1 << 20), b""):
@@ -97,7 +99,7 @@ def _write_shard(
             samples += 1
             for extension in sorted(files):
                 _add_member(tar, f"{key}.{extension}", files[extension])
-    record = {"name": name, "samples": samples, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    record = {"name": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256(path)}
     return dict(record, rejected=rejected) if rejected else record
 
 
@@ -108,20 +110,22 @@ def _parts(items: Sequence[Any], samples_per_shard: int) -> Iterator[Sequence[An
     return (items[start:stop] for start, stop in zip(edges, edges[1:]))
 
 
-def _write_json(path: Path, content: Dict[str, Any]) -> None:
+def write_json(path: Path, content: Dict[str, Any]) -> None:
+    """Write a summary, whole or not at all."""
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _overview(
+def overview(
     name: str, options: Dict[str, Any], splits: Iterable[str], records: List[Dict[str, Any]]
 ) -> Dict[str, Any]:
+    """The summary of the files in `records`, whose names begin with their splits'."""
     by_split, rejected = {}, {}
     for record in records:
         for reason, entry in record.get("rejected", {}).items():
             _put_down(rejected, reason, entry["count"], entry["names"])
     for split in splits:
-        shards = [record for record in records if record["name"].startswith(split + "/")]
+        shards = [record for record in records if re.match(rf"{split}\W", record["name"])]
         by_split[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
     return {
         "format": FORMAT,
@@ -143,7 +147,12 @@ def describe(summary: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _read_json(path: Path) -> Dict[str, Any]:
+def read_json(path: Path) -> Dict[str, Any]:
+    """Read a summary.
+
+    Raises:
+        DataError: It is damaged or of another format.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -161,14 +170,14 @@ def read_summary(folder: Path) -> Dict[str, Any]:
     Raises:
         DataError: There is none, or it cannot be read.
     """
-    if not (folder / _SUMMARY).exists():
+    if not (folder / SUMMARY).exists():
         state = (
             "its conversion was interrupted"
-            if (folder / _UNFINISHED).exists()
+            if (folder / _UNFINISHED).exists() or (folder / "parts").exists()
             else "nothing was converted there"
         )
-        raise DataError(f"{folder / _SUMMARY} is missing: {state}.")
-    return _read_json(folder / _SUMMARY)
+        raise DataError(f"{folder / SUMMARY} is missing: {state}.")
+    return read_json(folder / SUMMARY)
 
 
 def shard_records(summary: Dict[str, Any]) -> List[Dict[str, Any]]:
@@ -185,7 +194,7 @@ def damage(folder: Path, record: Dict[str, Any], checksum: bool) -> str:
     if size != record["bytes"]:
         return f"has {size} bytes instead of {record['bytes']}"
     return (
-        "has another checksum than in its summary" if checksum and _sha256(path) != record["sha256"] else ""
+        "has another checksum than in its summary" if checksum and sha256(path) != record["sha256"] else ""
     )
 
 
@@ -205,7 +214,7 @@ def verify(folder: Path) -> Dict[str, Any]:
 
 def _remove(folder: Path) -> None:
     """Remove what a conversion wrote, and only that."""
-    for path in [folder / _SUMMARY, folder / _UNFINISHED]:
+    for path in [folder / SUMMARY, folder / _UNFINISHED]:
         if path.exists():
             path.unlink()
     for split in SPLITS:
@@ -213,17 +222,22 @@ def _remove(folder: Path) -> None:
             path.unlink()
 
 
-def _intact_records(folder: Path, options: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """The shards of an earlier conversion with the same options that are whole."""
-    path = next((folder / name for name in (_SUMMARY, _UNFINISHED) if (folder / name).exists()), None)
-    if path is None:
-        return []
-    earlier = _read_json(path)
-    if earlier["options"] != options:
+def check_options(folder: Path, earlier: Dict[str, Any], options: Dict[str, Any]) -> None:
+    """Raise a DataError where a folder was made with other options."""
+    if earlier != options:
         raise DataError(
-            f"{folder} holds shards made with other options: {json.dumps(earlier['options'])} there, "
+            f"{folder} holds shards made with other options: {json.dumps(earlier)} there, "
             f"{json.dumps(options)} now. Choose another output folder, or --overwrite."
         )
+
+
+def _intact_records(folder: Path, options: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The shards of an earlier conversion with the same options that are whole."""
+    path = next((folder / name for name in (SUMMARY, _UNFINISHED) if (folder / name).exists()), None)
+    if path is None:
+        return []
+    earlier = read_json(path)
+    check_options(folder, earlier["options"], options)
     return [shard for shard in shard_records(earlier) if not damage(folder, shard, checksum=True)]
 
 
@@ -263,20 +277,20 @@ def write_dataset(
     ]
     missing = [task for task in tasks if task[0] not in records]
 
-    def overview() -> Dict[str, Any]:
-        return _overview(
+    def so_far() -> Dict[str, Any]:
+        return overview(
             folder.name, options, conversion.splits, [records[name] for name, _ in tasks if name in records]
         )
 
     if missing:
-        _write_json(folder / _UNFINISHED, overview())
-        if (folder / _SUMMARY).exists():
-            (folder / _SUMMARY).unlink()
+        write_json(folder / _UNFINISHED, so_far())
+        if (folder / SUMMARY).exists():
+            (folder / SUMMARY).unlink()
     write = functools.partial(_write_shard, folder, conversion.encode, strict)
     for record in run_tasks(write, missing, workers, f"{folder.name} shards"):
         records[record["name"]] = record
-        _write_json(folder / _UNFINISHED, overview())
-    _write_json(folder / _SUMMARY, overview())
+        write_json(folder / _UNFINISHED, so_far())
+    write_json(folder / SUMMARY, so_far())
     if (folder / _UNFINISHED).exists():
         (folder / _UNFINISHED).unlink()
-    return overview()
+    return so_far()
