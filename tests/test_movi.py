@@ -320,3 +320,30 @@ def test_mutated_records_end_in_a_rejection_or_a_sample(tmp_path):
         except Rejected as error:
             rejected.add(error.reason)
     assert {"damaged record", "missing feature", "unreadable frame", "boxes do not fit"} <= rejected
+
+
+def test_mutated_shards_end_in_an_error_that_names_them(tmp_path):
+    """Bits flipped and parts cut out anywhere in a file of two records, lengths and checksums included."""
+    masks = moving_masks(0, 2, times=1, side=8)
+    features = features_of(masks, boxes_of(masks, 2))
+    (path,) = write_shards(tmp_path, [[features, features]])
+    whole, rng, outcomes = path.read_bytes(), np.random.default_rng(0), set()
+    second = len(whole) // 2
+    for trial in range(200):
+        mutated = bytearray(whole)
+        position = int(rng.integers(0, len(whole)) if trial % 2 else rng.choice([0, second]) + rng.integers(0, 12))
+        if trial % 5:
+            mutated[position] ^= 1 << rng.integers(0, 8)
+        else:
+            del mutated[position : position + rng.integers(1, 30)]
+        path.write_bytes(bytes(mutated))
+        try:
+            conversion = prepare(tmp_path, size=8)
+            for item in conversion.splits["train"]:
+                conversion.encode(item)
+        except (DataError, Rejected) as error:
+            assert path.name in str(error)
+            outcomes.add(type(error))
+        else:
+            pytest.fail("the checksums did not notice")
+    assert outcomes == {DataError, Rejected}

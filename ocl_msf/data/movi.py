@@ -1,7 +1,9 @@
 """MOVi-C, D and E (https://github.com/google-research/kubric) and videos in their layout.
 
 Raw: `movi_<variant>/128x128/1.0.0/movi_<variant>-<split>.tfrecord-<n>-of-<count>`, one video per record. Of it,
-the frames, the instance masks and the boxes are read, and neither depth, flow nor anything else.
+the frames, the instance masks and the boxes are read, and neither depth, flow nor anything else. The boxes were
+computed at 256 pixels, so that a tiny object may have a box and no pixel; and masks reduced from 256 to 128 pixels
+are those of the odd rows and columns (nearest exact), where MOVi's own files of 128 pixels hold the even ones.
 """
 
 import argparse
