@@ -178,7 +178,7 @@ def draw_curves(runs: Mapping[str, Path], names: Sequence[str], path: Path) -> N
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.axes[0].legend(fontsize=7).set_in_layout(False)
     figure.tight_layout(pad=0.6)
     _write(figure, path)
 

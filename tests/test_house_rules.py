@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "sysbinder": NETWORKS,
     "decoding": NETWORKS,
     "diffusion": NETWORKS,
+    "video": MATHS | {"ocl_msf.decoding", "ocl_msf.guidance"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
     "editing": FRAMEWORK
@@ -55,9 +56,11 @@ MAY_IMPORT = {
     "paper": set(),
     "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper"},
     "figures": FRAMEWORK | {"matplotlib", "tensorboard", "ocl_msf.visualizations"},
+    "report": {"yaml", "ocl_msf.checkpoints", "ocl_msf.paper", "ocl_msf.tables", "ocl_msf.figures", "ocl_msf.report"}
+    | {"ocl_msf.data"},
     "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }
-COMMAND_LINES = {"data", "tables", "editing"}  # rooms with commands: these may print
+COMMAND_LINES = {"data", "tables", "report", "editing"}  # rooms with commands: these may print
 
 
 def name_of(path):
