@@ -1,0 +1,105 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ocl_msf.editing import Edit, draw, edit, edit_slots, load_images, main
+
+
+class Stand(torch.nn.Module):
+    """A model of stage 2 small enough to reckon with: slots are mean colours of vertical stripes, and paint them."""
+
+    class Grouping:
+        def __init__(self, objects):
+            self.objects = objects
+
+    class Decoder(torch.nn.Module):
+        def generate(self, slots, lookup):
+            return slots.sum(1)[..., None, None].expand(-1, -1, 4, 6)
+
+    class Guidance(torch.nn.Module):
+        lookup = None
+
+        def decode(self, features):
+            return features
+
+    def __init__(self):
+        super().__init__()
+        self.models = torch.nn.ModuleDict({"decoder": self.Decoder(), "guidance": self.Guidance()})
+
+    def forward(self, batch):
+        slots = batch["image"].unflatten(3, (3, 2)).mean((2, 4)).transpose(1, 2) / 3
+        masks = torch.eye(3).repeat_interleave(2, 1)[None, :, None].expand(2, 3, 4, 6)
+        return {"perceptual_grouping": self.Grouping(slots), "masks": masks}
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return torch.rand(2, 3, 4, 6) * 2 - 1
+
+
+def test_swapped_slots_change_places_and_dropped_ones_are_gone():
+    slots = torch.arange(2 * 4 * 3.0).view(2, 4, 3)
+    first, second = edit_slots(slots, swaps=[(2, 3), (0, 2)], drops=[1])
+    assert torch.equal(first, torch.stack([slots[1, 2], slots[1, 3], slots[0, 3]]))
+    assert torch.equal(second, torch.stack([slots[1, 0], slots[1, 1], slots[0, 0], slots[0, 2]]))
+    first, second = edit_slots(slots)
+    assert torch.equal(first, slots[0]) and torch.equal(second, slots[1])
+
+
+def test_a_swapped_slot_may_be_dropped():
+    slots = torch.randn(2, 3, 5)
+    first, second = edit_slots(slots, swaps=[(0, 1)], drops=[0])
+    assert torch.equal(first, slots[0, 1:]) and torch.equal(second[1], slots[0, 0])
+
+
+@pytest.mark.parametrize(
+    "swaps, drops, message",
+    [
+        ([(0, 4)], [], "no slot 4: this model's slots are 0 to 3"),
+        ([], [-1], "no slot -1"),
+        ([(0, 1), (0, 2)], [], "only once"),
+        ([], [0, 1, 2, 3], "All 4 slots"),
+    ],
+)
+def test_impossible_edits_are_named(swaps, drops, message):
+    with pytest.raises(ValueError, match=message):
+        edit_slots(torch.randn(2, 4, 5), swaps, drops)
+
+
+def test_the_decoder_writes_what_the_edited_slots_say(images):
+    stripes = images.unflatten(3, (3, 2)).mean((2, 4)).transpose(1, 2) / 3
+    edited = edit(Stand(), images, swaps=[(1, 2)], drops=[0])
+    assert edited.masks.shape == (2, 4, 6) and edited.masks[1, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    torch.testing.assert_close(edited.before[..., 0, 0], stripes.sum(1))
+    torch.testing.assert_close(edited.after[0, :, 0, 0], stripes[0, 2] + stripes[1, 2])
+    torch.testing.assert_close(edited.after[1, :, 0, 0], stripes[1, 0] + stripes[1, 1] + stripes[0, 1])
+
+
+def test_the_picture_appears_whole(images, tmp_path):
+    draw(images, Edit(torch.randint(3, (2, 4, 6)), images, -images), tmp_path / "new" / "edit.png")
+    width, height = Image.open(tmp_path / "new" / "edit.png").size
+    assert width / 5 == pytest.approx(height / 10)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["edit.png"]
+
+
+def test_pictures_are_cut_to_their_central_square(tmp_path):
+    wide = Image.new("RGB", (30, 10), (255, 0, 0))
+    wide.paste((0, 255, 0), (10, 0, 20, 10))
+    wide.save(tmp_path / "wide.png")
+    transform = {"_target_": "torchvision.transforms.ToTensor"}
+    (image,) = load_images([tmp_path / "wide.png"], OmegaConf.create({"experiment": {"image_transform": transform}}))
+    assert image.shape == (3, 10, 10) and (image[1] == 1).all() and (image[0] == 0).all()
+
+
+@pytest.mark.parametrize("swap", ["2", "2:x", "1:2:3"])
+def test_a_swap_that_is_no_pair_is_explained(swap, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "a.png", "b.png", "--swap", swap])
+    assert "such as 2:3" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*is no run of stage 2"):
+        main([str(tmp_path), "a.png", "b.png"])
