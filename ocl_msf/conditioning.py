@@ -1,5 +1,6 @@
 """Initial slots (queries)."""
 
+from dataclasses import dataclass
 from typing import Union
 
 import torch
@@ -31,3 +32,55 @@ class GaussianQueries(nn.Module):
         if not self.training:
             return mean
         return mean + float(self.sigma) * torch.randn_like(mean)
+
+
+@dataclass
+class BoxQueriesOutput:
+    """Queries of a video.
+
+    Attributes:
+        queries: (b, k, object_dim).
+        is_empty: (b, k), bool, True where there is no box: such a slot takes no part.
+    """
+
+    queries: torch.Tensor
+    is_empty: torch.Tensor
+
+
+class BoxQueries(nn.Module):
+    """Queries from the boxes of a video's first frame, by a GELU MLP of two layers (section A.5).
+
+    The first slot is the background's: its box is the whole frame, so that somebody always takes part. The other
+    slots take the boxes in their order; boxes beyond the last slot are cut, slots without a box are empty.
+
+    Args:
+        object_dim: channels of a slot.
+        n_slots: number of slots, the background's included.
+        hidden_dim: of the MLP, `object_dim` by default.
+
+    Raises:
+        ValueError: n_slots is below 1.
+    """
+
+    def __init__(self, object_dim: int, n_slots: int, hidden_dim: int = 0):
+        super().__init__()
+        if n_slots < 1:
+            raise ValueError(f"n_slots must be 1 or more, one of them the background's, got {n_slots}.")
+        self.object_dim = object_dim
+        self.n_slots = n_slots
+        hidden_dim = hidden_dim or object_dim
+        self.mlp = nn.Sequential(nn.Linear(4, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, object_dim))
+
+    def forward(self, boxes: torch.Tensor) -> BoxQueriesOutput:
+        """Encode boxes (b, t, n, 4): corners x, y, x, y in [0, 1], four zeros where an object is absent.
+
+        Raises:
+            ValueError: the boxes have another shape.
+        """
+        if boxes.dim() != 4 or boxes.shape[-1] != 4:
+            raise ValueError(f"Boxes must be (batch, frames, objects, 4), but they are {tuple(boxes.shape)}.")
+        first = boxes[:, 0, : self.n_slots - 1].to(self.mlp[0].weight.dtype)  # b n 4
+        slots = first.new_zeros(len(first), self.n_slots, 4)  # b k 4
+        slots[:, 0] = slots.new_tensor([0.0, 0.0, 1.0, 1.0])
+        slots[:, 1 : 1 + first.shape[1]] = first
+        return BoxQueriesOutput(self.mlp(slots), (slots == 0).all(-1))

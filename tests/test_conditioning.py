@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from ocl_msf.conditioning import GaussianQueries
+from ocl_msf.conditioning import BoxQueries, GaussianQueries
 
 
 def test_in_training_queries_are_gaussian_around_a_mean_of_each_slot():
@@ -21,3 +22,28 @@ def test_in_evaluation_they_are_the_means_and_no_schedule_is_read():
     queries = GaussianQueries(3, 4, sigma=Unset()).eval()
     queries.mean.data = torch.randn(1, 4, 3)
     assert torch.equal(queries(2), queries.mean.expand(2, -1, -1))
+
+
+def test_box_queries_encode_the_first_frame_and_leave_slots_without_a_box_empty():
+    boxes = torch.rand(2, 6, 3, 4)
+    boxes[0, 0, 1] = 0
+    queries = BoxQueries(8, n_slots=5)
+    made = queries(boxes)
+    assert made.queries.shape == (2, 5, 8)
+    assert made.is_empty.tolist() == [[False, False, True, False, True], [False, False, False, False, True]]
+    torch.testing.assert_close(made.queries[:, 1:4], queries.mlp(boxes[:, 0]))
+    torch.testing.assert_close(made.queries[:, 0], queries.mlp(torch.tensor([[0.0, 0, 1, 1]])).expand(2, -1))
+    boxes[:, 1:] = 0.5
+    assert torch.equal(queries(boxes).queries, made.queries)
+
+
+def test_boxes_beyond_the_last_slot_are_cut():
+    queries = BoxQueries(8, n_slots=3)
+    boxes = torch.rand(2, 1, 7, 4)
+    torch.testing.assert_close(queries(boxes).queries[:, 1:], queries.mlp(boxes[:, 0, :2]))
+    assert not queries(boxes).is_empty.any()
+
+
+def test_boxes_without_frames_are_refused():
+    with pytest.raises(ValueError, match=r"\(batch, frames, objects, 4\)"):
+        BoxQueries(8, 3)(torch.rand(2, 7, 4))

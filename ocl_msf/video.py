@@ -1,0 +1,79 @@
+"""Videos as frames: models of images work on the frames of a video, folded into the batch."""
+
+import dataclasses
+from typing import Any, Callable, Optional
+
+import torch
+from torch import nn
+
+from ocl_msf.decoding import TokenDecoder, TokenDecoderOutput
+from ocl_msf.guidance import FrozenGuidance, GuidanceOutput
+
+
+class FoldFrames(nn.Module):
+    """Fold time into the batch: (b, t, ...) -> (b * t, ...), of a tensor or of every tensor in a dataclass."""
+
+    def forward(self, video: Any) -> Any:
+        """Fold a tensor (b, t, ...), or a dataclass of such tensors."""
+        if isinstance(video, torch.Tensor):
+            return video.flatten(0, 1)
+        folded = {name: x.flatten(0, 1) for name, x in vars(video).items() if isinstance(x, torch.Tensor)}
+        return dataclasses.replace(video, **folded)
+
+
+def in_chunks(function: Callable[..., Any], size: int, *inputs: Optional[torch.Tensor]) -> Any:
+    """Apply a function of images to at most `size` of them at a time: the same result in bounded memory.
+
+    Args:
+        function: maps tensors (n, ...) to a dataclass of tensors (n, ...) and tuples of them.
+        size: how many images at a time.
+        inputs: (n, ...) each, or None.
+
+    Returns:
+        What `function(*inputs)` returns, if it treats every image by itself.
+    """
+    starts = range(0, len(inputs[0]), size)
+    parts = [function(*(None if x is None else x[i : i + size] for x in inputs)) for i in starts]
+    return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+
+def _concatenate(parts: Any) -> Any:
+    first = parts[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(parts)
+    if isinstance(first, tuple):
+        return tuple(_concatenate(list(same)) for same in zip(*parts))
+    names = [field.name for field in dataclasses.fields(first)]
+    return type(first)(**{name: _concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+class ChunkedGuidance(FrozenGuidance):
+    """`FrozenGuidance` for the many frames of videos, at most `max_frames` at a time.
+
+    Attributes:
+        max_frames: how many; the result does not depend on it.
+    """
+
+    max_frames = 16
+
+    def forward(self, image: torch.Tensor) -> GuidanceOutput:
+        """Encode frames (b * t, 3, h, w), values in [-1, 1]; deterministic."""
+        return in_chunks(super().forward, self.max_frames, image)
+
+
+class ChunkedTokenDecoder(TokenDecoder):
+    """`TokenDecoder` for the many frames of videos; in evaluation at most `max_frames` at a time.
+
+    Attributes:
+        max_frames: how many; the result does not depend on it.
+    """
+
+    max_frames = 16
+
+    def forward(
+        self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> TokenDecoderOutput:
+        """Predict the tokens of frames: slots (b * t, k, d), guidance (b * t, d, h, w), slot_mask (b * t, k)."""
+        if self.training:
+            return super().forward(slots, guidance, slot_mask)
+        return in_chunks(super().forward, self.max_frames, slots, guidance, slot_mask)

@@ -1,0 +1,177 @@
+"""STEVE as a user runs it, on little videos in the shards' layout."""
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from hydra import initialize_config_module
+from ocl.cli.train import build_model_from_config
+from ocl.cli.train import train as train_config
+
+from ocl_msf.data.shards import Conversion, encode_array, write_dataset
+from ocl_msf.video import FoldFrames, in_chunks
+
+MOVI = ["c", "d", "e"]
+TINY = [
+    "+msf/preset=cpu",
+    "dataset.batch_size=2",
+    "dataset.eval_batch_size=2",
+    "dataset.num_workers=0",
+    "experiment.pretraining={steps:2,warmup_steps:1,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
+    "experiment.training={steps:2,warmup_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:0.02}",
+    "experiment.vae={dim:8,hidden_dim:8}",
+    "experiment.slots={number:5,dim:8}",
+    "experiment.encoder.dim=4",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
+    "experiment.image_size=32",
+    "seed=0",
+]
+
+
+def encode_video(seed):
+    """Two squares that move over noise; of 10 boxes the others are absent."""
+    rng = np.random.default_rng(seed)
+    video = rng.integers(0, 100, (12, 32, 32, 3), dtype=np.uint8)
+    segments, boxes = np.zeros((12, 32, 32, 1), np.uint8), np.zeros((12, 10, 4), np.float32)
+    for number in (1, 2):
+        for frame in range(12):
+            x, y = 4 + frame, 12 * number - 8
+            video[frame, y : y + 8, x : x + 8] = 120 * number
+            segments[frame, y : y + 8, x : x + 8] = number
+            boxes[frame, number - 1] = np.array([x, y, x + 8, y + 8]) / 32
+    arrays = {"video": video, "segmentations": segments, "instance_bbox": boxes}
+    return f"{seed:06d}", {f"{name}.npy.gz": encode_array(array) for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def movi(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("movi")
+    for name in MOVI:
+        conversion = Conversion({}, {"train": range(8), "val": range(8, 12)}, encode_video)
+        write_dataset(folder / f"movi_{name}", conversion, workers=1)
+    return folder
+
+
+@pytest.fixture
+def compose(movi, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATASET_PREFIX", str(movi))
+    with initialize_config_module("configs", version_base="1.1"):
+        yield lambda experiment, *overrides: hydra.compose(
+            "training_config", overrides=[f"+experiment=msf/{experiment}", *overrides]
+        )
+
+
+@pytest.fixture
+def steve(compose):
+    """The tiny model, its guidance made of untrained weights."""
+    torch.manual_seed(0)
+    model = build_model_from_config(compose("steve_movi_c", *TINY))
+    guidance = model.models["guidance"]
+    guidance.load(guidance.vae.state_dict())
+    return model
+
+
+def little_batch(frames=3):
+    boxes = torch.zeros(2, frames, 10, 4)
+    boxes[:, :, :2] = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]])
+    boxes[1, :, 1] = 0
+    return {"image": torch.rand(2, frames, 3, 32, 32) * 2 - 1, "boxes": boxes, "batch_size": 2}
+
+
+@pytest.mark.parametrize("variant", MOVI)
+def test_both_stages_train(compose, variant, tmp_path):
+    train_config(compose(f"vqvae_movi_{variant}", *TINY))
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    train_config(compose(f"steve_movi_{variant}", *TINY, f"experiment.vae_checkpoint='{checkpoint}'"))
+    assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
+
+
+@pytest.mark.parametrize("variant, slots", [("c", 11), ("d", 21), ("e", 21)])
+def test_the_numbers_of_the_paper(compose, variant, slots):
+    config = compose(f"steve_movi_{variant}")
+    assert config.models.conditioning.n_slots == slots
+    assert config.trainer.gradient_clip_val == 0.02
+    assert (config.dataset.batch_size, config.dataset.eval_batch_size, config.trainer.max_steps) == (8, 4, 50000)
+    assert compose(f"vqvae_movi_{variant}").dataset.batch_size == 16
+    assert sum(p.numel() for p in build_model_from_config(config).parameters()) > 1e5
+
+
+def test_shapes_and_masks_that_sum_to_one_over_the_slots_with_a_box(steve):
+    out = steve.eval()(little_batch())
+    grouping = out["recurrence"]["corrector"]
+    assert grouping.objects.shape == (2, 3, 5, 8)
+    assert out["perceptual_grouping"].objects.shape == (6, 5, 8)
+    assert out["masks"].shape == (2, 3, 5, 32, 32)
+    assert out["decoder"].logits[0].shape == (6, 64, 64)
+    torch.testing.assert_close(out["masks"].sum(2), torch.ones(2, 3, 32, 32))
+    assert out["conditioning"].is_empty.tolist() == [[False] * 3 + [True] * 2, [False] * 2 + [True] * 3]
+    assert out["masks"][0, :, 3:].abs().max() == 0 and out["masks"][1, :, 2:].abs().max() == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_vectors_of_empty_slots_change_nothing(steve, training):
+    steve.train(training)
+    steve.models["decoder"].token_dropout = 0.0
+    batch = little_batch()
+    before = steve(batch)
+
+    def shuffle(module, inputs, output):
+        noise = torch.randn_like(output.queries) * output.is_empty[..., None]
+        return type(output)(output.queries + noise, output.is_empty)
+
+    steve.models["conditioning"].register_forward_hook(shuffle)
+    after = steve(batch)
+    assert not torch.equal(after["conditioning"].queries, before["conditioning"].queries)
+    torch.testing.assert_close(after["masks"], before["masks"])
+    live = ~before["perceptual_grouping"].is_empty
+    torch.testing.assert_close(
+        after["perceptual_grouping"].objects[live], before["perceptual_grouping"].objects[live]
+    )
+    for mine, other in zip(after["decoder"].logits, before["decoder"].logits):
+        torch.testing.assert_close(mine, other)
+
+
+def test_evaluation_is_deterministic_and_a_video_equals_its_frames(steve):
+    batch = little_batch()
+    one, two = steve.eval()(batch), steve(batch)
+    assert torch.equal(one["masks"], two["masks"])
+    for frame in range(3):
+        alone = steve.models["guidance"](image=batch["image"][:, frame])
+        assert torch.equal(one["guidance"].indices[frame::3], alone.indices)
+    grouping = one["perceptual_grouping"]
+    single = steve.models["decoder"](
+        slots=grouping.objects[4:5], guidance=one["guidance"].features[4:5], slot_mask=grouping.is_empty[4:5]
+    )
+    torch.testing.assert_close(single.logits[0], one["decoder"].logits[0][4:5])
+    again = {**batch, "image": batch["image"].clone()}
+    again["image"][:, 2] = 0.0
+    torch.testing.assert_close(steve(again)["masks"][:, :2], one["masks"][:, :2])  # the past does not see the future
+
+
+def test_chunks_equal_the_whole_and_bound_the_batch(steve):
+    batch = little_batch()
+    whole = steve.eval()(batch)
+    seen = []
+    steve.models["decoder"].project_tokens.register_forward_hook(lambda m, i, o: seen.append(len(o)))
+    steve.models["decoder"].max_frames = steve.models["guidance"].max_frames = 4
+    chunked = steve(batch)
+    assert seen == [4, 2]
+    assert torch.equal(chunked["guidance"].all_indices[1], whole["guidance"].all_indices[1])
+    torch.testing.assert_close(chunked["decoder"].logits, whole["decoder"].logits)
+
+
+def test_gradients_reach_slots_and_queries_and_never_the_vae(steve):
+    out = steve.train()(little_batch())
+    loss, _ = steve.losses["tokens"](inputs=out)
+    loss.backward()
+    reached = {name for name, p in steve.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    for name in ("conditioning.mlp.0", "recurrence.module.predictor.block.linear1", "feature_extractor.layers.0"):
+        assert f"models.{name}.weight" in reached
+    assert not [name for name in reached if "guidance" in name]
+
+
+def test_frames_are_folded_in_order():
+    video = torch.arange(12).reshape(2, 3, 2)
+    assert torch.equal(FoldFrames()(video), video.reshape(6, 2))
+    assert in_chunks(lambda x, y: x * 2, 4, video.flatten(), None).tolist() == list(range(0, 24, 2))
