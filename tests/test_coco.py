@@ -182,7 +182,9 @@ def test_polygons_own_the_pixels_whose_centres_they_hold():
         clear = np.abs(signed).min(axis=0) > 0.3  # drawn on a grid of fifths of a pixel
         mask = rasterize([corners.ravel().tolist()], 40, 50)
         np.testing.assert_array_equal(mask[clear], inside[clear])
-    assert rasterize([[1, 1, 2, 2]], 4, 5).sum() == 0
+    for nothing in ([], [[]], [[1, 1, 2, 2]], [[60, 1, 70, 1, 70, 9]], [[-9, -9, -5, -9, -5, -5]]):
+        assert rasterize(nothing, 40, 50).sum() == 0
+    assert rasterize([[-9, -9, 99, -9, 99, 99, -9, 99]], 40, 50).all()
 
 
 def shard_contents(out):

@@ -166,16 +166,30 @@ def rasterize(segmentation: Any, height: int, width: int) -> np.ndarray:
         counts = segmentation["counts"]
         return decode_runs(decode_counts(counts) if isinstance(counts, str) else counts, height, width)
     _require(isinstance(segmentation, list), "a segmentation is neither polygons nor run lengths")
-    canvas = Image.new("L", (width * SUBPIXELS, height * SUBPIXELS))
+    polygons = [_corners(polygon, height, width) for polygon in segmentation]
+    polygons = [polygon for polygon in polygons if len(polygon) > 2]
+    mask = np.zeros((height, width), np.uint8)
+    if not polygons:
+        return mask
+    everything = np.concatenate(polygons)
+    start = np.clip(np.floor(everything.min(axis=0)), 0, (width, height)).astype(int)
+    stop = np.clip(np.ceil(everything.max(axis=0)), start, (width, height)).astype(int)
+    canvas = Image.new("L", tuple(((stop - start) * SUBPIXELS).tolist()))
     draw = ImageDraw.Draw(canvas)
-    for polygon in segmentation:
-        corners = np.array(polygon, np.float64)
-        _require(corners.ndim == 1 and len(corners) % 2 == 0, "a polygon is no list of x and y")
-        _require(bool(np.isfinite(corners).all()), "a polygon has a corner that is no number")
-        corners = np.clip(corners, -1, 2 * max(height, width)) * SUBPIXELS - 0.5
-        if len(corners) >= 6:
-            draw.polygon(np.rint(corners).astype(int).tolist(), fill=1)
-    return np.asarray(canvas)[SUBPIXELS // 2 :: SUBPIXELS, SUBPIXELS // 2 :: SUBPIXELS]
+    for polygon in polygons:
+        places = np.rint((polygon - start) * SUBPIXELS - 0.5).astype(int)
+        draw.polygon(places.ravel().tolist(), fill=1)
+    middles = slice(SUBPIXELS // 2, None, SUBPIXELS)
+    mask[start[1] : stop[1], start[0] : stop[0]] = np.asarray(canvas)[middles, middles]
+    return mask
+
+
+def _corners(polygon: Any, height: int, width: int) -> np.ndarray:
+    """Places (N, 2) of x and y, of which those far from the image are brought near."""
+    corners = np.array(polygon, np.float64)
+    _require(corners.ndim == 1 and len(corners) % 2 == 0, "a polygon is no list of x and y")
+    _require(bool(np.isfinite(corners).all()), "a polygon has a corner that is no number")
+    return np.clip(corners, -1, 2 * max(height, width)).reshape(-1, 2)
 
 
 def decode_runs(counts: List[int], height: int, width: int) -> np.ndarray:
