@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ocl_msf.visualizations import draw_sheet, paint, recolour
@@ -147,7 +146,10 @@ def read_curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
         (step, value) by name, such as "val/ari_fg", in order; of a run that was continued, all of its parts.
     """
     curves: Dict[str, Dict[int, float]] = {}
-    for version in sorted({path.parent for path in folder.glob("lightning_logs/*/events.out.tfevents.*")}):
+    versions = sorted({path.parent for path in folder.glob("lightning_logs/*/events.out.tfevents.*")})
+    if versions:  # what has logged to TensorBoard has it installed; the other figures do without
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for version in versions:
         events = EventAccumulator(str(version), size_guidance={"scalars": 0}).Reload()
         for name in events.Tags()["scalars"]:
             curves.setdefault(name, {}).update((event.step, event.value) for event in events.Scalars(name))

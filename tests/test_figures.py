@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.figures import (
@@ -77,6 +76,8 @@ def test_models_side_by_side(tmp_path):
 
 
 def log(folder, version, values):
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(folder / "lightning_logs" / version)) as writer:
         for step, value in values.items():
             writer.add_scalar("val/ari_fg", value, step)
