@@ -61,6 +61,33 @@ class LoadGuidance(Callback):
             raise ValueError(f"The guidance checkpoint {path} does not fit this experiment: {error}") from error
 
 
+class LoadDino(Callback):
+    """Give the frozen ViT of an encoder its pretrained weights, before the first step.
+
+    A run that resumes, and an evaluation, take them from the run's own checkpoint.
+
+    Args:
+        weights: file of the DINO release or safetensors, relative to the launch directory; by default from timm's
+            cache or hub.
+        target: name of the encoder among the models, whose attribute `dino` is the ViT.
+    """
+
+    def __init__(self, weights: Optional[str] = None, target: str = "feature_extractor"):
+        self.weights = weights
+        self.target = target
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load on the way into training, unless a checkpoint has been restored.
+
+        Raises:
+            FileNotFoundError: there are no weights within reach.
+            ValueError: they are damaged or of another model.
+        """
+        dino = pl_module.models[self.target].dino
+        if not dino.loaded:
+            dino.load(Path(to_absolute_path(self.weights)) if self.weights else None)
+
+
 class SaveFinished(Callback):
     """Keep the model of the last step, also when that is no multiple of the interval between checkpoints."""
 

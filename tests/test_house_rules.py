@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "fusion": MATHS | {"ocl_msf.pyramid", "ocl_msf.codebook", "ocl_msf.quantization"},
     "autoencoder": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization", "ocl_msf.fusion"},
     "guidance": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization", "ocl_msf.fusion", "ocl_msf.autoencoder"},
-    "feature_extractors": NETWORKS,
+    "feature_extractors": NETWORKS | {"safetensors"},
     "conditioning": NETWORKS,
     "perceptual_grouping": NETWORKS,
     "sysbinder": NETWORKS,
