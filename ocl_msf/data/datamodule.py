@@ -44,12 +44,7 @@ class ShardDataModule(WebdatasetDataModule):
         shuffle_buffer_size: Optional[int] = None,
         use_autopadding: bool = False,
     ) -> None:
-        if not prefix:
-            raise ValueError(
-                "DATASET_PREFIX is not set. Set this environment variable (or dataset.prefix) to the folder "
-                f"of all data sets, OUT of `{_command(name)}`."
-            )
-        splits = _find_shards(Path(prefix) / name)
+        splits = find_files(prefix, name, ".tar")
         shards = {f"{split}_shards": splits[split]["paths"] if split in splits else None for split in SPLITS}
         sizes = {f"{split}_size": splits[split]["samples"] if split in splits else None for split in SPLITS}
         super().__init__(
@@ -68,11 +63,27 @@ class ShardDataModule(WebdatasetDataModule):
 
 def _command(name: str, out: str = "OUT") -> str:
     dataset = next((dataset for dataset in DATASETS if name.startswith(dataset)), name)
-    return f"python -m ocl_msf.data.convert {dataset} RAW {out}"
+    lmdb = " --format lmdb" if name.endswith("_lmdb") else ""
+    return f"python -m ocl_msf.data.convert {dataset} RAW {out}{lmdb}"
 
 
-def _find_shards(folder: Path) -> Dict[str, Dict[str, Any]]:
-    """Paths and number of samples of every split of a data set that is there as its summary says."""
+def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[str, Any]]:
+    """Paths and number of samples, `paths` and `samples`, of every split, all there as the summary says.
+
+    Args:
+        prefix: Folder of all data sets.
+        name: Folder of this one below it.
+        suffix: Of the files, by their format.
+
+    Raises:
+        ValueError: `prefix` is not set, the data are missing, unfinished or cut off, or of the other format.
+    """
+    if not prefix:
+        raise ValueError(
+            "DATASET_PREFIX is not set. Set this environment variable (or dataset.prefix) to the folder "
+            f"of all data sets, OUT of `{_command(name)}`."
+        )
+    folder = Path(prefix) / name
     command = _command(folder.name, str(folder.parent))
     try:
         summary = read_summary(folder)
@@ -81,12 +92,12 @@ def _find_shards(folder: Path) -> Dict[str, Dict[str, Any]]:
     splits = {}
     for split, content in summary["splits"].items():
         paths: List[str] = []
-        for shard in content["shards"]:
-            what = damage(folder, shard, checksum=False)
+        for file in content["shards"]:
+            if not file["name"].endswith(suffix):
+                raise ValueError(f"{folder / file['name']} is not a {suffix} file: choose the other data module.")
+            what = damage(folder, file, checksum=False)
             if what:
-                raise ValueError(
-                    f"{folder / shard['name']} {what}. Make it again: `{command}`, options as before."
-                )
-            paths.append(str(folder / shard["name"]))
+                raise ValueError(f"{folder / file['name']} {what}. Make it again: `{command}`, options as before.")
+            paths.append(str(folder / file["name"]))
         splits[split] = {"paths": paths, "samples": content["samples"]}
     return splits

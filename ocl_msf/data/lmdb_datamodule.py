@@ -1,0 +1,205 @@
+"""The data module of data sets converted with `--format lmdb`."""
+
+import random
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ocl_msf._host import require_host
+from ocl_msf.data._lmdb import LMDBFile
+from ocl_msf.data._pipe import Pipe
+from ocl_msf.data.datamodule import find_files
+from ocl_msf.data.shards import SPLITS
+
+with require_host():
+    from ocl.datasets import collate_with_autopadding, collate_with_batch_size
+    from ocl.transforms import DuplicateFields, Map, SimpleTransform
+
+ONE_TO_ONE = (DuplicateFields, Map, SimpleTransform)  # transforms that keep the number of samples
+
+
+class LMDBDataModule(LightningDataModule):
+    """A data set that `ocl_msf.data.convert --format lmdb` wrote.
+
+    Training samples are permuted anew in every epoch by `seed` and the number of the epoch, all of them, the
+    same on every rank. A rank gets every n-th, equally many, and its batches do not depend on
+    `num_workers` as long as transforms keep the number of samples. Each evaluation sample is read once over
+    all ranks. A checkpoint within an epoch remembers it and its batches, and training goes on with the next.
+
+    Args:
+        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
+        name: Folder of this one below it.
+        train_transforms: The host's transforms by name, for training samples.
+        eval_transforms: The same for validation and test samples.
+        batch_size: Of training, per rank.
+        eval_batch_size: `batch_size` where None.
+        num_workers: Processes that read.
+        shuffle_train: Permute training samples.
+        use_autopadding: Fill up samples of different shapes with zeros.
+        seed: Of the permutations; 0 where None.
+
+    Raises:
+        ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
+    """
+
+    def __init__(
+        self,
+        prefix: Optional[str],
+        name: str,
+        train_transforms: Optional[Dict[str, Any]] = None,
+        eval_transforms: Optional[Dict[str, Any]] = None,
+        batch_size: int = 32,
+        eval_batch_size: Optional[int] = None,
+        num_workers: int = 2,
+        shuffle_train: bool = True,
+        use_autopadding: bool = False,
+        seed: Optional[int] = 0,
+    ) -> None:
+        super().__init__()
+        self.splits = find_files(prefix, name, ".lmdb")
+        self.train_transforms = dict(train_transforms or {})
+        self.eval_transforms = dict(eval_transforms or {})
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.shuffle_train = shuffle_train
+        self.use_autopadding = use_autopadding
+        self.seed = seed or 0
+        self._epoch = -1  # number of the current pass over the training data
+        self._skip = 0  # batches of the next pass that were done before an interruption
+        for split in SPLITS:
+            setattr(self, f"{split}_size", self.splits[split]["samples"] if split in self.splits else None)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of the training split, in another order each time."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation split."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test split."""
+        return self._loader("test")
+
+    def _loader(self, split: str) -> DataLoader:
+        if split not in self.splits:
+            raise ValueError(f"This data set has no {split} split, only {', '.join(self.splits)}.")
+        is_train = split == "train"
+        transforms = self.train_transforms if is_train else self.eval_transforms
+        batches = _Batches(
+            LMDBFile(Path(self.splits[split]["paths"][0])),
+            self.splits[split]["samples"],
+            [transforms[name] for name in sorted(transforms)],
+            self.batch_size if is_train else self.eval_batch_size,
+            collate_with_autopadding if self.use_autopadding else collate_with_batch_size,
+            is_train,
+            self.seed if is_train and self.shuffle_train else None,
+        )
+        loader = _Loader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_seed_worker)
+        loader.begin_pass = self.begin_pass if is_train else _first_pass
+        return loader
+
+    def begin_pass(self) -> Tuple[int, int]:
+        """The number of the next pass over the training data, and how many of its batches are done."""
+        self._epoch += 1
+        skip, self._skip = self._skip, 0
+        return self._epoch, skip
+
+    def state_dict(self) -> Dict[str, Any]:
+        """The current epoch, and how many of its batches training has seen."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return {"epoch": self._epoch + 1, "batches": 0}
+        return {"epoch": max(self._epoch, 0), "batches": progress.current.ready}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Go on where the state was taken."""
+        self._epoch, self._skip = state_dict["epoch"] - 1, state_dict["batches"]
+
+
+def _first_pass() -> Tuple[int, int]:
+    return 0, 0
+
+
+def _seed_worker(number: int) -> None:
+    """Let NumPy and Python draw differently in each worker and epoch, as torch does."""
+    seed = torch.initial_seed() % 2**32
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+class _Loader(DataLoader):
+    """Says to its batches which pass begins, in the process that knows the rank."""
+
+    def __iter__(self) -> Any:
+        self.dataset.begin(*self.begin_pass())
+        return super().__iter__()
+
+
+class _Batches(IterableDataset):
+    """Collated batches of one rank; each worker makes every n-th. Not shuffled where `seed` is None."""
+
+    def __init__(
+        self,
+        file: LMDBFile,
+        samples: int,
+        transforms: List[Any],
+        batch_size: int,
+        collate: Any,
+        is_train: bool,
+        seed: Optional[int],
+    ) -> None:
+        self.file, self.samples, self.batch_size = file, samples, batch_size
+        self.is_train, self.seed = is_train, seed
+        self.fields = tuple(field for transform in transforms for field in transform.fields)
+        self.on_samples = [transform for transform in transforms if not transform.is_batch_transform]
+        self.on_batches = [transform for transform in transforms if transform.is_batch_transform]
+        self.collate = collate
+        self.indices = np.arange(0)
+
+    def begin(self, epoch: int, skip: int) -> None:
+        """Choose this rank's samples of a pass, without those of `skip` batches."""
+        order = np.arange(self.samples)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        rank, ranks = _rank()
+        self.indices = order[rank : self._end(ranks) : ranks][skip * self.batch_size :]
+
+    def _end(self, ranks: int) -> int:
+        """Samples that are read over all ranks: in training, each has as many."""
+        return self.samples // ranks * ranks if self.is_train else self.samples
+
+    def __iter__(self) -> Iterator[Dict[str, Any]]:
+        pipe = Pipe(self._read())
+        for transform in self.on_samples:
+            pipe = transform(pipe)
+        pipe = pipe.batch(self.batch_size, drop_last=self.is_train).collate(self.collate)
+        for transform in self.on_batches:
+            pipe = transform(pipe)
+        return iter(pipe)
+
+    def __len__(self) -> int:
+        if not all(isinstance(transform, ONE_TO_ONE) for transform in self.on_samples + self.on_batches):
+            raise TypeError("Transforms may change the number of samples, so that of batches is not known.")
+        rank, ranks = _rank()
+        count = len(range(rank, self._end(ranks), ranks))
+        return (count if self.is_train else count + self.batch_size - 1) // self.batch_size
+
+    def _read(self) -> Iterator[Dict[str, Any]]:
+        keys, info = self.file.keys(), get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for start in range(first * self.batch_size, len(self.indices), step * self.batch_size):
+            for index in self.indices[start : start + self.batch_size]:
+                yield self.file.read(keys[index], self.fields)
+
+
+def _rank() -> Tuple[int, int]:
+    """This process's rank and their number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
