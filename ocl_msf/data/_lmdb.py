@@ -68,6 +68,17 @@ def _to_array(name: str, content: bytes) -> Tuple[str, np.ndarray]:
     raise DataError(f"LMDB files have no {extension} fields ({name}): arrays, images and text only.")
 
 
+def decode_files(files: Dict[str, bytes]) -> Dict[str, Any]:
+    """The fields of a sample in a shard, as they are read from LMDB."""
+    arrays = dict(_to_array(name, content) for name, content in files.items())
+    return dict(_from_array(name, array) for name, array in arrays.items())
+
+
+def _from_array(name: str, array: np.ndarray) -> Tuple[str, Any]:
+    field, extension = os.path.splitext(name)
+    return (field, _TEXTS[extension](array.tobytes())) if extension in _TEXTS else (name, array)
+
+
 def _to_safetensors(encode: Callable[[Any], Sample], item: Any) -> Sample:
     key, files = encode(item)
     return key, {"safetensors": save(dict(_to_array(name, content) for name, content in files.items()))}
@@ -87,11 +98,9 @@ def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[st
             continue
         begin, end = entry["data_offsets"]
         content = value[start + begin : start + end]
-        field, extension = os.path.splitext(name)
-        if extension in _TEXTS:
-            sample[field] = _TEXTS[extension](bytes(content))
-        else:
-            sample[name] = np.frombuffer(bytearray(content), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        array = np.frombuffer(bytearray(content), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        field, content = _from_array(name, array)
+        sample[field] = content
     return sample
 
 
