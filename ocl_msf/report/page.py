@@ -5,7 +5,6 @@ import platform
 import shlex
 import tempfile
 from html import escape
-from importlib import metadata
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
@@ -23,7 +22,6 @@ METRICS = {
     "intra": "intra-cluster",
 }
 CURVES = ("val/ari_fg", "val/miou", "train/loss_total", "val/reconstruction")
-PACKAGES = ("ocl-msf", "torch", "pytorch-lightning", "torchmetrics", "scikit-learn", "numpy")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --page: #fff; --line: #d6dae0; --faint: #626b76; --shade: #f4f6f8 }
 @media (prefers-color-scheme: dark) {
@@ -80,14 +78,8 @@ def run_table(runs: Sequence[ScoredRun]) -> Table:
 
 
 def environment() -> Dict[str, str]:
-    """Versions of what the report was made with."""
-    versions = {"Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    """Where the report was made."""
+    return {"Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def commands(run: ScoredRun) -> str:
