@@ -88,15 +88,19 @@ def compose(shards, tmp_path, monkeypatch):
         yield lambda experiment, *overrides: hydra.compose("training_config", overrides=[experiment, *TINY, *overrides])
 
 
-@pytest.mark.parametrize(
-    "experiment, steps", [("vqvae_clevrtex", (1200, 30000)), ("slate_clevrtex", (5000, 50000))]
-)
+@pytest.mark.parametrize("experiment", LEAVES)
 @pytest.mark.parametrize("preset", [[], ["+msf/preset=cpu"]])
-def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, steps, preset):
+def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, preset):
     config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}", *preset])
     model = build_model_from_config(config)
     assert sum(p.numel() for p in model.parameters()) > 1e4
+    steps = (1200, 30000) if experiment.startswith("vqvae") else (5000, 50000)
     assert config.trainer.max_steps == steps[preset == []]
+
+
+def test_every_model_of_stage_two_has_its_evaluation():
+    evaluations = {path.stem for path in (CONFIGS / "evaluation" / "msf").glob("[!_]*.yaml")}
+    assert {name for name in LEAVES if not name.startswith("vqvae")} <= evaluations
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "msf"])
