@@ -1,9 +1,14 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ocl_msf.editing import Edit, draw, edit, edit_slots, load_images, main
+from ocl_msf.editing import Edit, draw, edit, edit_slots, load_images, load_model, main
+from ocl_msf.sysbinder import BlockSlotAttentionGrouping
 
 
 class Stand(torch.nn.Module):
@@ -103,3 +108,51 @@ def test_a_swap_that_is_no_pair_is_explained(swap, capsys):
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="error: .*is no run of stage 2"):
         main([str(tmp_path), "a.png", "b.png"])
+
+
+TINY = [
+    "+msf/preset=cpu",
+    "dataset.batch_size=4",
+    "dataset.eval_batch_size=4",
+    "dataset.num_workers=0",
+    "experiment.pretraining={steps:1,warmup_steps:0,anneal_steps:1,validate_every:1,learning_rate:1e-3,clip_norm:1}",
+    "experiment.training={steps:1,warmup_steps:0,validate_every:1,learning_rate:1e-3,clip_norm:1}",
+    "experiment.vae={dim:8,hidden_dim:8}",
+    "experiment.slots={number:3,dim:8}",
+    "experiment.encoder.dim=4",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
+    "experiment.image_size=32",
+    "seed=0",
+]
+
+
+def train(experiment, *overrides, folder, shards):
+    command = [sys.executable, "-m", "ocl.cli.train", f"+experiment=msf/{experiment}", *TINY, *overrides]
+    environment = dict(os.environ, DATASET_PREFIX=str(shards), OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (folder / "outputs" / "msf" / experiment).iterdir()
+    return run
+
+
+@pytest.mark.slow
+def test_block_slots_under_a_joint_head_are_trained_and_edited_as_a_user_does(shards, tmp_path, capsys):
+    train("vqvae_clevrtex", folder=tmp_path, shards=shards)
+    run = train("sysbinder_clevrtex", "+msf/heads=joint", folder=tmp_path, shards=shards)
+    model, config = load_model(run)
+    assert isinstance(model.models["perceptual_grouping"], BlockSlotAttentionGrouping)
+    assert [head.out_features for head in model.models["decoder"].heads] == [64 * 64]
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.effect_noise((48, 40), 60).convert("RGB").save(path)
+    out = tmp_path / "edit.png"
+    main([str(run), *paths, "--swap", "0:1", "2:2", "--drop", "1", "--out", str(out)])
+    assert Image.open(out).width > 200 and str(out) in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: There is no slot 3: this model's slots are 0 to 2"):
+        main([str(run), *paths, "--drop", "3"])
+    with pytest.raises(SystemExit, match="error: .*none.png cannot be read as a picture"):
+        main([str(run), paths[0], str(tmp_path / "none.png")])
+    (checkpoint,) = run.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    images = load_images(paths, config)
+    same, other = edit(load_model(checkpoint)[0], images), edit(model, images)
+    assert torch.equal(same.before, other.before) and torch.equal(same.masks, other.masks)
