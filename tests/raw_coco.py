@@ -17,8 +17,15 @@ SKY, GRASS, PERSON, BALL = 187, 193, 1, 37
 # Per image: (height, width) and its segments, id: (category, iscrowd, (left, top, width, height)), later ones on top.
 TRAIN = {
     # Two ids that differ in the highest byte only, a void strip on the right, a crowd
-    142238: ((60, 80), {7: (SKY, 0, (0, 0, 76, 30)), 65543: (GRASS, 0, (0, 30, 76, 30)),
-                        131079: (PERSON, 1, (20, 20, 20, 20)), 16777215: (BALL, 0, (50, 10, 10, 12))}),
+    142238: (
+        (60, 80),
+        {
+            7: (SKY, 0, (0, 0, 76, 30)),
+            65543: (GRASS, 0, (0, 30, 76, 30)),
+            131079: (PERSON, 1, (20, 20, 20, 20)),
+            16777215: (BALL, 0, (50, 10, 10, 12)),
+        },
+    ),
     # Stuff only
     9: ((80, 60), {300: (SKY, 0, (0, 0, 60, 50)), 301: (GRASS, 0, (0, 50, 60, 30))}),
     # Eleven things
