@@ -1,5 +1,10 @@
 """STEVE as a user runs it, on little videos in the shards' layout."""
 
+import json
+import os
+import subprocess
+import sys
+
 import hydra
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ import torch
 from hydra import initialize_config_module
 from ocl.cli.train import build_model_from_config
 from ocl.cli.train import train as train_config
+from omegaconf import OmegaConf
 
 from ocl_msf.data.shards import Conversion, encode_array, write_dataset
 from ocl_msf.video import FoldFrames, in_chunks
@@ -17,8 +23,8 @@ TINY = [
     "dataset.batch_size=2",
     "dataset.eval_batch_size=2",
     "dataset.num_workers=0",
-    "experiment.pretraining={steps:2,warmup_steps:1,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
-    "experiment.training={steps:2,warmup_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:0.02}",
+    "experiment.pretraining={steps:2,warmup_steps:0,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
+    "experiment.training={steps:2,warmup_steps:0,validate_every:2,learning_rate:1e-3,clip_norm:0.02}",
     "experiment.vae={dim:8,hidden_dim:8}",
     "experiment.slots={number:5,dim:8}",
     "experiment.encoder.dim=4",
@@ -79,12 +85,38 @@ def little_batch(frames=3):
     return {"image": torch.rand(2, frames, 3, 32, 32) * 2 - 1, "boxes": boxes, "batch_size": 2}
 
 
-@pytest.mark.parametrize("variant", MOVI)
-def test_both_stages_train(compose, variant, tmp_path):
+def train_both_stages(compose, variant, folder):
+    """Returns the config of stage 2, whose checkpoint is in lightning_logs/version_1."""
     train_config(compose(f"vqvae_movi_{variant}", *TINY))
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
-    train_config(compose(f"steve_movi_{variant}", *TINY, f"experiment.vae_checkpoint='{checkpoint}'"))
+    (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    config = compose(f"steve_movi_{variant}", *TINY, f"experiment.vae_checkpoint='{checkpoint}'")
+    train_config(config)
+    return config
+
+
+@pytest.mark.parametrize("variant", MOVI[1:])
+def test_both_stages_train(compose, variant, tmp_path):
+    train_both_stages(compose, variant, tmp_path)
     assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
+
+
+def test_a_run_is_scored_over_whole_videos(compose, movi, tmp_path):
+    config = train_both_stages(compose, "c", tmp_path)
+    (tmp_path / "config").mkdir()
+    OmegaConf.save(config, tmp_path / "config" / "config.yaml")
+    (trained,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*.ckpt")
+    run = [f"train_config_path={tmp_path}/config/config.yaml", f"checkpoint_path='{trained}'", f"output_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ocl.cli.eval", "+evaluation=msf/steve_movi_c", *run],
+        cwd=tmp_path,
+        env=dict(os.environ, DATASET_PREFIX=str(movi), OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val"]
+    assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
 
 
 @pytest.mark.parametrize("variant, slots", [("c", 11), ("d", 21), ("e", 21)])
@@ -125,9 +157,7 @@ def test_vectors_of_empty_slots_change_nothing(steve, training):
     assert not torch.equal(after["conditioning"].queries, before["conditioning"].queries)
     torch.testing.assert_close(after["masks"], before["masks"])
     live = ~before["perceptual_grouping"].is_empty
-    torch.testing.assert_close(
-        after["perceptual_grouping"].objects[live], before["perceptual_grouping"].objects[live]
-    )
+    torch.testing.assert_close(after["perceptual_grouping"].objects[live], before["perceptual_grouping"].objects[live])
     for mine, other in zip(after["decoder"].logits, before["decoder"].logits):
         torch.testing.assert_close(mine, other)
 
