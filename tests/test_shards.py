@@ -1,9 +1,15 @@
 import json
+import random
+import shutil
+import subprocess
+import sys
 import tarfile
+import time
 
 import pytest
 
 from ocl_msf.data._work import DataError, Rejected
+from ocl_msf.data.scenes import make_scenes
 from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
 
 
@@ -81,3 +87,32 @@ def test_strict_also_looks_at_shards_of_an_earlier_run(tmp_path):
     write_dataset(tmp_path, conversion(), 5, 1)
     with pytest.raises(DataError, match="too dark"):
         write_dataset(tmp_path, conversion(), 5, 1, strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["webdataset", "lmdb"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, form):
+    """SIGKILL, twelve times for each format, at random moments of runs that resume each other."""
+    make_scenes(tmp_path / "raw", 24, size=(32, 24), workers=1)
+    options = ["--splits", "train=:18", "val=18:", "--size", "16", "--samples-per-shard", "3", "--format", form]
+    module = [sys.executable, "-c", RUN, "clevrtex", str(tmp_path / "raw")]
+    subprocess.run([*module, str(tmp_path / "whole"), *options, "--workers", "1"], check=True)
+    whole = contents(tmp_path / "whole")
+    rng = random.Random(0)
+    killed = tmp_path / "killed"
+    for _ in range(4):
+        shutil.rmtree(killed, ignore_errors=True)
+        for _ in range(3):  # the later ones resume and are killed, too
+            process = subprocess.Popen(
+                [*module, str(killed), *options, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            process.stdout.readline()  # it is about to convert
+            time.sleep(rng.uniform(0, 0.15))
+            process.kill()
+            process.communicate()
+        subprocess.run([*module, str(killed), *options, "--workers", "1"], check=True)
+        left = {name: content for name, content in contents(killed).items() if not name.endswith(".partial")}
+        assert left == whole
+
+
+RUN = "import sys; from ocl_msf.data.convert import main; print('ready', flush=True); main(sys.argv[1:])"
