@@ -36,14 +36,14 @@ class Part(NamedTuple):
         model: first word of the experiments of stage 2; None where stage 1 alone is scored.
         metrics: names of scores; "a+b" is the sum of two.
         rows: see Row.
-        pretraining: first word of the experiments of stage 1.
+        pretraining: name of the experiments of stage 1, with {} for the dataset.
     """
 
     title: str
     model: Optional[str]
     metrics: Tuple[str, ...]
     rows: List[Row]
-    pretraining: str = "vqvae"
+    pretraining: str = "vqvae_{}"
 
 
 VARIANTS = {"+GDR@g2": "gdr", "+MSF": "msf", "VQ-VAE": "vq", "SLATE_r": "vq", "STEVE_c": "vq", "SlotDiffuz_r": "vq"}
@@ -144,12 +144,12 @@ TABLES: Dict[str, Dict[str, Part]] = {
             "slotdiffusion",
             SCORES,
             _rows(TABLE_3),
-            "vqvae_c4",
+            "vqvae_{}_c4",
         )
     },
     "table4": {
         "c256": Part("Object separability of VAE guidance, c = 256", None, SEPARABILITY, _rows(TABLE_4_C256)),
-        "c4": Part("Object separability of VAE guidance, c = 4", None, SEPARABILITY, _rows(TABLE_4_C4), "vqvae_c4"),
+        "c4": Part("Object separability of VAE guidance, c = 4", None, SEPARABILITY, _rows(TABLE_4_C4), "vqvae_{}_c4"),
     },
     "table5": {
         "upper-left": _ablation(
@@ -205,7 +205,7 @@ TABLES: Dict[str, Dict[str, Part]] = {
                 Row("openimages", "4", (67.58,), "msf_n4"),
                 Row("openimages", "5", (62.75,), "msf_n5"),
             ],
-            "vqvae_256",
+            "vqvae_{}_256",
         ),
     },
 }

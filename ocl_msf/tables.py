@@ -124,7 +124,7 @@ def plan(
     Returns:
         One cell for each seed of each row that this package can run; none if it lacks the experiments.
     """
-    pretraining = f"{part.pretraining}_{dataset}"
+    pretraining = part.pretraining.format(dataset)
     experiment = f"{part.model}_{dataset}" if part.model else pretraining
     folder = configs() / "experiment" / "msf"
     if not all((folder / f"{name}.yaml").is_file() for name in (pretraining, experiment)):
@@ -137,7 +137,7 @@ def _cell(row: Row, seed: int, part: Part, out: Path, preset: str, settings: Seq
     root = out.resolve() / (f"{row.dataset}-{preset}" if preset else row.dataset) / row.variant / f"seed{seed}"
     common = [f"msf/variant={row.variant}"] if row.variant != "msf" else []
     common += ([f"+msf/preset={preset}"] if preset else []) + [f"seed={seed}", *settings]
-    jobs = [Job(f"{part.pretraining}_{row.dataset}", root, tuple(common))]
+    jobs = [Job(part.pretraining.format(row.dataset), root, tuple(common))]
     if part.model is None:
         return Cell(row, seed, jobs, Scoring(jobs[0], "separability", "separability.json"))
     jobs.append(Job(f"{part.model}_{row.dataset}", root, (*row.overrides, *common)))

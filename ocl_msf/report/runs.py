@@ -92,7 +92,8 @@ def paper_value(run: ScoredRun, metric: str) -> Optional[Tuple[float, str]]:
     for name, parts in TABLES.items():
         for part in parts.values():
             for row in part.rows:
-                same = f"{part.model or part.pretraining}_{row.dataset}" == run.experiment and row.variant == variant
+                name_of = f"{part.model}_{{}}" if part.model else part.pretraining
+                same = name_of.format(row.dataset) == run.experiment and row.variant == variant
                 wanted = dict(o.split("=", 1) for o in row.overrides).get("msf/guidance", "scale_1")
                 if same and metric in part.metrics and (part.model is None or wanted == guidance):
                     return row.values[part.metrics.index(metric)], f"Table {name[5:]}"
