@@ -17,11 +17,18 @@ with require_host():
     from ocl.visualizations import VisualizationMethod
 
 
-def reconstruct(slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module) -> torch.Tensor:
-    """Write images from slots alone: slots (b, k, d) -> (b, 3, h, w) in [-1, 1]."""
+def reconstruct(
+    slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module, slot_mask: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """Write images from slots alone: slots (b, k, d), without those that slot_mask (b, k) turns off.
+
+    Returns:
+        (b, 3, h, w) in [-1, 1].
+    """
+    options = {} if slot_mask is None else {"slot_mask": slot_mask}
     was_training = decoder.training
     decoder.eval()
-    made = decoder.generate(slots, guidance.lookup)  # code numbers of a token decoder, features of a diffusion decoder
+    made = decoder.generate(slots, guidance.lookup, **options)  # code numbers (tokens) or features (diffusion)
     decoder.train(was_training)
     features = made if made.is_floating_point() else guidance.lookup(made)
     return guidance.decode(features).clamp(-1, 1)
@@ -37,9 +44,17 @@ class Reconstruction(VisualizationMethod):
     def __init__(self, n_instances: int = 8):
         self.n_instances = n_instances
 
-    def __call__(self, image: torch.Tensor, slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module) -> Image:
-        """Draw image (b, 3, h, w) in [-1, 1] and slots (b, k, d) as one picture of two rows."""
-        made = reconstruct(slots[: self.n_instances], decoder, guidance)
+    def __call__(
+        self,
+        image: torch.Tensor,
+        slots: torch.Tensor,
+        decoder: nn.Module,
+        guidance: nn.Module,
+        slot_mask: Optional[torch.Tensor] = None,
+    ) -> Image:
+        """Draw image (b, 3, h, w) in [-1, 1] and slots (b, k, d) as one picture of two rows; slot_mask as above."""
+        slot_mask = None if slot_mask is None else slot_mask[: self.n_instances]
+        made = reconstruct(slots[: self.n_instances], decoder, guidance, slot_mask)
         rows = [torch.cat(list(x.float()), -1) for x in (image[: self.n_instances], made)]
         return Image(((torch.cat(rows, -2) + 1) / 2).clamp(0, 1).cpu())
 

@@ -30,6 +30,14 @@ def test_reconstructions_come_from_slots_alone_and_leave_the_decoder_as_it_was(m
     assert first.shape == (2, 3, 16, 16) and first.abs().max() <= 1
 
 
+def test_slots_that_are_off_are_not_drawn(models):
+    slots, off = torch.randn(2, 3, 6), torch.tensor([[False, False, True]] * 2)
+    noisy = slots.clone()
+    noisy[:, 2] = 50 * torch.randn(2, 6)
+    assert torch.equal(reconstruct(slots, **models, slot_mask=off), reconstruct(noisy, **models, slot_mask=off))
+    assert not torch.equal(reconstruct(slots, **models), reconstruct(noisy, **models))
+
+
 def test_features_that_a_decoder_draws_are_decoded_as_they_are(models):
     guidance, slots = models["guidance"], torch.randn(2, 3, 6)
     decoder = DiffusionDecoder(6, 8, size=4, channels=[8], num_layers=1, num_heads=2)
