@@ -199,7 +199,8 @@ def files_named(command):
         if "msf/" in f"{group} {name}":
             yield f"configs/{group}/{name}.yaml"
     for module in re.findall(r"-m (ocl_msf[\w.]*)", command):
-        yield module.replace(".", "/") + ".py"
+        path = module.replace(".", "/")
+        yield f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"
     for word in command.split():
         if re.match(r"(\./)?(scripts|host|ocl_msf|configs|tests|\.ci)/[\w./-]+$", word):
             yield word
