@@ -13,6 +13,7 @@ import _stage2
 import numpy as np
 import torch
 import webdataset
+from _data import add_data_options, data
 from ocl.data_decoding import decode_field
 from ocl.datasets import WebdatasetDataModule
 from ocl.transforms import SimpleTransform
@@ -277,7 +278,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    turns = {quantizer: 15, stage1: 15, stage2: 5, generate: 1, loader: 7}
+    turns = {quantizer: 15, stage1: 15, stage2: 5, generate: 1, loader: 7, data: 3}
     for run, repeat in turns.items():
         name = run.__name__
         one = benchmarks.add_parser(name, help=run.__doc__, description=run.__doc__)
@@ -286,7 +287,12 @@ def main() -> None:
         one.add_argument("--repeat", type=int, default=repeat, help="timed turns (default: %(default)s)")
         warmup = min(repeat - 1, 2)
         one.add_argument("--warmup", type=int, default=warmup, help="turns before them (default: %(default)s)")
-        add_loader_options(one) if run is loader else add_model_options(one, {stage2: 8, generate: 1}.get(run, 16))
+        if run is data:
+            add_data_options(one)
+        elif run is loader:
+            add_loader_options(one)
+        else:
+            add_model_options(one, {stage2: 8, generate: 1}.get(run, 16))
     options = parser.parse_args()
     if "threads" in options:
         torch.set_num_threads(options.threads)

@@ -1,0 +1,97 @@
+"""The benchmark `data`: converting scenes and reading what was converted."""
+
+import argparse
+import functools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict
+
+import numpy as np
+import torch
+from ocl.transforms import SimpleTransform
+from PIL import Image
+
+from ocl_msf.data import LMDBDataModule, ShardDataModule
+from ocl_msf.data.scenes import make_scenes
+
+
+def rate(run: Callable[[], int], repeat: int) -> float:
+    """Median of images per second; `run` returns how many it made."""
+    rates = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        count = run()
+        rates.append(count / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def same(value):
+    """The field as it is."""
+    return value
+
+
+def loaders(folder: Path, options: argparse.Namespace) -> Dict[str, Callable[[], int]]:
+    """An epoch of images and masks by each way to read them."""
+    fields = {"image": same, "mask": same}
+    transforms = {"fields": SimpleTransform(fields, batch_transform=False)}
+
+    def epoch(module) -> int:
+        return sum(batch["batch_size"] for batch in module.train_dataloader())
+
+    def raw() -> int:
+        paths = sorted((folder / "raw").rglob("CLEVRTEX_full_??????.png"))
+        for path in paths:
+            with Image.open(path) as image, Image.open(path.with_name(f"{path.stem}_flat.png")) as mask:
+                left = (image.width - image.height) // 2
+                box = (left, 0, left + image.height, image.height)
+                np.asarray(image.convert("RGB").crop(box).resize((options.size,) * 2, Image.BILINEAR))
+                np.asarray(mask.crop(box).resize((options.size,) * 2, Image.NEAREST))
+        return len(paths)
+
+    settings = {"batch_size": 16, "num_workers": options.workers}
+    lmdb = LMDBDataModule(str(folder), "clevrtex_lmdb", transforms, **settings)
+    shards = ShardDataModule(str(folder), "clevrtex", transforms, **settings)
+    return {"read LMDB": lambda: epoch(lmdb), "read shards": lambda: epoch(shards), "decode raw files by PIL": raw}
+
+
+def convert(folder: Path, form: str, workers: int, options: argparse.Namespace) -> int:
+    """Run the converter as a user does, in a process of its own; returns the number of images."""
+    command = [sys.executable, "-m", "ocl_msf.data.convert", "clevrtex", f"{folder}/raw", f"{folder}", "--overwrite"]
+    chosen = {"--splits": "train=:", "--size": options.size, "--format": form, "--workers": workers}
+    chosen["--samples-per-shard"] = max(1, options.samples // 16)
+    command += [str(part) for pair in chosen.items() for part in pair]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return options.samples
+
+
+def data(options: argparse.Namespace) -> None:
+    """Images per second: converting synthetic scenes with one worker and two, reading LMDB, shards and raw files."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_scenes(folder / "raw", options.samples, size=tuple(options.raw_size), workers=2)
+        rows = {
+            f"convert to {form}, {workers} workers": functools.partial(convert, folder, form, workers, options)
+            for form in ("webdataset", "lmdb")
+            for workers in (1, 2)
+        }
+        rates = {row: rate(run, options.repeat) for row, run in rows.items()}
+        rates.update({way: rate(run, options.repeat) for way, run in loaders(folder, options).items()})
+    print("| | images per second |\n|---|---|")
+    for row, value in rates.items():
+        print(f"| {row} | {value:.0f} |")
+    for form in ("webdataset", "lmdb"):
+        ratio = rates[f"convert to {form}, 2 workers"] / rates[f"convert to {form}, 1 workers"]
+        print(f"\ntwo workers / one, {form}: {ratio:.2f}")
+    print(f"\nread LMDB / decode raw files by PIL: {rates['read LMDB'] / rates['decode raw files by PIL']:.2f}")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what converts and reads."""
+    parser.add_argument("--samples", type=int, default=1024, help="scenes (default: %(default)s)")
+    parser.add_argument("--raw-size", type=int, nargs=2, default=[320, 240], metavar=("W", "H"))
+    parser.add_argument("--workers", type=int, default=0, help="of the loaders (default: %(default)s)")
