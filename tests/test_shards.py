@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 import shutil
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from ocl_msf.data._work import DataError, Rejected
+from ocl_msf.data._work import DataError, Filtered, Rejected
 from ocl_msf.data.scenes import make_scenes
 from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
 
@@ -116,3 +117,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, form):
 
 
 RUN = "import sys; from ocl_msf.data.convert import main; print('ready', flush=True); main(sys.argv[1:])"
+
+
+def test_what_a_filter_leaves_out_is_counted_but_no_error_to_strict(tmp_path):
+    def encode(item):
+        raise Filtered("more than 10 objects", f"file {item}")
+
+    summary = write_dataset(tmp_path, dataclasses.replace(conversion(), encode=encode), 5, 1, strict=True)
+    assert summary["rejected"]["more than 10 objects"]["count"] > 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ocl_msf.data._work import Rejected, positive
+from ocl_msf.data._work import Filtered, positive
 
 
 class ObjectFilter(NamedTuple):
@@ -28,14 +28,14 @@ class ObjectFilter(NamedTuple):
             Whether an object stays (N,) bool.
 
         Raises:
-            Rejected: The image does not stay.
+            Filtered: The image does not stay.
         """
         large = box_areas >= self.min_box_area
         if self.small == "image" and not large.all():
             reason = f"an object whose box is smaller than {self.min_box_area:g} pixels"
-            raise Rejected(reason, sample, f"{box_areas.min():g} pixels")
+            raise Filtered(reason, sample, f"{box_areas.min():g} pixels")
         if large.sum() > self.max_objects:
-            raise Rejected(f"more than {self.max_objects} objects", sample, f"{large.sum()} objects")
+            raise Filtered(f"more than {self.max_objects} objects", sample, f"{large.sum()} objects")
         return large
 
 

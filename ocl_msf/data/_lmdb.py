@@ -165,7 +165,7 @@ def write_lmdb(
         samples_per_shard: Encoded at a time, and committed at a time.
         workers: Processes.
         overwrite: First remove what an earlier conversion wrote.
-        strict: A rejected sample is an error.
+        strict: A rejected sample is an error, unless a filter left it out.
 
     Returns:
         The summary, as in `summary.json`.

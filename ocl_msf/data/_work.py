@@ -34,6 +34,10 @@ class Rejected(Exception):
         return f"{self.sample}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
+class Filtered(Rejected):
+    """A sample in good order that the filter of its data set leaves out; no error, not even to a strict conversion."""
+
+
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
     """End the program with one line for what a user has to correct, and for Ctrl-C."""

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
             help="shards, or one LMDB file a split in a folder with the suffix _lmdb (default: %(default)s)",
         )
         command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-        command.add_argument("--strict", action="store_true", help="stop at the first sample that is left out")
+        command.add_argument("--strict", action="store_true", help="stop at the first sample that is damaged")
         command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
         command.add_argument(
             "--verify", action="store_true", help="only compare the shards with their checksums"

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tupl
 
 import numpy as np
 
-from ocl_msf.data._work import DataError, Rejected, replacing, run_tasks
+from ocl_msf.data._work import DataError, Filtered, Rejected, replacing, run_tasks
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1
@@ -70,12 +70,12 @@ def sha256(path: Path) -> str:
 def _encoded(
     encode: Callable[[Any], Sample], items: Iterable[Any], strict: bool, rejected: Dict[str, Any]
 ) -> Iterator[Sample]:
-    """The samples of items; those that are rejected are put down in `rejected`, or stop a strict conversion."""
+    """The samples of items; those that are rejected are put down in `rejected`, or stop a strict one."""
     for item in items:
         try:
             yield encode(item)
         except Rejected as error:
-            if strict:
+            if strict and not isinstance(error, Filtered):
                 raise DataError(f"{error}. Correct this sample, or leave it out: without --strict.") from error
             _put_down(rejected, error.reason, 1, [error.sample])
 
@@ -257,7 +257,7 @@ def write_dataset(
         samples_per_shard: At most; there are `MIN_SHARDS` shards or more where the samples suffice.
         workers: Processes.
         overwrite: First remove what an earlier conversion wrote.
-        strict: A rejected sample is an error.
+        strict: A rejected sample is an error, unless a filter left it out.
 
     Returns:
         The summary, as in `summary.json`.
