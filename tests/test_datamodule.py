@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -122,3 +123,17 @@ def test_without_a_host_the_import_says_how_to_get_one(monkeypatch):
     monkeypatch.delitem(sys.modules, "ocl_msf.data.datamodule")
     with pytest.raises(ImportError, match=r"pip install \./host"):
         importlib.import_module("ocl_msf.data.datamodule")
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("clevrtex", "convert clevrtex RAW {}`"),
+        ("clevrtex_outd", "convert clevrtex RAW {} --variant outd`"),
+        ("movi_d", "convert movi RAW {} --variant d`"),
+        ("coco_panoptic", "convert coco RAW {}`"),
+    ],
+)
+def test_missing_data_are_answered_with_the_command_that_makes_them(tmp_path, name, command):
+    with pytest.raises(ValueError, match=re.escape(command.format(tmp_path))):
+        ShardDataModule(str(tmp_path), name)

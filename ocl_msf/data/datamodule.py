@@ -63,8 +63,10 @@ class ShardDataModule(WebdatasetDataModule):
 
 def _command(name: str, out: str = "OUT") -> str:
     dataset = next((dataset for dataset in DATASETS if name.startswith(dataset)), name)
+    variant = name[len(dataset) :].replace("_lmdb", "").strip("_")
+    chosen = f" --variant {variant}" if variant in getattr(DATASETS.get(dataset), "VARIANTS", ()) else ""
     lmdb = " --format lmdb" if name.endswith("_lmdb") else ""
-    return f"python -m ocl_msf.data.convert {dataset} RAW {out}{lmdb}"
+    return f"python -m ocl_msf.data.convert {dataset} RAW {out}{chosen}{lmdb}"
 
 
 def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[str, Any]]:

@@ -22,6 +22,7 @@ from ocl_msf.data._work import DataError, Rejected, positive
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 
 MAX_OBJECTS = {"c": 10, "d": 23, "e": 23}
+VARIANTS = tuple(MAX_OBJECTS)
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 VIDEO, MASKS = "video", "segmentations"
 BOXES, BOX_COUNTS = "instances/bboxes/ragged_flat_values", "instances/bboxes/ragged_row_lengths_0"
@@ -33,7 +34,7 @@ Item = Tuple[str, int, int]  # shard, byte offset, number within the split
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that only this data set has."""
-    parser.add_argument("--variant", choices=sorted(MAX_OBJECTS), default="c", help="default: %(default)s")
+    parser.add_argument("--variant", choices=VARIANTS, default="c", help="default: %(default)s")
     parser.add_argument(
         "--max-objects",
         type=positive,
