@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import signal
@@ -71,7 +72,8 @@ def test_a_scene_depends_on_its_index_alone(tmp_path):
 def test_an_interrupted_run_is_completed(tmp_path, kind):
     folder = tmp_path / "interrupted"
     command = [sys.executable, "-m", "ocl_msf.data.scenes", str(folder), "--size", "64x48", "--count", "9000"]
-    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it would be ignored
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, preexec_fn=heed)
     while not list(folder.glob("*/*/*.json")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(getattr(signal, kind))
