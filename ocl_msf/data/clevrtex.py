@@ -6,14 +6,14 @@ whose pixel values are object numbers, 0 the background. Other files are ignored
 
 import argparse
 import functools
-import io
 import re
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
 import numpy as np
 from PIL import Image
 
+from ocl_msf.data._images import central_square, crop_image, crop_mask
 from ocl_msf.data._work import DataError, positive
 from ocl_msf.data.shards import SPLITS, Conversion, Sample, encode_array
 
@@ -146,13 +146,6 @@ def _read(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be read ({error}). Unpack or make it again.") from error
 
 
-def _square(width: int, height: int, crop: float) -> Tuple[int, int, int, int]:
-    """The central square as (left, top, right, bottom)."""
-    side = min(round(height * crop), width)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
-
-
 def encode_scene(crop: float, size: int, image_path: Path) -> Sample:
     """Crop and resize a scene.
 
@@ -172,16 +165,11 @@ def encode_scene(crop: float, size: int, image_path: Path) -> Sample:
         raise DataError(
             f"{mask_path(image_path)} has object {numbers.max()}, more than {MAX_OBJECTS} are not foreseen."
         )
-    left, top, right, bottom = box = _square(*image.size, crop)
-    resized = image.convert("RGB").crop(box).resize((size, size), Image.BILINEAR)
-    # Nearest exact: output pixel i shows input pixel floor((i + 0.5) * input / output).
-    nearest = (2 * np.arange(size) + 1) * (right - left) // (2 * size)
-    numbers = numbers[top:bottom, left:right][nearest[:, None], nearest]
+    box = central_square(*image.size, crop)
+    numbers = crop_mask(numbers, box, size)
     masks = (numbers == np.arange(MAX_OBJECTS + 1)[:, None, None]).astype(np.uint8)[..., None]
-    buffer = io.BytesIO()
-    resized.save(buffer, "png")
     files = {
-        "image.png": buffer.getvalue(),
+        "image.png": crop_image(image.convert("RGB"), box, size),
         "mask.npy.gz": encode_array(masks),
         "visibility.npy.gz": encode_array(masks.any(axis=(1, 2, 3)).astype(np.float32)),
     }

@@ -6,7 +6,6 @@ wherever it lies; with `annotations_trainval2017.zip` instances are converted to
 
 import argparse
 import functools
-import io
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from PIL import Image
 from ocl_msf.data import _coco_annotations as annotations
 from ocl_msf.data._coco_annotations import Record, Segment
 from ocl_msf.data._filter import ObjectFilter, add_filter_arguments
-from ocl_msf.data._sources import READ_ERRORS, Source, Sources
+from ocl_msf.data._images import central_square, crop_image, crop_mask, read_image
+from ocl_msf.data._sources import Source, Sources
 from ocl_msf.data._work import DataError, Rejected, positive
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 
@@ -138,18 +138,16 @@ def encode_image(settings: Settings, item: Item) -> Sample:
     """
     record = item.record
     size = (record.width, record.height)
-    image = _decode(item.name, "image", item.image, size).convert("RGB")
+    image = read_image(item.name, "image", item.image, size, "RGB")
     segments = record.segments
     numbers = np.zeros(size[::-1], np.uint8)
     if segments:
-        panoptic = _decode(item.name, "panoptic PNG", item.panoptic, size)
+        panoptic = read_image(item.name, "panoptic PNG", item.panoptic, size)
         numbers = _number(item.name, panoptic, segments)
-    box = square(*size)
-    numbers, segments = _choose(settings, item.name, _sample(numbers, box, settings.size), segments)
-    buffer = io.BytesIO()
-    image.crop(box).resize((settings.size,) * 2, Image.BILINEAR).save(buffer, "png")
+    box = central_square(*size)
+    numbers, segments = _choose(settings, item.name, crop_mask(numbers, box, settings.size), segments)
     files = {
-        "image.png": buffer.getvalue(),
+        "image.png": crop_image(image, box, settings.size),
         "segmentation.npy.gz": encode_array(numbers[..., None]),
         "segment_category.npy.gz": encode_array(np.array([s.category for s in segments], np.uint8)),
         "segment_isthing.npy.gz": encode_array(np.array([s.isthing for s in segments], np.uint8)),
@@ -157,37 +155,6 @@ def encode_image(settings: Settings, item: Item) -> Sample:
         "segment_area.npy.gz": encode_array(np.array([s.area for s in segments], np.float32)),
     }
     return str(record.id), {**files, **_encode_instances(settings.size, item)}
-
-
-def square(width: int, height: int) -> Tuple[int, int, int, int]:
-    """The largest central square as (left, top, right, bottom)."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
-
-
-def _sample(mask: np.ndarray, box: Tuple[int, int, int, int], size: int) -> np.ndarray:
-    """Crop and resize (H, W) by nearest exact: pixel i shows floor((i + 0.5) * side / size)."""
-    left, top, right, _ = box
-    nearest = (2 * np.arange(size) + 1) * (right - left) // (2 * size)
-    return mask[top + nearest[:, None], left + nearest]
-
-
-def _decode(name: str, what: str, source: Optional[Source], size: Tuple[int, int]) -> Image.Image:
-    """An image file of the size that its annotation says."""
-    if source is None:
-        raise Rejected(f"missing {what}", name)
-    try:
-        image = Image.open(io.BytesIO(source.read()), formats=("JPEG", "PNG"))
-        if image.size == size:
-            image.load()
-    except READ_ERRORS + (SyntaxError, IndexError, TypeError, OverflowError, ArithmeticError) as error:
-        raise Rejected(f"damaged {what}", name, f"{source}: {error}") from error
-    except Exception as error:  # a damaged header can mean anything to a decoder, struct.error for one
-        raise Rejected(f"damaged {what}", name, f"{source}: {error!r}") from error
-    if image.size != size:
-        raise Rejected(f"{what} of another size than annotated", name, f"{image.size}, not {size}")
-    return image
 
 
 def _number(name: str, panoptic: Image.Image, segments: List[Segment]) -> np.ndarray:
@@ -229,14 +196,14 @@ def _box_area(mask: np.ndarray) -> int:
 
 def _encode_instances(size: int, item: Item) -> Dict[str, bytes]:
     record = item.record
-    left, top, right, bottom = box = square(record.width, record.height)
+    left, top, right, bottom = box = central_square(record.width, record.height)
     kept = []
     for instance in record.instances:
         try:
             mask = annotations.rasterize(instance.segmentation, record.height, record.width)
         except (TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
             raise Rejected("damaged instance", item.name, str(error)) from error
-        mask = _sample(mask, box, size)
+        mask = crop_mask(mask, box, size)
         if mask.any():
             kept.append((mask, instance))
     if not kept:

@@ -1,0 +1,67 @@
+"""Images and masks of a raw download: decode, crop to the central square, resize."""
+
+import io
+import warnings
+from typing import Optional, Tuple
+
+import numpy as np
+from PIL import Image
+
+from ocl_msf.data._sources import Source
+from ocl_msf.data._work import Rejected
+
+Box = Tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
+
+
+def read_image(
+    sample: str, what: str, source: Optional[Source], size: Optional[Tuple[int, int]] = None, mode: Optional[str] = None
+) -> Image.Image:
+    """Decode a JPEG or PNG file.
+
+    Args:
+        sample: Name of the sample, for messages.
+        what: The file's part in it, such as "image", for messages.
+        source: Where the file is; None where it is missing.
+        size: Width and height that it must have, any where None.
+        mode: Convert to this one, such as "RGB", from whatever the file has; None keeps the file's.
+
+    Raises:
+        Rejected: The file is missing, damaged or of another size.
+    """
+    if source is None:
+        raise Rejected(f"missing {what}", sample)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source.read()), formats=("JPEG", "PNG"))
+            if size in (None, image.size):
+                image.load()
+                image = image.convert(mode) if mode else image
+    except Exception as error:  # Pillow has no common class for what a damaged file can cause
+        raise Rejected(f"damaged {what}", sample, f"{source}: {str(error) or repr(error)}") from error
+    if size not in (None, image.size):
+        raise Rejected(f"{what} of another size than annotated", sample, f"{image.size}, not {size}")
+    return image
+
+
+def central_square(width: int, height: int, share: float = 1.0) -> Box:
+    """The central square, its side a share of the height, at most the width."""
+    side = min(max(round(height * share), 1), width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def crop_image(image: Image.Image, box: Box, size: int) -> bytes:
+    """Crop and resize an image bilinearly (antialiased) to `size` pixels; returns a PNG file."""
+    buffer = io.BytesIO()
+    image.crop(box).resize((size, size), Image.BILINEAR).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def crop_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Crop and resize a mask (H, W) by nearest exact: pixel i shows floor((i + 0.5) * side / size)."""
+    left, top, right, bottom = box
+    places = 2 * np.arange(size) + 1
+    rows, columns = (places * side // (2 * size) for side in (bottom - top, right - left))
+    return mask[top + rows[:, None], left + columns]
