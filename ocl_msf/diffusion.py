@@ -14,10 +14,12 @@ from torch import nn
 class DiffusionDecoderOutput:
     """What was predicted, and what it was to be.
 
+    Every sample is noised `levels` times, once in training and as often as the decoder's `eval_levels` in evaluation.
+
     Attributes:
-        prediction: of the noise (b, d, h, w).
-        noise: what was added, standard normal (b, d, h, w).
-        timesteps: how noisy each sample was made (b,), int64; 0 is nearly clean.
+        prediction: of the noise (b, levels, d, h, w).
+        noise: what was added, standard normal (b, levels, d, h, w).
+        timesteps: how noisy the sample was made (b, levels), int64; 0 is nearly clean.
     """
 
     prediction: torch.Tensor
@@ -33,8 +35,9 @@ class DiffusionDecoder(nn.Module):
     channel and one standard deviation for all of them, as latent diffusion does (Rombach et al., 2022), and both stay
     in the checkpoint.
 
-    In training mode timesteps and noise are drawn anew for every sample. In evaluation mode they are the same for
-    every batch of a shape: timesteps evenly spaced over the batch, noise from a generator of seed 0.
+    In training mode a timestep and its noise are drawn anew for every sample. In evaluation mode every sample meets
+    the same evenly spaced timesteps, each with its own fixed noise from a generator of seed 0. So what is predicted
+    for a sample, and what is drawn from its slots, depends on no other sample in the batch.
 
     Args:
         object_dim: channels of a slot.
@@ -45,6 +48,11 @@ class DiffusionDecoder(nn.Module):
         num_layers: residual blocks of a level.
         num_heads: of each attention; divides the channels of every level.
         num_timesteps: length of the noise schedule.
+        eval_levels: timesteps at which evaluation measures; its time grows with them, its memory does not.
+
+    Raises:
+        ValueError: there are no channels or they cannot be split into heads, or eval_levels is not in
+            1 to num_timesteps.
     """
 
     def __init__(
@@ -56,12 +64,16 @@ class DiffusionDecoder(nn.Module):
         num_layers: int = 2,
         num_heads: int = 8,
         num_timesteps: int = 1000,
+        eval_levels: int = 4,
     ):
         super().__init__()
         if not channels or any(width % num_heads for width in channels):
             raise ValueError(f"channels must be one or more multiples of num_heads={num_heads}, got {list(channels)}.")
+        if not 1 <= eval_levels <= num_timesteps:
+            raise ValueError(f"eval_levels must be 1 to num_timesteps={num_timesteps}, got {eval_levels}.")
         deeper = len(channels) - 1
         self.object_dim, self.guidance_dim, self.size = object_dim, guidance_dim, size
+        self.eval_levels = eval_levels
         self.unet = UNet2DConditionModel(
             in_channels=guidance_dim,
             out_channels=guidance_dim,
@@ -80,12 +92,15 @@ class DiffusionDecoder(nn.Module):
         self.register_buffer("deviation", torch.ones(()))
         self.register_buffer("measured", torch.tensor(0, dtype=torch.uint8))  # gloo of torch 2.0 sends no bool
 
-    def forward(self, slots: torch.Tensor, guidance: torch.Tensor) -> DiffusionDecoderOutput:
+    def forward(
+        self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> DiffusionDecoderOutput:
         """Predict, from slots, the noise that was added to the guidance.
 
         Args:
             slots: (b, k, object_dim).
             guidance: (b, guidance_dim, h, w), any h and w.
+            slot_mask: (b, k), bool, True where a slot is off and takes no part.
 
         Raises:
             ValueError: slots or guidance have another number of channels, or dimensions.
@@ -93,13 +108,27 @@ class DiffusionDecoder(nn.Module):
         self._check(slots, guidance)
         if self.training and not self.measured:
             self._measure(guidance)
-        noise, timesteps = self._draw(guidance)
-        noisy = self.noising.add_noise(self.standardize(guidance), noise, timesteps)
-        return DiffusionDecoderOutput(self.predict(noisy, timesteps, slots), noise, timesteps)
+        clean = self.standardize(guidance)
+        noise, timesteps = self._draw(guidance)  # levels b d h w, levels b
+        noisy = [self.noising.add_noise(clean, *level) for level in zip(noise, timesteps)]
+        prediction = [self.predict(x, t, slots, slot_mask) for x, t in zip(noisy, timesteps)]
+        return DiffusionDecoderOutput(torch.stack(prediction, 1), noise.transpose(0, 1), timesteps.T)
 
-    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """The noise in standardized noisy guidance (b, d, h, w) at timesteps (b,) or (), given slots (b, k, d)."""
-        return self.unet(noisy, timesteps, encoder_hidden_states=slots).sample
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        slots: torch.Tensor,
+        slot_mask: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """The noise in standardized noisy guidance (b, d, h, w) at timesteps (b,) or (), given slots (b, k, d).
+
+        Slots that slot_mask (b, k) turns off take no part. If all are off, the noise is predicted from zeros.
+        """
+        if slot_mask is not None:
+            slots = slots.masked_fill(slot_mask[..., None], 0.0)  # for samples whose slots are all off
+            slot_mask = ~slot_mask  # the UNet's is True where a slot is on
+        return self.unet(noisy, timesteps, encoder_hidden_states=slots, encoder_attention_mask=slot_mask).sample
 
     def standardize(self, guidance: torch.Tensor) -> torch.Tensor:
         """Guidance (b, d, h, w) -> the same in single precision, centred and of unit variance once measured."""
@@ -113,6 +142,7 @@ class DiffusionDecoder(nn.Module):
         size: Optional[Tuple[int, int]] = None,
         steps: int = 20,
         seed: int = 0,
+        slot_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Draw guidance from slots alone by DDIM (Song et al., 2021), deterministic but for its first noise.
 
@@ -121,17 +151,18 @@ class DiffusionDecoder(nn.Module):
             lookup: not needed; decoders that write code numbers are called with it.
             size: h and w of the guidance; the decoder's size by default.
             steps: of denoising.
-            seed: of the first noise.
+            seed: of the first noise, the same for every sample.
+            slot_mask: (b, k), bool, True where a slot is off and takes no part.
 
         Returns:
             Features (b, guidance_dim, h, w), continuous, near the codes but not among them.
         """
         generator = torch.Generator().manual_seed(seed)
-        shape = (len(slots), self.guidance_dim, *(size or (self.size, self.size)))
-        x = torch.randn(shape, generator=generator).to(slots.device)
+        first = torch.randn(self.guidance_dim, *(size or (self.size, self.size)), generator=generator)
+        x = first.to(slots.device).expand(len(slots), -1, -1, -1)
         self.sampling.set_timesteps(steps)
         for timestep in self.sampling.timesteps:
-            noise = self.predict(x, timestep.to(x.device), slots)
+            noise = self.predict(x, timestep.to(x.device), slots, slot_mask)
             x = self.sampling.step(noise.float(), timestep, x).prev_sample
         return x * self.deviation + self.mean
 
@@ -145,9 +176,11 @@ class DiffusionDecoder(nn.Module):
     def _draw(self, guidance: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         batch, total, device = len(guidance), self.noising.config.num_train_timesteps, guidance.device
         if self.training:
-            return torch.randn_like(guidance, dtype=torch.float32), torch.randint(total, (batch,), device=device)
-        noise = torch.randn(guidance.shape, generator=torch.Generator().manual_seed(0))
-        return noise.to(device), ((torch.arange(batch, device=device) + 0.5) * (total / batch)).long()
+            noise = torch.randn_like(guidance, dtype=torch.float32)
+            return noise[None], torch.randint(total, (1, batch), device=device)
+        noise = torch.randn(self.eval_levels, 1, *guidance.shape[1:], generator=torch.Generator().manual_seed(0))
+        timesteps = ((torch.arange(self.eval_levels, device=device) + 0.5) * (total / self.eval_levels)).long()
+        return noise.to(device).expand(-1, batch, -1, -1, -1), timesteps[:, None].expand(-1, batch)
 
     def _check(self, slots: torch.Tensor, guidance: torch.Tensor) -> None:
         if slots.ndim != 3 or slots.shape[2] != self.object_dim:

@@ -6,6 +6,7 @@ from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
+from ocl_msf.video import in_chunks
 
 
 @pytest.fixture
@@ -32,11 +33,12 @@ def noisy_by_the_equation(x, noise, timesteps):
 
 def test_the_network_sees_guidance_noised_by_the_schedule(decoder, slots, guidance, monkeypatch):
     seen = {}
-    monkeypatch.setattr(decoder, "predict", lambda x, t, s: seen.update(x=x, t=t, s=s) or x)
+    monkeypatch.setattr(decoder, "predict", lambda x, t, s, m: seen.update(x=x, t=t, s=s) or x)
     output = decoder.train()(slots, guidance)
-    expected = noisy_by_the_equation(decoder.standardize(guidance), output.noise, output.timesteps)
+    noise, timesteps = output.noise[:, 0], output.timesteps[:, 0]
+    expected = noisy_by_the_equation(decoder.standardize(guidance), noise, timesteps)
     torch.testing.assert_close(seen["x"], expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(seen["t"], output.timesteps) and seen["s"] is slots
+    assert torch.equal(seen["t"], timesteps) and seen["s"] is slots
 
 
 @pytest.mark.parametrize("steps", [1, 20])
@@ -44,7 +46,7 @@ def test_denoising_with_the_true_noise_gives_the_guidance_back(decoder, slots, g
     """Whoever knows X can name the noise in any noisy X; sampling must then arrive at X."""
     decoder.train()(slots, guidance)
     kept, x = decoder.noising.alphas_cumprod, decoder.standardize(guidance)
-    monkeypatch.setattr(decoder, "predict", lambda z, t, s: (z - kept[t].sqrt() * x) / (1 - kept[t]).sqrt())
+    monkeypatch.setattr(decoder, "predict", lambda z, t, *_: (z - kept[t].sqrt() * x) / (1 - kept[t]).sqrt())
     torch.testing.assert_close(decoder.generate(slots, steps=steps), guidance, rtol=1e-3, atol=1e-2)
 
 
@@ -67,15 +69,81 @@ def test_guidance_without_any_variation_does_no_harm(decoder, slots):
     assert output.prediction.isfinite().all()
 
 
-def test_timesteps_and_noise_are_new_in_training_and_fixed_in_evaluation(decoder, slots, guidance):
-    many, twice = slots.repeat(8, 1, 1), guidance.repeat(8, 1, 1, 1)
-    first, second = decoder(many, twice), decoder(many, twice)
-    assert torch.equal(first.prediction, second.prediction) and torch.equal(first.noise, second.noise)
-    assert first.timesteps.diff().min() > 50 and first.timesteps.max() - first.timesteps.min() > 900
+def test_timesteps_and_noise_are_new_in_training(decoder, slots, guidance):
+    many, often = slots.repeat(8, 1, 1), guidance.repeat(8, 1, 1, 1)
     decoder.train()
-    first, second = decoder(many, twice), decoder(many, twice)
+    first, second = decoder(many, often), decoder(many, often)
+    assert first.prediction.shape == first.noise.shape == (16, 1, 4, 8, 8) and first.timesteps.shape == (16, 1)
     assert (first.noise - second.noise).abs().max() > 1 and not torch.equal(first.timesteps, second.timesteps)
-    assert 0 <= first.timesteps.min() and first.timesteps.max() < 1000
+    assert first.noise.std(0).min() > 0.1 and 0 <= first.timesteps.min() and first.timesteps.max() < 1000
+    assert first.timesteps.max() - first.timesteps.min() > 300
+
+
+def test_evaluation_meets_the_same_noise_at_timesteps_over_the_whole_schedule(decoder, slots, guidance):
+    first, second = decoder(slots, guidance), decoder(slots, guidance)
+    assert torch.equal(first.prediction, second.prediction) and torch.equal(first.noise, second.noise)
+    assert first.prediction.shape == (2, 4, 4, 8, 8)
+    assert first.timesteps.tolist() == [[125, 375, 625, 875]] * 2
+    assert torch.equal(first.noise[0], first.noise[1]) and first.noise[0].std(0).min() > 0.1
+    finer = DiffusionDecoder(6, 4, size=8, channels=[8], num_layers=1, num_heads=2, eval_levels=10).eval()
+    assert finer(slots, guidance).timesteps[0].tolist() == list(range(50, 1000, 100))
+
+
+def test_evaluation_predicts_the_noise_of_the_noised_guidance(decoder, slots, guidance):
+    """Each level by itself: the network at that timestep, on guidance noised by the schedule."""
+    output = decoder(slots, guidance)
+    for level, timestep in enumerate([125, 375, 625, 875]):
+        timesteps = torch.full((2,), timestep)
+        noisy = noisy_by_the_equation(guidance, output.noise[:, level], timesteps)
+        expected = decoder.predict(noisy, timesteps, slots)
+        torch.testing.assert_close(output.prediction[:, level], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def four():
+    """Slots, guidance and mask of four samples; one has no empty slot, one has one, one has two, one has three."""
+    generator = torch.Generator().manual_seed(3)
+    slots, guidance = torch.randn(4, 3, 6, generator=generator), torch.randn(4, 4, 8, 8, generator=generator)
+    return slots, guidance, torch.arange(3) >= torch.tensor([3, 2, 1, 0])[:, None]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_of_four_equals_four_batches_of_one(decoder, four, masked):
+    slots, guidance, mask = four
+    mask = mask if masked else None
+    with torch.no_grad():
+        whole = decoder(slots, guidance, mask)
+        for size in (1, 3):
+            parts = in_chunks(decoder, size, slots, guidance, mask)
+            for name in ("noise", "timesteps"):
+                assert torch.equal(getattr(parts, name), getattr(whole, name))
+            torch.testing.assert_close(parts.prediction, whole.prediction)
+    drawn = decoder.generate(slots, steps=3, slot_mask=mask)
+    for i in range(4):
+        alone = decoder.generate(slots[i : i + 1], steps=3, slot_mask=None if mask is None else mask[i : i + 1])
+        torch.testing.assert_close(alone, drawn[i : i + 1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("garbage", [100.0, float("nan")])
+def test_empty_slots_take_no_part(decoder, four, garbage):
+    slots, guidance, mask = four
+    other = slots.masked_fill(mask[..., None], garbage)
+    expected = decoder(slots, guidance, mask).prediction
+    assert torch.equal(decoder(other, guidance, mask).prediction, expected)
+    drawn = decoder.generate(slots, steps=2, slot_mask=mask)
+    assert torch.equal(decoder.generate(other, steps=2, slot_mask=mask), drawn)
+    for i, count in enumerate([3, 2, 1]):
+        one = slots[i : i + 1, :count], guidance[i : i + 1]
+        torch.testing.assert_close(decoder(*one).prediction, expected[i : i + 1])
+    assert (decoder(slots, guidance).prediction - expected)[1:].abs().amax((1, 2, 3, 4)).min() > 1e-5
+
+
+def test_no_gradient_reaches_an_empty_slot(decoder, four):
+    slots, guidance, mask = four
+    slots.requires_grad_()
+    output = decoder.train()(slots, guidance, mask)
+    torch.nn.functional.mse_loss(output.prediction, output.noise).backward()
+    assert torch.equal(slots.grad.abs().amax(-1) > 0, ~mask)
 
 
 def test_evaluation_leaves_the_global_generator_alone(decoder, slots, guidance):
@@ -94,7 +162,7 @@ def test_slots_are_a_set_and_matter(decoder, slots, guidance):
 @pytest.mark.parametrize("shape", [(8, 8), (7, 5), (1, 1)])
 def test_any_size_is_denoised_and_drawn(decoder, slots, shape):
     output = decoder(slots, torch.randn(2, 4, *shape))
-    assert output.prediction.shape == output.noise.shape == (2, 4, *shape)
+    assert output.prediction.shape == output.noise.shape == (2, 4, 4, *shape)
     assert decoder.generate(slots, size=shape, steps=2).shape == (2, 4, *shape)
 
 
@@ -122,6 +190,12 @@ def test_shapes_that_do_not_fit_are_named(decoder, slots, guidance, message):
 def test_channels_that_heads_cannot_share_are_named():
     with pytest.raises(ValueError, match=r"num_heads=3.*\[6, 8\]"):
         DiffusionDecoder(6, 4, size=8, channels=[6, 8], num_heads=3)
+
+
+@pytest.mark.parametrize("levels", [0, 11])
+def test_levels_that_the_schedule_lacks_are_named(levels):
+    with pytest.raises(ValueError, match=f"eval_levels must be 1 to num_timesteps=10, got {levels}"):
+        DiffusionDecoder(6, 4, size=8, channels=[8], num_heads=2, num_timesteps=10, eval_levels=levels)
 
 
 @pytest.fixture
