@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "sysbinder": NETWORKS,
     "decoding": NETWORKS,
     "diffusion": NETWORKS,
-    "video": MATHS | {"ocl_msf.decoding", "ocl_msf.guidance"},
+    "video": MATHS | {"ocl_msf.decoding", "ocl_msf.feature_extractors", "ocl_msf.guidance"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
     "editing": FRAMEWORK
@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "scheduling": FRAMEWORK,
     "checkpoints": {"torch", "omegaconf", "yaml"},
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
+    "outputs": FRAMEWORK | {"safetensors", "ocl_msf.data"},
     "paper": set(),
     "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper"},
     "figures": FRAMEWORK | {"matplotlib", "tensorboard", "ocl_msf.visualizations"},

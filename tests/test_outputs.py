@@ -1,0 +1,166 @@
+"""Saved masks and slots: the same numbers again under the samples' keys, whole or not at all."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from ocl_msf.outputs import SaveOutputs, read_outputs
+
+SPLITS = {"train": False, "val": True, "test": True}
+
+
+def draw(number, *frames, seed=0):
+    """Outputs of a model for `number` samples; slots of videos with their frames folded into the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "masks": torch.rand(number, *frames, 3, 8, 6, generator=generator),
+        "slots": torch.randn(number, *frames, 3, 5, generator=generator).reshape(-1, 3, 5),
+        "image": torch.rand(number, *frames, 3, 8, 6, generator=generator) * 2 - 1,
+        "true_masks": torch.rand(number, *frames, 4, 8, 6, generator=generator),
+    }
+
+
+class Model(LightningModule):
+    """Hands batches to the module; fails at the sample called "broken"."""
+
+    def __init__(self, saved):
+        super().__init__()
+        self.saved = saved
+
+    def validation_step(self, batch, index):
+        if "broken" in batch["keys"]:
+            raise RuntimeError("broken")
+        self.saved(**batch, model=self)
+
+
+def batches(outputs, size, frames=1, keys=None):
+    number = len(outputs["masks"])
+    keys = keys or [f"{index:03d}.x" for index in range(number)]
+    for start in range(0, number, size):
+        rows = slice(start, start + size)
+        folded = slice(start * frames, (start + size) * frames)
+        part = {name: x[folded if name == "slots" else rows] for name, x in outputs.items()}
+        yield {**part, "keys": keys[rows]}
+
+
+def evaluate(saved, *splits):
+    options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(**options, enable_model_summary=False)
+    model = Model(saved)
+    for split in splits:
+        trainer.validate(model, DataLoader(list(split), batch_size=None), verbose=False)
+
+
+def test_every_sample_is_read_again_under_its_key(tmp_path):
+    outputs = draw(7)
+    evaluate(SaveOutputs(tmp_path, {"val": True}, shard_size=3), batches(outputs, 2))
+    found = dict(read_outputs(tmp_path / "val"))
+    assert list(found) == [f"{index:03d}.x" for index in range(7)]
+    for index, sample in enumerate(found.values()):
+        assert sample["masks"].dtype == sample["true_masks"].dtype == sample["image"].dtype == np.uint8
+        assert np.array_equal(sample["masks"], outputs["masks"][index].argmax(0))
+        assert np.array_equal(sample["true_masks"], outputs["true_masks"][index].argmax(0))
+        assert np.array_equal(sample["slots"], outputs["slots"][index])
+        pixels = (outputs["image"][index].permute(1, 2, 0) + 1) / 2
+        assert np.abs(sample["image"] / 255 - pixels.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_the_layout_is_the_documented_one(tmp_path):
+    outputs = draw(7)
+    del outputs["image"], outputs["true_masks"]
+    evaluate(SaveOutputs(tmp_path, {"val": True}, shard_size=3), batches(outputs, 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["val"]
+    expected = {f"masks-0-0000{n}.npz" for n in range(3)} | {f"slots-0-0000{n}.safetensors" for n in range(3)}
+    assert {path.name for path in (tmp_path / "val").iterdir()} == expected
+    with np.load(tmp_path / "val" / "masks-0-00001.npz", allow_pickle=False) as file:
+        assert file.files == ["003.x", "004.x", "005.x"]
+    slots = safetensors.numpy.load_file(tmp_path / "val" / "slots-0-00002.safetensors")
+    assert {key: x.shape for key, x in slots.items()} == {"006.x": (3, 5)}
+
+
+def test_videos_keep_their_frames(tmp_path):
+    outputs = draw(3, 4)
+    evaluate(SaveOutputs(tmp_path, {"val": True}), batches(outputs, 2, frames=4))
+    for index, (_, sample) in enumerate(read_outputs(tmp_path / "val")):
+        assert np.array_equal(sample["masks"], outputs["masks"][index].argmax(1))
+        assert np.array_equal(sample["slots"], outputs["slots"][4 * index : 4 * index + 4])
+        assert sample["image"].shape == (4, 8, 6, 3) and sample["true_masks"].shape == (4, 8, 6)
+
+
+def test_scores_of_masks_on_request_and_no_more_samples_than_wanted(tmp_path):
+    outputs = draw(5)
+    evaluate(SaveOutputs(tmp_path, {"val": True}, num_samples=3, soft=True), batches(outputs, 2))
+    found = dict(read_outputs(tmp_path / "val"))
+    assert len(found) == 3
+    assert np.array_equal(found["002.x"]["masks"], outputs["masks"][2].half())
+
+
+def test_every_split_has_its_folder(tmp_path):
+    first, second = draw(3), draw(2, seed=1)
+    evaluate(SaveOutputs(tmp_path, SPLITS), batches(first, 2), batches(second, 2))
+    assert {path.name for path in tmp_path.iterdir()} == {"val", "test"}
+    for split, outputs in (("val", first), ("test", second)):
+        found = [sample["slots"] for _, sample in read_outputs(tmp_path / split)]
+        assert np.array_equal(np.stack(found), outputs["slots"])
+
+
+def test_an_interrupted_evaluation_leaves_the_outputs_of_the_last_one(tmp_path):
+    old, new = draw(4), draw(4, seed=1)
+    evaluate(SaveOutputs(tmp_path, {"val": True}, shard_size=1), batches(old, 2))
+    with pytest.raises(RuntimeError, match="broken"):
+        keys = ["a", "b", "broken", "d"]
+        evaluate(SaveOutputs(tmp_path, {"val": True}, shard_size=1), batches(new, 2, keys=keys))
+    found = [sample["slots"] for _, sample in read_outputs(tmp_path / "val")]
+    assert np.array_equal(np.stack(found), old["slots"])
+    evaluate(SaveOutputs(tmp_path, {"val": True}), batches(new, 4, keys=["a", "b", "c", "d"]))
+    assert [key for key, _ in read_outputs(tmp_path / "val")] == ["a", "b", "c", "d"]
+    assert [path.name for path in tmp_path.iterdir()] == ["val"]
+
+
+def test_no_more_than_a_shard_is_held(tmp_path):
+    saved = SaveOutputs(tmp_path, {"val": True}, shard_size=2)
+    held = []
+    saved.register_forward_hook(lambda module, inputs, output: held.append(len(module.samples)))
+    evaluate(saved, batches(draw(9), 3))
+    assert max(held) < 2
+
+
+def test_wrong_use_is_named(tmp_path):
+    with pytest.raises(ValueError, match="must be positive"):
+        SaveOutputs(tmp_path, {"val": True}, shard_size=0)
+    with pytest.raises(ValueError, match="Two samples have the key 'a'"):
+        evaluate(SaveOutputs(tmp_path, {"val": True}), batches(draw(4), 2, keys=["a", "b", "c", "a"]))
+    with pytest.raises(FileNotFoundError, match=r"\+msf/save=outputs"):
+        next(read_outputs(tmp_path / "val"))
+
+
+PROCESS = """
+import sys, torch
+from types import SimpleNamespace
+from ocl_msf.outputs import SaveOutputs
+rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+strategy = SimpleNamespace(barrier=torch.distributed.barrier)
+trainer = SimpleNamespace(callbacks=[], global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+saved = SaveOutputs(folder, {"val": True}, shard_size=2)
+for index in range(rank, 7, 2):
+    saved([str(index)], torch.rand(1, 3, 4, 4), torch.full((1, 3, 5), float(index)), SimpleNamespace(trainer=trainer))
+trainer.callbacks[0].on_validation_end(trainer, None)
+"""
+
+
+def test_two_processes_save_into_one_folder(tmp_path):
+    """Of unequal parts: four samples on the first, three on the second."""
+    arguments = [str(tmp_path / "store"), str(tmp_path / "outputs")]
+    command = [sys.executable, "-c", PROCESS]
+    processes = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    found = dict(read_outputs(tmp_path / "outputs" / "val"))
+    assert set(found) == {str(index) for index in range(7)}
+    assert all((sample["slots"] == int(key)).all() for key, sample in found.items())
