@@ -64,12 +64,12 @@ class LoadGuidance(Callback):
 class LoadDino(Callback):
     """Give the frozen ViT of an encoder its pretrained weights, before the first step.
 
-    A run that resumes, and an evaluation, take them from the run's own checkpoint.
+    A run that resumes, and an evaluation, take them from the run's own checkpoint. An encoder without a ViT needs none.
 
     Args:
         weights: file of the DINO release or safetensors, relative to the launch directory; by default from timm's
             cache or hub.
-        target: name of the encoder among the models, whose attribute `dino` is the ViT.
+        target: name of the encoder among the models, whose attribute `dino` is the ViT, or None.
     """
 
     def __init__(self, weights: Optional[str] = None, target: str = "feature_extractor"):
@@ -84,7 +84,7 @@ class LoadDino(Callback):
             ValueError: they are damaged or of another model.
         """
         dino = pl_module.models[self.target].dino
-        if not dino.loaded:
+        if dino is not None and not dino.loaded:
             dino.load(Path(to_absolute_path(self.weights)) if self.weights else None)
 
 

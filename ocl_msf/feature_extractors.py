@@ -1,8 +1,9 @@
 """Primary encoders: image -> features for slot attention."""
 
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +16,7 @@ with require_host():
 NO_WEIGHTS = (
     "The weights of the frozen ViT ({name}) are missing: {reason} Download dino_deitsmall8_pretrain.pth of the DINO "
     "release (ViT-S/8, backbone only), put it anywhere on this machine, such as beside the data sets, and add "
-    "experiment.dino_weights=PATH to the command."
+    "experiment.dino_weights=PATH to the command; or take the small CNN alone, experiment.encoder.vit=null."
 )
 
 
@@ -92,8 +93,6 @@ class FrozenViT(nn.Module):
 
     def __init__(self, model_name: str, pretrained: bool = True):
         super().__init__()
-        import timm  # an optional dependency
-
         self.model_name = model_name if timm.is_model(model_name) else model_name.replace(".", "_")
         self.vit = timm.create_model(self.model_name, num_classes=0).requires_grad_(False)
         self.patch_size: int = self.vit.patch_embed.proj.kernel_size[0]
@@ -126,8 +125,6 @@ class FrozenViT(nn.Module):
 
     def _download(self) -> Dict[str, torch.Tensor]:
         """Weights from timm's cache or hub."""
-        import timm
-
         if not any(self.vit.default_cfg.get(source) for source in ("url", "hf_hub_id")):  # old timm would go on without
             raise FileNotFoundError("timm knows none.")
         try:
@@ -165,17 +162,17 @@ class FrozenViT(nn.Module):
         return tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[-2:])
 
 
-class BigLittle(ImageFeatureExtractor):
-    """The paper's encoder: a frozen DINO sees the objects, a small CNN beside it the details (section A.3).
+class BigLittle(NaiveCNN):
+    """The paper's encoder: beside a small CNN for details a frozen DINO that sees objects (section A.3).
 
-    The tokens of the ViT pass a 3x3 convolution, are upsampled to the size of the image, and the features of
-    a naive CNN are added. The tokens themselves are the auxiliary features `tokens` (b, n_patches, dim of the ViT).
+    The tokens of the ViT pass a 3x3 convolution, are upsampled to the grid of the CNN's features, and added. The tokens
+    themselves are the auxiliary features `tokens` (b, n_patches, dim of the ViT).
 
     Args:
         feature_dim: channels of the features.
         num_layers: number of convolutions of the CNN.
         stride: of the CNN and so of the features; 1 in the paper.
-        model_name: the ViT's name in timm.
+        vit: the ViT's name in timm; None for the CNN alone, the ablation's encoder.
         pretrained: False for a random ViT; else it waits for `dino.load`, or for a checkpoint of the whole model.
     """
 
@@ -184,27 +181,27 @@ class BigLittle(ImageFeatureExtractor):
         feature_dim: int = 64,
         num_layers: int = 4,
         stride: int = 1,
-        model_name: str = "vit_small_patch8_224.dino",
+        vit: Optional[str] = "vit_small_patch8_224.dino",
         pretrained: bool = True,
     ):
-        super().__init__()
-        self._feature_dim = feature_dim
-        self.dino = FrozenViT(model_name, pretrained)
-        self.big = nn.Conv2d(self.dino.dim, feature_dim, 3, padding=1)
-        self.little = NaiveCNN(feature_dim, num_layers, stride)
+        super().__init__(feature_dim, num_layers, stride)
+        self.dino = FrozenViT(vit, pretrained) if vit else None
+        self.project_tokens = nn.Conv2d(self.dino.dim, feature_dim, 3, padding=1) if vit else None
 
-    @property
-    def feature_dim(self) -> int:
-        """Channels of the features."""
-        return self._feature_dim
-
-    def forward_images(self, images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, Dict[str, torch.Tensor]]:
-        """(b, 3, h, w) in [-1, 1] -> features (b, n, feature_dim), positions (n, 2) and {"tokens": ...}.
+    def forward_images(self, images: torch.Tensor) -> Tuple[Any, ...]:
+        """(b, 3, h, w) in [-1, 1] -> features (b, n, feature_dim), positions (n, 2) and, with a ViT, {"tokens": ...}.
 
         n = h*w / stride^2; tokens (b, h*w / patch_size^2, dim of the ViT).
         """
+        maps, tokens = self.encode(images)
+        found = cnn_compute_positions_and_flatten(maps)
+        return found if tokens is None else (*found, {"tokens": tokens})
+
+    def encode(self, images: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """(b, 3, h, w) -> feature maps (b, feature_dim, h / stride, w / stride), and tokens as above or None."""
+        maps = self.layers(images)
+        if self.dino is None:
+            return maps, None
         tokens = self.dino(images)
-        little = self.little.layers(images)
-        big = F.interpolate(self.big(tokens), little.shape[-2:], mode="bilinear", align_corners=False)
-        features, positions = cnn_compute_positions_and_flatten(big + little)
-        return features, positions, {"tokens": tokens.flatten(2).transpose(1, 2)}
+        big = F.interpolate(self.project_tokens(tokens), maps.shape[-2:], mode="bilinear", align_corners=False)
+        return maps + big, tokens.flatten(2).transpose(1, 2)

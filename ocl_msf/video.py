@@ -1,12 +1,13 @@
 """Videos as frames: models of images work on the frames of a video, folded into the batch."""
 
 import dataclasses
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import nn
 
 from ocl_msf.decoding import TokenDecoder, TokenDecoderOutput
+from ocl_msf.feature_extractors import BigLittle
 from ocl_msf.guidance import FrozenGuidance, GuidanceOutput
 
 
@@ -25,7 +26,7 @@ def in_chunks(function: Callable[..., Any], size: int, *inputs: Optional[torch.T
     """Apply a function of images to at most `size` of them at a time: the same result in bounded memory.
 
     Args:
-        function: maps tensors (n, ...) to a dataclass of tensors (n, ...) and tuples of them.
+        function: maps tensors (n, ...) to a dataclass or tuple of tensors (n, ...), of None and of such tuples.
         size: how many images at a time.
         inputs: (n, ...) each, or None.
 
@@ -39,12 +40,28 @@ def in_chunks(function: Callable[..., Any], size: int, *inputs: Optional[torch.T
 
 def _concatenate(parts: Any) -> Any:
     first = parts[0]
+    if first is None:
+        return None
     if isinstance(first, torch.Tensor):
         return torch.cat(parts)
     if isinstance(first, tuple):
         return tuple(_concatenate(list(same)) for same in zip(*parts))
     names = [field.name for field in dataclasses.fields(first)]
     return type(first)(**{name: _concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+class ChunkedBigLittle(BigLittle):
+    """`BigLittle` for the many frames of videos; in evaluation at most `max_frames` at a time.
+
+    Attributes:
+        max_frames: how many; the result does not depend on it.
+    """
+
+    max_frames = 16
+
+    def encode(self, images: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """Encode frames (b * t, 3, h, w): feature maps and tokens."""
+        return super().encode(images) if self.training else in_chunks(super().encode, self.max_frames, images)
 
 
 class ChunkedGuidance(FrozenGuidance):

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from ocl_msf.feature_extractors import BigLittle, FrozenViT, NaiveCNN
+from ocl_msf.video import ChunkedBigLittle
 
 TINY = "vit_tiny_patch16_224"
 
@@ -23,10 +24,29 @@ def test_layers_keep_the_scale_of_the_image():
     assert 0.3 < features.pow(2).mean() < 3
 
 
+def test_without_a_vit_it_is_the_cnn_alone():
+    torch.manual_seed(0)
+    alone = BigLittle(5, stride=2, vit=None)
+    torch.manual_seed(0)
+    cnn = NaiveCNN(5, stride=2)
+    assert list(alone.state_dict()) == list(cnn.state_dict())
+    image = torch.randn(2, 3, 8, 12)
+    output = alone(image)
+    assert torch.equal(output.features, cnn(image).features) and not output.aux_features
+
+
+def test_features_are_those_of_the_cnn_and_of_the_upsampled_tokens(encoder):
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    output = encoder(image)
+    tokens = encoder.project_tokens(output.aux_features["tokens"].transpose(1, 2).unflatten(2, (2, 3)))
+    upsampled = torch.nn.Upsample(scale_factor=16, mode="bilinear")(tokens)
+    torch.testing.assert_close(output.features, (encoder.layers(image) + upsampled).flatten(2).transpose(1, 2))
+
+
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    return BigLittle(6, model_name=TINY, pretrained=False)
+    return BigLittle(6, vit=TINY, pretrained=False)
 
 
 def random_vit():
@@ -58,6 +78,20 @@ def test_frames_of_a_video_are_encoded_like_images(encoder):
         output, single = encoder(video), encoder(video[:, 1])
     torch.testing.assert_close(output.features[:, 1], single.features)
     torch.testing.assert_close(output.aux_features["tokens"][:, 1], single.aux_features["tokens"])
+
+
+@pytest.mark.parametrize("vit", [None, TINY])
+def test_frames_in_chunks_are_encoded_like_the_whole(vit):
+    chunked = ChunkedBigLittle(6, vit=vit, pretrained=False)
+    chunked.max_frames = 4
+    seen = []
+    chunked.layers.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    video = torch.rand(2, 3, 3, 32, 32) * 2 - 1
+    whole, parts = chunked.train()(video), chunked.eval()(video)
+    assert seen == [6, 4, 2]
+    torch.testing.assert_close(parts.features, whole.features)
+    torch.testing.assert_close(parts.positions, whole.positions)
+    torch.testing.assert_close(parts.aux_features, whole.aux_features)
 
 
 def test_tokens_are_those_of_timm_for_images_normalised_as_imagenet(tmp_path):
@@ -105,18 +139,18 @@ def test_safetensors_are_read(tmp_path):
 def test_the_vit_never_learns_while_convolution_and_cnn_do(encoder):
     encoder.train()
     assert not any(module.training for module in encoder.dino.modules())
-    assert encoder.little.training
+    assert encoder.layers.training
     features = encoder(torch.rand(1, 3, 32, 32) * 2 - 1).features
     features.square().sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in encoder.dino.parameters())
-    learning = [*encoder.big.parameters(), *encoder.little.parameters()]
+    learning = [*encoder.project_tokens.parameters(), *encoder.layers.parameters()]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning)
     encoder.zero_grad()
 
 
 def test_without_weights_it_refuses_to_run():
     with pytest.raises(RuntimeError, match=r"dino_deitsmall8_pretrain\.pth.*experiment\.dino_weights=PATH"):
-        BigLittle(4, model_name=TINY)(torch.zeros(1, 3, 32, 32))
+        BigLittle(4, vit=TINY)(torch.zeros(1, 3, 32, 32))
 
 
 def test_weights_out_of_reach_are_named(tmp_path, monkeypatch):
@@ -145,7 +179,7 @@ def test_files_of_something_else_are_refused(tmp_path):
 
 
 def test_a_checkpoint_of_the_whole_model_needs_no_file(encoder):
-    restored = BigLittle(6, model_name=TINY)
+    restored = BigLittle(6, vit=TINY)
     restored.load_state_dict(encoder.state_dict())
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
