@@ -227,7 +227,7 @@ def test_odd_images_are_read_or_named(own):
     assert rejected == {
         25: "more than 10 objects",
         30: "missing panoptic PNG",
-        139: "panoptic PNG of another size than annotated",
+        139: "panoptic PNG of another size",
         285: "panoptic PNG is not RGB",
         632: "panoptic PNG and its annotation name different segments",
         142238: "missing image",

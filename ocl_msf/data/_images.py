@@ -41,7 +41,7 @@ def read_image(
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
         raise Rejected(f"damaged {what}", sample, f"{source}: {str(error) or repr(error)}") from error
     if size not in (None, image.size):
-        raise Rejected(f"{what} of another size than annotated", sample, f"{image.size}, not {size}")
+        raise Rejected(f"{what} of another size", sample, f"{image.size}, not {size}")
     return image
 
 
@@ -65,3 +65,17 @@ def crop_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:
     places = 2 * np.arange(size) + 1
     rows, columns = (places * side // (2 * size) for side in (bottom - top, right - left))
     return mask[top + rows[:, None], left + columns]
+
+
+def bounding_box(mask: np.ndarray) -> Tuple[int, int, int, int]:
+    """Left, top, width and height of what is seen in a mask (H, W), zeros where nothing is."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+
+
+def box_area(mask: np.ndarray) -> int:
+    """Pixels of the bounding box of what is seen in a mask (H, W)."""
+    _, _, width, height = bounding_box(mask)
+    return width * height

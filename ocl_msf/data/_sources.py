@@ -1,17 +1,21 @@
-"""Files of a raw download by name, in folders or in zip archives, which are read without unpacking."""
+"""Files of a raw download by name, in folders or in zip and tar archives, which are read without unpacking."""
 
+import fnmatch
 import functools
 import io
 import os
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Collection, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Collection, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
+from ocl_msf.data._tars import TarMember, list_members
 from ocl_msf.data._work import DataError
 
 # What reading a damaged archive raises; encrypted ones are a RuntimeError, unknown methods NotImplementedError.
-READ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError)
+READ_ERRORS += (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 class Source(NamedTuple):
@@ -39,13 +43,17 @@ class Source(NamedTuple):
         return _archive(self.path, self.member[:-1], _state(self.path)).read(self.member[-1])
 
 
+AnySource = Union[Source, TarMember]
+
+
 class Sources:
-    """The wanted files of a download, wherever they lie below a folder or in the zips there.
+    """The wanted files of a download, wherever they lie below a folder or in the archives there.
 
     Args:
         root: Folder of the download.
         folders: Names of the folders whose files are wanted.
         files: Names of the files that are wanted in whatever folder.
+        tars: Patterns of the names of tar archives to look into, such as "VOC*.tar"; into zips it looks always.
 
     Files that are unpacked come before those in archives. Hidden files and `__MACOSX` do not count.
 
@@ -53,19 +61,23 @@ class Sources:
         DataError: There is no such folder, or an archive in it is damaged.
     """
 
-    def __init__(self, root: Path, folders: Collection[str], files: Collection[str] = ()) -> None:
+    def __init__(
+        self, root: Path, folders: Collection[str], files: Collection[str] = (), tars: Collection[str] = ()
+    ) -> None:
         if not root.is_dir():
             raise DataError(f"{root} is no folder. Give the one with the downloaded files.")
         self._folders, self._files = frozenset(folders), frozenset(files)
-        self._sources: Dict[str, Source] = {}
+        self._sources: Dict[str, AnySource] = {}
         paths = list(_walk(root))
         for path in paths:
             self._add(path.parent.name, path.name, Source(str(path)))
         for path in paths:
             if path.suffix == ".zip":
                 self._add_archive(Source(str(path)))
+            elif any(fnmatch.fnmatch(path.name, pattern) for pattern in tars):
+                self._add_tar(path)
 
-    def find(self, name: str) -> Optional[Source]:
+    def find(self, name: str) -> Optional[AnySource]:
         """Where `folder/name`, or a file wanted by its name, is; None where it is not."""
         return self._sources.get(name)
 
@@ -73,11 +85,22 @@ class Sources:
         """How many files of a wanted folder there are."""
         return sum(name.startswith(folder + "/") for name in self._sources)
 
-    def _add(self, folder: str, name: str, source: Source) -> None:
+    def _add(self, folder: str, name: str, source: AnySource) -> None:
         if name in self._files:
             self._sources.setdefault(name, source)
         if folder in self._folders:
             self._sources.setdefault(f"{folder}/{name}", source)
+
+    def _add_tar(self, path: Path) -> None:
+        try:
+            for member in list_members([path]):
+                parts = [part for part in member.name.split("/") if part not in ("", ".")]
+                if len(parts) > 1 and not _ignored(parts):
+                    self._add(parts[-2], parts[-1], member)
+        except READ_ERRORS as error:
+            raise DataError(
+                f"{path} is no intact tar archive ({error}). Download it again, or move it elsewhere."
+            ) from error
 
     def _add_archive(self, source: Source) -> None:
         try:

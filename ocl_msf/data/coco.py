@@ -14,7 +14,7 @@ from PIL import Image
 from ocl_msf.data import _coco_annotations as annotations
 from ocl_msf.data._coco_annotations import Record, Segment
 from ocl_msf.data._filter import ObjectFilter, add_filter_arguments
-from ocl_msf.data._images import central_square, crop_image, crop_mask, read_image
+from ocl_msf.data._images import box_area, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data._sources import Source, Sources
 from ocl_msf.data._work import DataError, Rejected, positive
 from ocl_msf.data.shards import Conversion, Sample, encode_array
@@ -183,15 +183,10 @@ def _choose(
         areas = np.array([segment.box_area for segment in segments])
         if settings.measure == "resized":
             counted &= present
-            areas = np.array([_box_area(numbers == number + 1) for number in range(len(segments))])
+            areas = np.array([box_area(numbers == number + 1) for number in range(len(segments))])
         stay[counted] &= settings.objects(name, areas[counted])
     table = np.concatenate([[0], np.where(stay, np.cumsum(stay), 0)]).astype(np.uint8)
     return table[numbers], [segment for segment, there in zip(segments, stay) if there]
-
-
-def _box_area(mask: np.ndarray) -> int:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)) if len(rows) else 0
 
 
 def _encode_instances(size: int, item: Item) -> Dict[str, bytes]:

@@ -7,13 +7,13 @@ import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ocl_msf.data import clevrtex, coco, movi, openimages
+from ocl_msf.data import clevrtex, coco, movi, openimages, voc
 from ocl_msf.data._lmdb import write_lmdb
 from ocl_msf.data._work import command_line, positive
 from ocl_msf.data.shards import describe, verify, write_dataset
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
-DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages}
+DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}
 
 
 def _parser() -> argparse.ArgumentParser:
