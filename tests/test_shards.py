@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from ocl_msf.data._lmdb import write_lmdb
 from ocl_msf.data._work import DataError, Filtered, Rejected
 from ocl_msf.data.scenes import make_scenes
 from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
@@ -125,3 +126,60 @@ def test_what_a_filter_leaves_out_is_counted_but_no_error_to_strict(tmp_path):
 
     summary = write_dataset(tmp_path, dataclasses.replace(conversion(), encode=encode), 5, 1, strict=True)
     assert summary["rejected"]["more than 10 objects"]["count"] > 0
+
+
+def filtered(item):
+    """What a filter leaves out of every shard, and one torn file."""
+    if item % 3 == 0:
+        raise Filtered("more than 10 objects", f"file {item}")
+    return encode(item)
+
+
+def forbidden(item):
+    raise AssertionError(f"{item} is encoded again")
+
+
+@pytest.mark.parametrize("write", [write_dataset, write_lmdb])
+def test_strict_leaves_alone_what_a_filter_has_cut(tmp_path, write):
+    torn = dataclasses.replace(conversion(), encode=filtered)
+    whole = dataclasses.replace(torn, splits={"train": range(6), "val": range(100, 110)})
+    summary = write(tmp_path / "whole", whole, 5, 1)
+    names = ["file 0", "file 3", "file 102", "file 105", "file 108"]
+    assert summary["rejected"] == {"more than 10 objects": {"count": 5, "names": names, "filtered": True}}
+    again = dataclasses.replace(whole, encode=forbidden)
+    assert write(tmp_path / "whole", again, 5, 1, strict=True) == summary
+    write(tmp_path / "torn", torn, 5, 1)
+    with pytest.raises(DataError, match="file 7: torn"):
+        write(tmp_path / "torn", torn, 5, 1, strict=True)
+
+
+def test_only_damage_is_looked_at_again_by_a_strict_run(tmp_path):
+    torn = dataclasses.replace(conversion(), encode=filtered)
+    write_dataset(tmp_path, torn, 5, 1)
+    seen = []
+
+    def repaired(item):
+        seen.append(item)
+        return filtered(item) if item != 7 else (f"{item:06d}", {"count.txt": b"7"})
+
+    summary = write_dataset(tmp_path, dataclasses.replace(torn, encode=repaired), 5, 1, strict=True)
+    assert seen == [5, 6, 7, 8, 9] and set(summary["rejected"]) == {"more than 10 objects"}
+
+
+def test_a_layout_names_folders_and_numbers_of_shards(tmp_path):
+    laid_out = dataclasses.replace(conversion(), layout={"train": ("trainaug", 7), "val": ("val", 99)})
+    summary = write_dataset(tmp_path / "a", laid_out, workers=1)
+    assert [path.name for path in sorted((tmp_path / "a" / "trainaug").iterdir())] == [
+        f"shard-{number:06d}.tar" for number in range(7)
+    ]
+    assert len(summary["splits"]["val"]["shards"]) == 10  # one for each sample
+    assert keys(tmp_path / "a", "trainaug") == [f"{i:06d}" for i in range(20) if i % 3 and i != 7]
+    write_dataset(tmp_path / "b", laid_out, 5, 1)
+    assert len(list((tmp_path / "b" / "trainaug").iterdir())) == 4  # what the user asks for counts
+    write_dataset(tmp_path / "b", laid_out, 3, 1, overwrite=True)
+    assert len(list((tmp_path / "b" / "trainaug").iterdir())) == 7
+
+
+def test_a_split_without_samples_is_empty(tmp_path):
+    summary = write_dataset(tmp_path, dataclasses.replace(conversion(), splits={"train": [], "val": range(4)}), 5, 1)
+    assert [content["samples"] for content in summary["splits"].values()] == [0, 2]

@@ -32,6 +32,7 @@ from ocl_msf.data.shards import (
     Sample,
     check_options,
     damage,
+    has_damage,
     overview,
     read_json,
     sha256,
@@ -119,9 +120,7 @@ def _pack(path: Path, records: List[Dict[str, Any]]) -> None:
     bound = (16 << 20) + sum(record["bytes"] + 3 * 4096 * record["samples"] for record in records)
     keys: List[bytes] = []
     try:
-        with lmdb.open(
-            str(partial), subdir=False, map_size=bound, lock=False, sync=False, metasync=False
-        ) as file:
+        with lmdb.open(str(partial), subdir=False, map_size=bound, lock=False, sync=False, metasync=False) as file:
             for record in tqdm(records, desc=path.name, disable=not records):
                 with file.begin(write=True) as writing:
                     for key, value in _shard_samples(path.parent / PARTS / record["name"]):
@@ -149,7 +148,7 @@ def _remove(folder: Path) -> None:
 def write_lmdb(
     folder: Path,
     conversion: Conversion,
-    samples_per_shard: int = 1000,
+    samples_per_shard: Optional[int] = None,
     workers: int = 2,
     overwrite: bool = False,
     strict: bool = False,
@@ -159,19 +158,7 @@ def write_lmdb(
     Samples are encoded into shards first, by all workers, and then packed by this process; for this time
     they take twice the room. An interrupted run goes on with the shards that are there.
 
-    Args:
-        folder: Of this data set; its name is the data set's.
-        conversion: What to write.
-        samples_per_shard: Encoded at a time, and committed at a time.
-        workers: Processes.
-        overwrite: First remove what an earlier conversion wrote.
-        strict: A rejected sample is an error, unless a filter left it out.
-
-    Returns:
-        The summary, as in `summary.json`.
-
-    Raises:
-        DataError: The folder holds files of other options, a raw file is broken, or the disk is full.
+    Arguments, result and errors are those of `write_dataset`.
     """
     options = dict(conversion.options, format="lmdb", samples_per_shard=samples_per_shard)
     if overwrite:
@@ -180,7 +167,7 @@ def write_lmdb(
     if path.exists():
         earlier = read_json(path)
         check_options(folder, earlier["options"], options)
-        left_out = strict and earlier["rejected"]
+        left_out = strict and has_damage(earlier)
         if not left_out and not any(damage(folder, record, checksum=True) for record in shard_records(earlier)):
             if (folder / PARTS).exists():
                 shutil.rmtree(folder / PARTS)
@@ -189,13 +176,13 @@ def write_lmdb(
     encode = functools.partial(_to_safetensors, conversion.encode)
     plan = dataclasses.replace(conversion, options=options, encode=encode)
     parts = write_dataset(folder / PARTS, plan, samples_per_shard, workers, strict=strict)
-    records = []
+    records = {}
     for split, content in parts["splits"].items():
         name = f"{split}.lmdb"
         _pack(folder / name, content["shards"])
         size, digest = (folder / name).stat().st_size, sha256(folder / name)
-        records.append({"name": name, "samples": content["samples"], "bytes": size, "sha256": digest})
-    summary = dict(overview(folder.name, options, conversion.splits, records), rejected=parts["rejected"])
+        records[split] = [{"name": name, "samples": content["samples"], "bytes": size, "sha256": digest}]
+    summary = dict(overview(folder.name, options, records), rejected=parts["rejected"])
     write_json(path, summary)
     shutil.rmtree(folder / PARTS)
     return summary

@@ -4,13 +4,15 @@ OUT is the folder of all data sets; the environment variable DATASET_PREFIX name
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Optional, Sequence
 
 from ocl_msf.data import clevrtex, coco, movi, openimages, voc
+from ocl_msf.data._layouts import LAYOUTS, Layout
 from ocl_msf.data._lmdb import write_lmdb
-from ocl_msf.data._work import command_line, positive
-from ocl_msf.data.shards import describe, verify, write_dataset
+from ocl_msf.data._work import DataError, command_line, positive
+from ocl_msf.data.shards import SAMPLES, describe, verify, write_dataset
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
 DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}
@@ -28,7 +30,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("out", type=Path, help="folder of all data sets, DATASET_PREFIX")
         module.add_arguments(command)
         command.add_argument(
-            "--samples-per-shard", type=positive, default=1000, help="at most (default: %(default)s)"
+            "--samples-per-shard",
+            type=positive,
+            help=f"at most (default: {SAMPLES}, or by OCLF's layout where that holds)",
+        )
+        command.add_argument(
+            "--oclf-layout",
+            action="store_true",
+            help="name folders and cut shards as the configs of OCLF expect, dataset=coco or voc2012_trainaug; "
+            "MOVi-C and E are so anyway. They count on all samples: --no-filter",
         )
         command.add_argument(
             "--format",
@@ -45,17 +55,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _layout(options: argparse.Namespace) -> Layout:
+    """Where the data set goes, below `options.out`."""
+    name = DATASETS[options.dataset].folder_name(options)
+    layout = LAYOUTS.get(name, Layout(name))
+    if options.oclf_layout and name not in LAYOUTS:
+        raise DataError(f"OCLF has no config for {name}, only for {', '.join(sorted(LAYOUTS))}. Omit --oclf-layout.")
+    return layout if options.oclf_layout or layout.folder == name else Layout(name)
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
-    module = DATASETS[options.dataset]
     in_lmdb = options.format == "lmdb"
-    folder = options.out / (module.folder_name(options) + ("_lmdb" if in_lmdb else ""))
     with command_line():
+        layout = _layout(options)
+        folder = options.out / (layout.folder + ("_lmdb" if in_lmdb else ""))
         if options.verify:
             summary = verify(folder)
         else:
-            conversion = module.prepare(options)
+            conversion = dataclasses.replace(DATASETS[options.dataset].prepare(options), layout=layout.splits)
             parts, workers = options.samples_per_shard, options.workers
             write = write_lmdb if in_lmdb else write_dataset
             summary = write(folder, conversion, parts, workers, options.overwrite, options.strict)

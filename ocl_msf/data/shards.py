@@ -1,8 +1,8 @@
 """Webdataset shards: what every converter writes, resumes and verifies.
 
 A data set is a folder with `{train,val,test}/shard-000000.tar ...` and `summary.json`, which names every
-shard with its number of samples, size and SHA-256, and the samples that were left out by the reason. The
-summary is written last: where it is, all is complete.
+shard with its number of samples, size and SHA-256, and the samples that were left out by the reason; those
+that a filter left out are marked. The summary is written last: where it is, all is complete.
 """
 
 import functools
@@ -10,11 +10,10 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from ocl_msf.data._work import DataError, Filtered, Rejected, replacing, run_tas
 SPLITS = ("train", "val", "test")
 FORMAT = 1
 MAX_NAMES = 100  # of rejected samples in a summary, for each reason
+SAMPLES = 1000  # at most in a shard, where nothing else is said
 MIN_SHARDS = 4  # per split where there are as many samples, so that several readers get something each
 SUMMARY, _UNFINISHED = "summary.json", "unfinished.json"
 
@@ -38,11 +38,14 @@ class Conversion:
         splits: The items of every split, in order; they must be picklable.
         encode: Maps an item to its key (decimal digits) and its files by extension, e.g. "image.png"; raises
             `Rejected` for an item to leave out.
+        layout: Folder and number of the shards of a split, where others have fixed them; by default the
+            folder is named like the split.
     """
 
     options: Dict[str, Any]
     splits: Dict[str, Sequence[Any]]
     encode: Callable[[Any], Sample]
+    layout: Dict[str, Tuple[str, int]] = field(default_factory=dict)
 
 
 def encode_array(array: np.ndarray) -> bytes:
@@ -77,13 +80,19 @@ def _encoded(
         except Rejected as error:
             if strict and not isinstance(error, Filtered):
                 raise DataError(f"{error}. Correct this sample, or leave it out: without --strict.") from error
-            _put_down(rejected, error.reason, 1, [error.sample])
+            entry = {"count": 1, "names": [error.sample]}
+            _put_down(rejected, error.reason, dict(entry, filtered=True) if isinstance(error, Filtered) else entry)
 
 
-def _put_down(rejected: Dict[str, Any], reason: str, count: int, names: List[str]) -> None:
-    entry = rejected.setdefault(reason, {"count": 0, "names": []})
-    entry["count"] += count
-    entry["names"] = (entry["names"] + names)[:MAX_NAMES]
+def _put_down(rejected: Dict[str, Any], reason: str, entry: Dict[str, Any]) -> None:
+    so_far = rejected.get(reason, {"count": 0, "names": []})
+    count, names = so_far["count"] + entry["count"], so_far["names"] + entry["names"]
+    rejected[reason] = dict(entry, count=count, names=names[:MAX_NAMES])
+
+
+def has_damage(record: Dict[str, Any]) -> bool:
+    """Whether samples of a shard, or of a summary, were left out that no filter left out."""
+    return any("filtered" not in entry for entry in record.get("rejected", {}).values())
 
 
 def _write_shard(
@@ -103,11 +112,18 @@ def _write_shard(
     return dict(record, rejected=rejected) if rejected else record
 
 
-def _parts(items: Sequence[Any], samples_per_shard: int) -> Iterator[Sequence[Any]]:
-    """Cut items into shards of nearly the same length."""
-    count = max(-(-len(items) // samples_per_shard), min(MIN_SHARDS, len(items)))
-    edges = [len(items) * i // count for i in range(count + 1)]
-    return (items[start:stop] for start, stop in zip(edges, edges[1:]))
+def _plan(conversion: Conversion, samples_per_shard: Optional[int]) -> Dict[str, List[Tuple[str, Sequence[Any]]]]:
+    """Name and items of every shard of each split; the shards of a split are of nearly the same length."""
+    plan = {}
+    for split, items in conversion.splits.items():
+        folder, count = conversion.layout.get(split, (split, 0))
+        if samples_per_shard or not count:
+            count = max(-(-len(items) // (samples_per_shard or SAMPLES)), MIN_SHARDS)
+        count = max(min(count, len(items)), 1)
+        edges = [len(items) * i // count for i in range(count + 1)]
+        names = [f"{folder}/shard-{number:06d}.tar" for number in range(count)]
+        plan[split] = [(name, items[start:stop]) for name, start, stop in zip(names, edges, edges[1:])]
+    return plan
 
 
 def write_json(path: Path, content: Dict[str, Any]) -> None:
@@ -116,23 +132,21 @@ def write_json(path: Path, content: Dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
-def overview(
-    name: str, options: Dict[str, Any], splits: Iterable[str], records: List[Dict[str, Any]]
-) -> Dict[str, Any]:
-    """The summary of the files in `records`, whose names begin with their splits'."""
-    by_split, rejected = {}, {}
-    for record in records:
+def overview(name: str, options: Dict[str, Any], records: Dict[str, List[Dict[str, Any]]]) -> Dict[str, Any]:
+    """The summary of a data set's files, given as the records of every split."""
+    rejected: Dict[str, Any] = {}
+    for record in sum(records.values(), []):
         for reason, entry in record.get("rejected", {}).items():
-            _put_down(rejected, reason, entry["count"], entry["names"])
-    for split in splits:
-        shards = [record for record in records if re.match(rf"{split}\W", record["name"])]
-        by_split[split] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
+            _put_down(rejected, reason, entry)
     return {
         "format": FORMAT,
         "dataset": name,
         "options": options,
         "rejected": rejected,
-        "splits": by_split,
+        "splits": {
+            split: {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
+            for split, shards in records.items()
+        },
     }
 
 
@@ -158,9 +172,7 @@ def read_json(path: Path) -> Dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}). Convert again with --overwrite.") from error
     if content.get("format") != FORMAT:
-        raise DataError(
-            f"{path} has format {content.get('format')}, not {FORMAT}. Convert again with --overwrite."
-        )
+        raise DataError(f"{path} has format {content.get('format')}, not {FORMAT}. Convert again with --overwrite.")
     return content
 
 
@@ -193,9 +205,7 @@ def damage(folder: Path, record: Dict[str, Any], checksum: bool) -> str:
     size = path.stat().st_size
     if size != record["bytes"]:
         return f"has {size} bytes instead of {record['bytes']}"
-    return (
-        "has another checksum than in its summary" if checksum and sha256(path) != record["sha256"] else ""
-    )
+    return "has another checksum than in its summary" if checksum and sha256(path) != record["sha256"] else ""
 
 
 def verify(folder: Path) -> Dict[str, Any]:
@@ -217,9 +227,8 @@ def _remove(folder: Path) -> None:
     for path in [folder / SUMMARY, folder / _UNFINISHED]:
         if path.exists():
             path.unlink()
-    for split in SPLITS:
-        for path in folder.glob(f"{split}/shard-*.tar*"):
-            path.unlink()
+    for path in folder.glob("*/shard-*.tar*"):
+        path.unlink()
 
 
 def check_options(folder: Path, earlier: Dict[str, Any], options: Dict[str, Any]) -> None:
@@ -244,7 +253,7 @@ def _intact_records(folder: Path, options: Dict[str, Any]) -> List[Dict[str, Any
 def write_dataset(
     folder: Path,
     conversion: Conversion,
-    samples_per_shard: int = 1000,
+    samples_per_shard: Optional[int] = None,
     workers: int = 2,
     overwrite: bool = False,
     strict: bool = False,
@@ -254,7 +263,7 @@ def write_dataset(
     Args:
         folder: Of this data set; its name is the data set's.
         conversion: What to write.
-        samples_per_shard: At most; there are `MIN_SHARDS` shards or more where the samples suffice.
+        samples_per_shard: At most, but there are `MIN_SHARDS` where the samples suffice; None: by layout or `SAMPLES`.
         workers: Processes.
         overwrite: First remove what an earlier conversion wrote.
         strict: A rejected sample is an error, unless a filter left it out.
@@ -269,18 +278,13 @@ def write_dataset(
     if overwrite:
         _remove(folder)
     intact = _intact_records(folder, options)
-    records = {record["name"]: record for record in intact if not (strict and "rejected" in record)}
-    tasks = [
-        (f"{split}/shard-{number:06d}.tar", part)
-        for split, items in conversion.splits.items()
-        for number, part in enumerate(_parts(items, samples_per_shard))
-    ]
-    missing = [task for task in tasks if task[0] not in records]
+    records = {record["name"]: record for record in intact if not (strict and has_damage(record))}
+    plan = _plan(conversion, samples_per_shard)
+    missing = [task for tasks in plan.values() for task in tasks if task[0] not in records]
 
     def so_far() -> Dict[str, Any]:
-        return overview(
-            folder.name, options, conversion.splits, [records[name] for name, _ in tasks if name in records]
-        )
+        done = {split: [records[name] for name, _ in tasks if name in records] for split, tasks in plan.items()}
+        return overview(folder.name, options, done)
 
     if missing:
         write_json(folder / _UNFINISHED, so_far())
