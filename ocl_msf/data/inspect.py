@@ -1,34 +1,71 @@
 """The data card of a converted data set: `python -m ocl_msf.data.inspect PATH`.
 
-Prints counts and histograms of the numbers and sizes of objects, and draws samples with their masks into a PNG.
+Prints counts and histograms of the numbers and sizes of objects, and draws samples with their masks into a PNG; of
+videos some frames in a row, with their masks below. Boxes are drawn, too, where there are some.
 """
 
 import argparse
 import tarfile
+import zlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import lmdb
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from ocl_msf.data._lmdb import LMDBFile, decode_files
 from ocl_msf.data._work import DataError, command_line, positive, replacing
-from ocl_msf.data.shards import describe, read_summary
+from ocl_msf.data.shards import SUMMARY, damage, describe, read_summary, shard_records
 
-MASKS = ("mask", "instance_mask", "segmentation", "segmentations", "segmentation-instance")  # the first there is
+MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # the first there is
+BOXES = ("instance_bbox", "bbox")
 WIDTH = 40  # of a bar, in characters
 GOLDEN = 0.618034  # hues this far apart differ from each other, however many there are
+SHEET_WIDTH = 1600  # pixels; one sample may be wider
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, tarfile.TarError, zlib.error, lmdb.Error)
+
+
+def open_summary(folder: Path) -> Dict[str, Any]:
+    """The summary of a converted data set, whose files are there in their sizes.
+
+    Raises:
+        DataError: The folder is none of a converted data set, or files are missing or cut off.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Give the one of a converted data set, with {SUMMARY}.")
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{SUMMARY}"))
+    if inside and not (folder / SUMMARY).exists():
+        raise DataError(f"{folder} holds {', '.join(inside)}. Give one of these: {folder / inside[0]}")
+    try:
+        summary = read_summary(folder)
+        describe(summary)
+        found = {record["name"]: damage(folder, record, checksum=False) for record in shard_records(summary)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / SUMMARY} was not written by a conversion ({error!r}).") from error
+    for name, what in found.items():
+        if what:
+            raise DataError(f"{folder / name} {what}. Run the conversion again: it makes this file anew.")
+    return summary
 
 
 def read_samples(folder: Path, split: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    """All samples of one split of a summary, in both formats, field to value."""
+    """All samples of one split of a summary, in both formats, field to value.
+
+    Raises:
+        DataError: A file is damaged.
+    """
     for file in split["shards"]:
         path = folder / file["name"]
-        if path.suffix == ".lmdb":
-            opened = LMDBFile(path)
-            yield from map(opened.read, opened.keys())
-        else:
-            yield from _read_shard(path)
+        try:
+            if path.suffix == ".lmdb":
+                opened = LMDBFile(path)
+                yield from map(opened.read, opened.keys())
+            else:
+                yield from _read_shard(path)
+        except _DAMAGE as error:
+            raise DataError(f"{path} is damaged ({error!r:.200}). Convert again with --overwrite.") from error
 
 
 def _read_shard(path: Path) -> Iterator[Dict[str, Any]]:
@@ -45,35 +82,55 @@ def _read_shard(path: Path) -> Iterator[Dict[str, Any]]:
         yield {"__key__": key, **decode_files(files)}
 
 
-def object_masks(sample: Dict[str, Any]) -> np.ndarray:
-    """Masks of the objects that are seen, bool (K, H, W), of the first frame of videos.
+def pictures(sample: Dict[str, Any]) -> np.ndarray:
+    """The frames, uint8 (T, H, W, 3); an image is one."""
+    return sample["video"] if "video" in sample else sample["image"][None]
+
+
+def object_masks(sample: Dict[str, Any]) -> Dict[int, np.ndarray]:
+    """The masks of the objects that are seen, bool (T, H, W), by their numbers from 1.
 
     Of one-hot masks, `mask`, the first is the background; of numbers, 0 is, and 255 where nothing is known.
     """
     name = next((name for name in MASKS if name in sample), None)
     if name is None:
-        return np.zeros((0, *picture(sample).shape[:2]), bool)
+        return {}
     masks = sample[name][..., 0]
     if name in ("mask", "instance_mask"):
-        masks = masks[0] if masks.ndim == 4 else masks
-        masks = masks[1:] > 0 if name == "mask" else masks > 0
-        return masks[masks.any(axis=(1, 2))]
-    numbers = masks[0] if masks.ndim == 3 else masks
-    return np.stack([numbers == i for i in range(255)])[[i for i in np.unique(numbers) if 0 < i < 255]]
+        each = masks if masks.ndim == 4 else masks[None]  # frames first
+        return {i + (name != "mask"): each[:, i] > 0 for i in range(name == "mask", each.shape[1]) if each[:, i].any()}
+    numbers = masks if masks.ndim == 3 else masks[None]
+    return {int(i): numbers == i for i in np.unique(numbers) if 0 < i < 255}
 
 
-def picture(sample: Dict[str, Any]) -> np.ndarray:
-    """The image or the first frame, uint8 (H, W, 3)."""
-    return sample["video"][0] if "video" in sample else sample["image"]
+def object_boxes(sample: Dict[str, Any]) -> np.ndarray:
+    """Boxes in pixels, left, top, right and bottom, (T, N, 4); zeros where an object has none."""
+    frames, height, width = pictures(sample).shape[:3]
+    boxes = next((sample[name] for name in BOXES if name in sample), np.zeros((0, 4)))
+    if boxes.ndim == 3:  # of videos, as shares of the frame
+        return boxes * np.array([width, height, width, height])
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)[None].repeat(frames, axis=0)
+
+
+def _colour(number: int) -> Tuple[int, ...]:
+    return Image.new("HSV", (1, 1), (int(255 * (number * GOLDEN % 1)), 255, 255)).convert("RGB").getpixel((0, 0))
 
 
 def outlined(sample: Dict[str, Any]) -> np.ndarray:
-    """The image with its objects coloured, uint8 (H, W, 3)."""
-    image = picture(sample).astype(np.float32)
-    for number, mask in enumerate(object_masks(sample)):
-        hue = Image.new("HSV", (1, 1), (int(255 * (number * GOLDEN % 1)), 255, 255)).convert("RGB").getpixel((0, 0))
-        image[mask] = 0.4 * image[mask] + 0.6 * np.array(hue)
-    return image.round().astype(np.uint8)
+    """The frames with their objects coloured and their boxes drawn, uint8 (T, H, W, 3).
+
+    Boxes have the colours of their objects, or are white where they are of others than the masks (`segmentation`).
+    """
+    frames = pictures(sample).astype(np.float32)
+    for number, masks in object_masks(sample).items():
+        frames[masks] = 0.4 * frames[masks] + 0.6 * np.array(_colour(number))
+    images = [Image.fromarray(frame) for frame in frames.round().astype(np.uint8)]
+    for image, boxes in zip(images, object_boxes(sample).round().astype(int).tolist()):
+        for number, (left, top, right, bottom) in enumerate(boxes, 1):
+            if right > left and bottom > top:
+                colour = "white" if "segmentation" in sample else _colour(number)
+                ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline=colour)
+    return np.stack([np.asarray(image) for image in images])
 
 
 def histogram(values: Sequence[float], edges: Sequence[float], labels: Sequence[str]) -> List[str]:
@@ -83,24 +140,50 @@ def histogram(values: Sequence[float], edges: Sequence[float], labels: Sequence[
     return [f"  {label:>12} {'#' * (-(-WIDTH * n // most)):<{WIDTH}} {n}" for label, n in zip(labels, counts)]
 
 
-def card(numbers: List[int], areas: List[float]) -> List[str]:
-    """Lines of the histograms: objects in a sample, and the shares of the image that they cover."""
-    top = max(numbers, default=0)
-    lines = [f"objects in a sample, mean {np.mean(numbers) if numbers else 0:.2f}:"]
-    lines += histogram(numbers, np.arange(top + 2) - 0.5, [str(i) for i in range(top + 1)])
-    edges = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
-    lines += ["", f"area of an object, of the image, mean {np.mean(areas) if areas else 0:.2%}:"]
-    return lines + histogram(areas, edges, [f"to {edge:.2%}" for edge in edges[1:]])
+class Card:
+    """Counts what the samples of a split hold."""
+
+    def __init__(self) -> None:
+        self.numbers: List[int] = []
+        self.areas: List[float] = []
+        self.boxes: List[int] = []
+
+    def add(self, sample: Dict[str, Any]) -> None:
+        """Count one sample: its objects, their mean shares of the frames in which they are seen, and its boxes."""
+        masks = object_masks(sample)
+        self.numbers.append(len(masks))
+        for mask in masks.values():
+            areas = mask.mean(axis=(1, 2))
+            self.areas.append(float(areas[areas > 0].mean()))
+        if any(name in sample for name in BOXES):
+            self.boxes.append(int(object_boxes(sample).any(axis=(0, 2)).sum()))
+
+    def lines(self) -> List[str]:
+        """The histograms."""
+        top = max(self.numbers, default=0)
+        lines = [f"objects in a sample, mean {np.mean(self.numbers or [0]):.2f}:"]
+        lines += histogram(self.numbers, np.arange(top + 2) - 0.5, [str(i) for i in range(top + 1)])
+        edges = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1]
+        lines += ["", f"area of an object, of the image, mean {np.mean(self.areas or [0]):.2%}:"]
+        lines += histogram(self.areas, edges, [f"to {edge:.2%}" for edge in edges[1:]])
+        return lines + (["", f"boxes in a sample, mean {np.mean(self.boxes):.2f}"] if self.boxes else [])
 
 
-def contact_sheet(samples: Sequence[Dict[str, Any]], columns: int = 4) -> Image.Image:
-    """Samples in rows, each with its masks to the right of it, on white."""
-    tiles = [Image.fromarray(np.hstack([picture(sample), outlined(sample)])) for sample in samples]
+def tile(sample: Dict[str, Any], frames: int = 6) -> Image.Image:
+    """A sample and, beside an image or below a video, the same with its masks; of videos at most so many frames."""
+    shown = pictures(sample)
+    chosen = np.unique(np.linspace(0, len(shown) - 1, frames).round().astype(int))
+    rows = [np.hstack(list(pixels[chosen])) for pixels in (shown, outlined(sample))]
+    return Image.fromarray(np.vstack(rows) if "video" in sample else np.hstack(rows))
+
+
+def contact_sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    """Tiles in rows on white, fewer in a row than `columns` where they are wide."""
     width, height = (max(tile.size[axis] for tile in tiles) + 4 for axis in (0, 1))
-    columns = min(columns, len(tiles))
+    columns = min(columns, len(tiles), max(1, SHEET_WIDTH // width))
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
-    for place, tile in enumerate(tiles):
-        sheet.paste(tile, (place % columns * width + 2, place // columns * height + 2))
+    for place, image in enumerate(tiles):
+        sheet.paste(image, (place % columns * width + 2, place // columns * height + 2))
     return sheet
 
 
@@ -112,23 +195,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--samples", type=positive, default=16, help="drawn of each split (default: %(default)s)")
     options = parser.parse_args(arguments)
     with command_line():
-        summary = read_summary(options.path)
+        summary = open_summary(options.path)
         print(f"{summary['dataset']}: {describe(summary)}")
-        drawn: List[Dict[str, Any]] = []
+        tiles: List[Image.Image] = []
         for name, split in summary["splits"].items():
-            numbers, areas = [], []
-            for position, sample in enumerate(read_samples(options.path, split)):
-                masks = object_masks(sample)
-                numbers.append(len(masks))
-                areas += masks.mean(axis=(1, 2)).tolist()
-                drawn += [sample] if position < options.samples else []
-            print("\n".join(["", f"{name}, {len(numbers)} samples", *card(numbers, areas)]))
-        if not drawn:
+            card = Card()
+            samples = tqdm(read_samples(options.path, split), desc=name, total=split["samples"])
+            for position, sample in enumerate(samples):
+                card.add(sample)
+                tiles += [tile(sample)] if position < options.samples else []
+            print("\n".join(["", f"{name}, {len(card.numbers)} samples", *card.lines()]))
+        if not tiles:
             raise DataError(f"{options.path} has no samples to draw.")
         sheet = options.sheet or options.path / "samples.png"
         with replacing(sheet) as file:
-            contact_sheet(drawn).save(file, "png")
-    print(f"\n{sheet}: {len(drawn)} samples, each with its masks beside it")
+            contact_sheet(tiles).save(file, "png")
+    print(f"\n{sheet}: {len(tiles)} samples with their masks")
 
 
 if __name__ == "__main__":
