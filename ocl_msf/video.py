@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ocl_msf.decoding import TokenDecoder, TokenDecoderOutput
+from ocl_msf.diffusion import DiffusionDecoder, DiffusionDecoderOutput
 from ocl_msf.feature_extractors import BigLittle
 from ocl_msf.guidance import FrozenGuidance, GuidanceOutput
 
@@ -91,6 +92,24 @@ class ChunkedTokenDecoder(TokenDecoder):
         self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
     ) -> TokenDecoderOutput:
         """Predict the tokens of frames: slots (b * t, k, d), guidance (b * t, d, h, w), slot_mask (b * t, k)."""
+        if self.training:
+            return super().forward(slots, guidance, slot_mask)
+        return in_chunks(super().forward, self.max_frames, slots, guidance, slot_mask)
+
+
+class ChunkedDiffusionDecoder(DiffusionDecoder):
+    """`DiffusionDecoder` for the many frames of videos; in evaluation at most `max_frames` at a time.
+
+    Attributes:
+        max_frames: how many; the result does not depend on it.
+    """
+
+    max_frames = 16
+
+    def forward(
+        self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> DiffusionDecoderOutput:
+        """Predict the noise in frames: slots (b * t, k, d), guidance (b * t, d, h, w), slot_mask (b * t, k)."""
         if self.training:
             return super().forward(slots, guidance, slot_mask)
         return in_chunks(super().forward, self.max_frames, slots, guidance, slot_mask)

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "sysbinder": NETWORKS,
     "decoding": NETWORKS,
     "diffusion": NETWORKS,
-    "video": MATHS | {"ocl_msf.decoding", "ocl_msf.feature_extractors", "ocl_msf.guidance"},
+    "video": MATHS | {"ocl_msf.decoding", "ocl_msf.diffusion", "ocl_msf.feature_extractors", "ocl_msf.guidance"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "visualizations": FRAMEWORK | {"matplotlib", "PIL", "scipy"},
     "editing": FRAMEWORK
@@ -55,13 +55,18 @@ MAY_IMPORT = {
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
     "outputs": FRAMEWORK | {"safetensors", "ocl_msf.data"},
     "paper": set(),
-    "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper"},
-    "figures": FRAMEWORK | {"matplotlib", "tensorboard", "ocl_msf.visualizations"},
-    "report": {"yaml", "ocl_msf.checkpoints", "ocl_msf.paper", "ocl_msf.tables", "ocl_msf.figures", "ocl_msf.report"}
-    | {"ocl_msf.data"},
+    "progress": FRAMEWORK | {"tqdm"},
+    "tasks": {"ocl_msf.progress"},
+    "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper", "ocl_msf.tasks"},
+    "protocol": HOST
+    | {"hydra", "omegaconf", "yaml", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.tables", "ocl_msf.tasks"},
+    "runs": {"yaml", "tensorboard", "ocl_msf.checkpoints", "ocl_msf.paper"},
+    "figures": FRAMEWORK | {"matplotlib", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.runs", "ocl_msf.visualizations"},
+    "report": {"yaml", "numpy", "PIL", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.paper"}
+    | {"ocl_msf.report", "ocl_msf.runs", "ocl_msf.tables"},
     "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }
-COMMAND_LINES = {"data", "tables", "report", "editing"}  # rooms with commands: these may print
+COMMAND_LINES = {"data", "tables", "report", "editing", "figures", "protocol", "tasks"}  # rooms with commands: these may print
 
 
 def name_of(path):

@@ -1,4 +1,4 @@
-"""STEVE as a user runs it, on little videos in the shards' layout."""
+"""STEVE, and the other models of videos, as a user runs them, on little videos in the shards' layout."""
 
 import json
 import os
@@ -28,7 +28,8 @@ TINY = [
     "experiment.vae={dim:8,hidden_dim:8}",
     "experiment.slots={number:5,dim:8}",
     "experiment.encoder.dim=4",
-    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0,token_dropout:0}",
+    "experiment.diffusion={channels:[8,16],num_layers:1,num_heads:2}",
     "experiment.image_size=32",
     "seed=0",
 ]
@@ -69,39 +70,53 @@ def compose(movi, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def steve(compose):
-    """The tiny model, its guidance made of untrained weights."""
-    torch.manual_seed(0)
-    model = build_model_from_config(compose("steve_movi_c", *TINY))
-    guidance = model.models["guidance"]
-    guidance.load(guidance.vae.state_dict())
-    return model
+def build(compose):
+    """Build a tiny model, its guidance made of untrained weights."""
+
+    def run(experiment, *overrides):
+        torch.manual_seed(0)
+        model = build_model_from_config(compose(experiment, *TINY, *overrides))
+        guidance = model.models["guidance"]
+        guidance.load(guidance.vae.state_dict())
+        return model
+
+    return run
+
+
+@pytest.fixture
+def steve(build):
+    return build("steve_movi_c")
+
+
+MODELS = [
+    ["steve_movi_c"],
+    ["steve_movi_c", "msf/guidance=scale_2"],
+    ["steve_movi_c", "msf/guidance=both", "+msf/heads=joint"],
+    ["sysbinder_movi_c"],
+    ["slotdiffusion_movi_c"],
+    ["slotdiffusion_movi_c", "msf/guidance=both"],
+]
+
+
+def predictions(out):
+    """What the decoders of a model predict, as one list of tensors."""
+    decoders = [out[name] for name in ("decoder", "decoder_2") if name in out]
+    return [x for decoder in decoders for x in getattr(decoder, "logits", None) or [decoder.prediction]]
 
 
 def little_batch(frames=3):
+    generator = torch.Generator().manual_seed(1)
     boxes = torch.zeros(2, frames, 10, 4)
     boxes[:, :, :2] = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]])
     boxes[1, :, 1] = 0
-    return {"image": torch.rand(2, frames, 3, 32, 32) * 2 - 1, "boxes": boxes, "batch_size": 2}
-
-
-def train_both_stages(compose, variant, folder):
-    """Returns the config of stage 2, whose checkpoint is in lightning_logs/version_1."""
-    train_config(compose(f"vqvae_movi_{variant}", *TINY))
-    (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*.ckpt")
-    config = compose(f"steve_movi_{variant}", *TINY, f"experiment.vae_checkpoint='{checkpoint}'")
-    train_config(config)
-    return config
-
-
-@pytest.mark.parametrize("variant", MOVI[1:])
-def test_both_stages_train(compose, variant, tmp_path):
-    train_both_stages(compose, variant, tmp_path)
-    assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
+    return {"image": torch.rand(2, frames, 3, 32, 32, generator=generator) * 2 - 1, "boxes": boxes, "batch_size": 2}
 
 
 def test_a_run_is_scored_over_whole_videos(compose, movi, tmp_path):
-    config = train_both_stages(compose, "c", tmp_path)
+    train_config(compose("vqvae_movi_c", *TINY))
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    config = compose("steve_movi_c", *TINY, f"experiment.vae_checkpoint='{checkpoint}'")
+    train_config(config)
     (tmp_path / "config").mkdir()
     OmegaConf.save(config, tmp_path / "config" / "config.yaml")
     (trained,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*.ckpt")
@@ -142,24 +157,23 @@ def test_shapes_and_masks_that_sum_to_one_over_the_slots_with_a_box(steve):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_vectors_of_empty_slots_change_nothing(steve, training):
-    steve.train(training)
-    steve.models["decoder"].token_dropout = 0.0
-    batch = little_batch()
-    before = steve(batch)
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
+def test_vectors_of_empty_slots_change_nothing(build, model, training):
+    videos = build(*model).train(training)
+    torch.manual_seed(0)
+    before = videos(little_batch())
 
-    def shuffle(module, inputs, output):
-        noise = torch.randn_like(output.queries) * output.is_empty[..., None]
-        return type(output)(output.queries + noise, output.is_empty)
+    def move(module, inputs, output):
+        return type(output)(output.queries + 3.0 * output.is_empty[..., None], output.is_empty)
 
-    steve.models["conditioning"].register_forward_hook(shuffle)
-    after = steve(batch)
+    videos.models["conditioning"].register_forward_hook(move)
+    torch.manual_seed(0)
+    after = videos(little_batch())
     assert not torch.equal(after["conditioning"].queries, before["conditioning"].queries)
     torch.testing.assert_close(after["masks"], before["masks"])
     live = ~before["perceptual_grouping"].is_empty
     torch.testing.assert_close(after["perceptual_grouping"].objects[live], before["perceptual_grouping"].objects[live])
-    for mine, other in zip(after["decoder"].logits, before["decoder"].logits):
-        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(predictions(after), predictions(before))
 
 
 def test_evaluation_is_deterministic_and_a_video_equals_its_frames(steve):
@@ -179,16 +193,33 @@ def test_evaluation_is_deterministic_and_a_video_equals_its_frames(steve):
     torch.testing.assert_close(steve(again)["masks"][:, :2], one["masks"][:, :2])  # the past does not see the future
 
 
-def test_chunks_equal_the_whole_and_bound_the_batch(steve):
-    batch = little_batch()
-    whole = steve.eval()(batch)
-    seen = []
-    steve.models["decoder"].project_tokens.register_forward_hook(lambda m, i, o: seen.append(len(o)))
-    steve.models["decoder"].max_frames = steve.models["guidance"].max_frames = 4
-    chunked = steve(batch)
-    assert seen == [4, 2]
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
+def test_chunks_equal_the_whole_and_bound_the_batch(build, model):
+    """Encoder, guidance and every decoder see four of the six frames, then two."""
+    videos = build(*model).eval()
+    whole = videos(little_batch())
+    seen = {}
+    parts = {name: module for name, module in videos.models.items() if hasattr(module, "max_frames")}
+    assert {"feature_extractor", "guidance", "decoder"} <= set(parts)
+    for name, part in parts.items():
+        part.max_frames = 4
+        inner = next(module for module in part.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)))
+        seen[name] = []
+        inner.register_forward_hook(lambda module, inputs, output, name=name: seen[name].append(len(output)))
+    chunked = videos(little_batch())
+    assert {name: list(dict.fromkeys(sizes)) for name, sizes in seen.items()} == {name: [4, 2] for name in parts}
     assert torch.equal(chunked["guidance"].all_indices[1], whole["guidance"].all_indices[1])
-    torch.testing.assert_close(chunked["decoder"].logits, whole["decoder"].logits)
+    torch.testing.assert_close(chunked["masks"], whole["masks"])
+    torch.testing.assert_close(predictions(chunked), predictions(whole))
+
+
+@pytest.mark.parametrize("experiment", ["steve_movi_c", "slotdiffusion_movi_c"])
+def test_pictures_show_frames(build, experiment):
+    videos = build(experiment).eval()
+    out = {**videos(little_batch(4)), "model": videos}
+    segmentation = videos.visualizations["segmentation"](inputs=out).img_tensor
+    assert segmentation.shape == (3, 32 + 4, 8 * 34 + 2)  # eight frames in a row, a border around each
+    assert videos.visualizations["reconstruction"](inputs=out).img_tensor.shape == (3, 64, 8 * 32)
 
 
 def test_gradients_reach_slots_and_queries_and_never_the_vae(steve):
