@@ -1,5 +1,6 @@
 """A miniature of an OpenImages download: seven training and two validation images, one of them without masks."""
 
+import tarfile
 import zipfile
 
 import numpy as np
@@ -108,7 +109,7 @@ def write_folder(root, with_boxes=True):
 
 
 def write_zips(folder, root):
-    """Pack what `write_folder` wrote as the download is: the masks of one first character in one zip."""
+    """Pack what `write_folder` wrote as the download is: by first characters, masks in zips and images in tars."""
     root.mkdir()
     for path in sorted(folder.iterdir()):
         if path.is_file():
@@ -118,6 +119,8 @@ def write_zips(folder, root):
                 for file in sorted(path.iterdir()):
                     archive.write(file, file.name)
         else:
-            (root / path.name).mkdir()
-            for file in sorted(path.iterdir()):
-                (root / path.name / file.name).write_bytes(file.read_bytes())
+            parts = [("train_0", "0*"), ("train_a", "a*"), ("train_f", "f*")]
+            for name, pattern in parts if path.name == "train" else [("validation", "*")]:
+                with tarfile.open(root / f"{name}.tar.gz", "w:gz") as archive:
+                    for file in sorted(path.glob(pattern)):
+                        archive.add(file, f"{name}/{file.name}" if name != "train_f" else file.name)

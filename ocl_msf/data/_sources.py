@@ -95,8 +95,8 @@ class Sources:
         try:
             for member in list_members([path]):
                 parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                if len(parts) > 1 and not _ignored(parts):
-                    self._add(parts[-2], parts[-1], member)
+                if parts and not _ignored(parts):
+                    self._add(parts[-2] if len(parts) > 1 else "", parts[-1], member)
         except READ_ERRORS as error:
             raise DataError(
                 f"{path} is no intact tar archive ({error}). Download it again, or move it elsewhere."

@@ -1,8 +1,8 @@
 """OpenImages (https://storage.googleapis.com/openimages/web): images with object masks, and their boxes.
 
 Raw: a folder with `class-descriptions-boxable.csv`, `{train,validation,test}-annotations-object-segmentation.csv`, the
-images `<id>.jpg` and `{train,validation,test}-masks-{0..f}.zip` or what they contain, wherever it lies; with
-`{train,validation,test}-annotations-bbox.csv` boxes are converted too.
+images, `train_{0..f}.tar.gz`, `{validation,test}.tar.gz` or `<id>.jpg`, and `{train,validation,test}-masks-{0..f}.zip`
+or what they contain, wherever it lies; with `{train,validation,test}-annotations-bbox.csv` boxes are converted too.
 """
 
 import argparse
@@ -15,15 +15,16 @@ import numpy as np
 
 from ocl_msf.data import _openimages_annotations as annotations
 from ocl_msf.data._filter import ObjectFilter, add_filter_arguments
-from ocl_msf.data._images import Box, central_square, crop_image, crop_mask, read_image
+from ocl_msf.data._images import Box, box_area, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data._openimages_annotations import Record
-from ocl_msf.data._sources import Source, Sources
+from ocl_msf.data._sources import AnySource, Source, Sources
 from ocl_msf.data._work import DataError, Filtered, Rejected, positive
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # ours: OpenImages'
 CLASSES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
 MASKS = "{}-annotations-object-segmentation.csv"
+TARS = [f"{name}.tar{suffix}" for name in ("train_?", "train", "validation", "test") for suffix in ("", ".gz")]
 BOXES = ("{}-annotations-bbox.csv", "oidv6-{}-annotations-bbox.csv")
 
 
@@ -39,8 +40,8 @@ class Item(NamedTuple):
     """One image: its files, None where they are missing, its annotations, and whether boxes are among them."""
 
     name: str
-    image: Optional[Source]
-    masks: Tuple[Optional[Source], ...]
+    image: Optional[AnySource]
+    masks: Tuple[Optional[AnySource], ...]
     record: Record
     boxes: bool
 
@@ -137,7 +138,7 @@ def _find_files(
     """The items of every split, with the files that they need."""
     wanted = {f"{name.decode()}.jpg" for split in records.values() for name in split}
     wanted.update(mask for split in records.values() for record in split.values() for mask in record.masks)
-    files = Sources(raw, folders=(), files=wanted)
+    files = Sources(raw, folders=(), files=wanted, tars=TARS)
     items = {
         split: [
             Item(
@@ -216,7 +217,7 @@ def _paint(item: Item, image_size: Tuple[int, int], box: Box, size: int) -> Tupl
     return numbers, np.array(shares)
 
 
-def _read_mask(name: str, source: Optional[Source], image_size: Tuple[int, int]) -> np.ndarray:
+def _read_mask(name: str, source: Optional[AnySource], image_size: Tuple[int, int]) -> np.ndarray:
     """A mask as it is in its file: (H, W) bool."""
     image = read_image(name, "mask", source)
     if len(image.getbands()) > 1:
@@ -241,9 +242,7 @@ def _choose(
     each = numbers == np.arange(1, len(item.masks) + 1)[:, None, None]
     kept = each.any(axis=(1, 2))
     if settings.objects is not None and settings.measure == "resized":
-        sides = each[kept].any(axis=2), each[kept].any(axis=1)
-        extents = [axis.shape[1] - axis[:, ::-1].argmax(axis=1) - axis.argmax(axis=1) for axis in sides]
-        kept[kept] = settings.objects(item.name, extents[0] * extents[1])
+        kept[kept] = settings.objects(item.name, np.array([box_area(mask) for mask in each[kept]]))
     elif settings.objects is not None:
         left, top, right, bottom = np.array(item.record.corners).reshape(-1, 4).T
         kept &= settings.objects(item.name, (right - left) * (bottom - top) * image_size[0] * image_size[1])
