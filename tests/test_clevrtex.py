@@ -3,18 +3,20 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data._work import replacing
-from ocl_msf.data.clevrtex import find_scenes
+from ocl_msf.data._work import DataError, Rejected, replacing
+from ocl_msf.data.clevrtex import encode_scene, find_scenes
 from ocl_msf.data.convert import main
 
 COLOURS = [0, 0, 0, 255, 0, 0, 0, 100, 0, 0, 0, 255, 255, 255, 0, 75, 75, 75, 9, 200, 30]
@@ -138,9 +140,10 @@ def test_an_object_beside_the_crop_keeps_its_empty_mask(raw, tmp_path):
 def test_scenes_are_ordered_by_index_not_by_folder(tmp_path):
     for index, folder in enumerate(("10", "9", "2")):
         write_scene(tmp_path, index, [], folder=folder)
-    assert [path.stem for path in find_scenes(tmp_path, "full")] == [
-        f"CLEVRTEX_full_{i:06d}" for i in range(3)
-    ]
+    scenes = find_scenes(tmp_path, "full")
+    assert [scene.index for scene in scenes] == [0, 1, 2]
+    assert [Path(scene.image.path).stem for scene in scenes] == [f"CLEVRTEX_full_{i:06d}" for i in range(3)]
+    assert [Path(scene.mask.path).stem for scene in scenes] == [f"CLEVRTEX_full_{i:06d}_flat" for i in range(3)]
 
 
 def test_every_split_feeds_several_readers(raw, tmp_path):
@@ -254,39 +257,42 @@ def test_incomplete_raw_data_are_refused(tmp_path):
     twin = write_scene(tmp_path / "raw", 1, [], folder="1")
     with pytest.raises(SystemExit, match="Scene 1 is there twice"):
         convert(tmp_path / "raw", tmp_path / "out")
-    twin.unlink()
+    shutil.rmtree(twin.parent)
     images[1].unlink()
     with pytest.raises(SystemExit, match="Scene 1 is missing"):
         convert(tmp_path / "raw", tmp_path / "out")
 
 
-def test_broken_files_are_named_and_leave_no_summary(tmp_path):
-    images = [write_scene(tmp_path / "raw", index, [(100, 50, 180, 120)]) for index in range(2)]
+def test_broken_files_are_counted_or_stop_a_strict_conversion(tmp_path):
+    images = [write_scene(tmp_path / "raw", index, [(100, 50, 180, 120)]) for index in range(3)]
     whole = images[1].read_bytes()
     images[1].write_bytes(whole[: len(whole) // 2])
     for workers in ("1", "2"):
-        with pytest.raises(SystemExit, match=r"CLEVRTEX_full_000001\.png cannot be read"):
-            convert(tmp_path / "raw", tmp_path / "out", "--splits", "train=:", "--workers", workers)
+        with pytest.raises(SystemExit, match=r"scene 1: damaged image .*CLEVRTEX_full_000001\.png.*--strict"):
+            convert(tmp_path / "raw", tmp_path / "out", "--splits", "train=:", "--workers", workers, "--strict")
     assert not list(tmp_path.glob("out/clevrtex/summary.json"))
+    summary = convert(tmp_path / "raw", tmp_path / "out", "--splits", "train=:")
+    assert summary["splits"]["train"]["samples"] == 2
+    assert summary["rejected"]["damaged image"]["names"] == ["scene 1"]
     images[1].write_bytes(whole)
-    assert (
-        convert(tmp_path / "raw", tmp_path / "out", "--splits", "train=:")["splits"]["train"]["samples"] == 2
-    )
+    summary = convert(tmp_path / "raw", tmp_path / "out", "--splits", "train=:", "--overwrite")
+    assert summary["splits"]["train"]["samples"] == 3 and not summary["rejected"]
 
 
 @pytest.mark.parametrize(
-    "mask, message",
+    "mask, reason, detail",
     [
-        (Image.new("RGB", (320, 240)), "is a RGB image"),
-        (Image.new("L", (240, 240)), r"of \(240, 240\)"),
-        (Image.new("L", (320, 240), 11), "has object 11, more than 10"),
+        (Image.new("RGB", (320, 240)), "mask is neither a palette nor a grey image", r"_flat\.png: RGB"),
+        (Image.new("L", (240, 240)), "mask of another size", r"\(240, 240\), not \(320, 240\)"),
+        (Image.new("L", (320, 240), 11), "mask has an object above 10", r"_flat\.png: 11"),
     ],
 )
-def test_masks_that_cannot_be_right_are_refused(tmp_path, mask, message):
+def test_masks_that_cannot_be_right_are_refused(tmp_path, mask, reason, detail):
     image = write_scene(tmp_path / "raw", 0, [])
     mask.save(image.with_name(f"{image.stem}_flat.png"))
-    with pytest.raises(SystemExit, match=rf"CLEVRTEX_full_000000_flat\.png .*{message}"):
-        convert(tmp_path / "raw", tmp_path / "out", "--splits", "train=:")
+    (scene,) = find_scenes(tmp_path / "raw", "full")
+    with pytest.raises(Rejected, match=rf"^scene 0: {reason} \(.*{detail}\)$"):
+        encode_scene(1.0, 16, scene)
 
 
 @pytest.mark.parametrize(
@@ -331,3 +337,146 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(raw, tmp_path):
     convert(raw, tmp_path / "whole", "--splits", "train=:")
     whole = contents(tmp_path / "whole")
     assert {name: c for name, c in contents(tmp_path).items() if not name.startswith("whole")} == whole
+
+
+def pack(folder, *names):
+    """An uncompressed archive of the files below a folder whose paths contain one of the names, in reverse order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in sorted(folder.rglob("*.*"), reverse=True):
+            if any(name in path.name for name in names):
+                archive.add(path, f"clevrtex_full/{path.relative_to(folder)}")
+    return buffer.getvalue()
+
+
+def one_archive(folder):
+    return {"clevrtex_full.tar.gz": gzip.compress(pack(folder, ""))}
+
+
+def archives_by_part(folder):
+    halves = pack(folder, *(f"00000{i}" for i in range(5))), pack(folder, *(f"00000{i}" for i in range(5, 10)))
+    return {f"clevrtex_full_part{n}.tar.gz": gzip.compress(half) for n, half in enumerate(halves, 1)}
+
+
+def archive_in_parts(folder):
+    whole = gzip.compress(pack(folder, ""))
+    cuts = [0, 1000, len(whole) // 2, len(whole)]
+    return {f"clevrtex_full_part{n + 1}.tar.gz": whole[cuts[n] : cuts[n + 1]] for n in range(3)}
+
+
+@pytest.mark.parametrize("archives", [one_archive, archives_by_part, archive_in_parts])
+def test_archives_and_folders_give_the_same_bytes(raw, tmp_path, archives):
+    (tmp_path / "packed").mkdir()
+    for name, content in archives(raw / "clevrtex_full").items():
+        (tmp_path / "packed" / name).write_bytes(content)
+    (tmp_path / "packed" / "clevrtex_fullest.tar.gz").write_bytes(b"another one's")
+    convert(raw, tmp_path / "plain", "--splits", "train=:")
+    for workers in ("1", "2"):
+        convert(tmp_path / "packed", tmp_path / workers, "--splits", "train=:", "--workers", workers)
+        assert contents(tmp_path / workers) == contents(tmp_path / "plain")
+
+
+def test_archives_that_are_not_whole_are_named(raw, tmp_path):
+    for name, content in archive_in_parts(raw / "clevrtex_full").items():
+        (tmp_path / name).write_bytes(content)
+    last = tmp_path / "clevrtex_full_part3.tar.gz"
+    last.write_bytes(last.read_bytes()[:-2000])
+    with pytest.raises(SystemExit, match=r"clevrtex_full_part1\.tar\.gz, .* cannot be read \(the archive is cut off\)"):
+        convert(tmp_path, tmp_path / "out")
+    (tmp_path / "clevrtex_full_part2.tar.gz").unlink()
+    with pytest.raises(SystemExit, match=r"Part 2 of .*clevrtex_full_part3\.tar\.gz is missing"):
+        convert(tmp_path, tmp_path / "out")
+
+
+def mutate(content, rng):
+    """Flip bits, cut off, or put other bytes somewhere."""
+    changed = bytearray(content)
+    kind = rng.integers(3)
+    if kind == 0:
+        for place in rng.integers(0, len(changed), rng.integers(1, 8)):
+            changed[place] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        changed = changed[: rng.integers(len(changed))]
+    else:
+        start = int(rng.integers(len(changed)))
+        changed[start : start + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(0, 9)))
+    return bytes(changed)
+
+
+def is_valid(sample):
+    """Whether a sample of 8 x 8 pixels is one that the data modules take."""
+    key, files = sample
+    image = np.asarray(Image.open(io.BytesIO(files["image.png"])))
+    mask, visibility = (np.load(io.BytesIO(gzip.decompress(files[f"{n}.npy.gz"]))) for n in ("mask", "visibility"))
+    shapes = [(array.shape, array.dtype.name) for array in (image, mask, visibility)]
+    expected = [((8, 8, 3), "uint8"), ((11, 8, 8, 1), "uint8"), ((11,), "float32")]
+    return key.isdigit() and shapes == expected and (mask.sum(axis=0) == 1).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_damage_ends_in_a_valid_sample_or_a_named_rejection(tmp_path, packed):
+    """300 damaged files; what is neither a sample, nor rejected, nor a DataError raises here."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "clevrtex_full" / "0"
+    folder.mkdir(parents=True)
+    for index in range(2):
+        numbers = Image.fromarray(rng.integers(0, 11, (12, 16), np.uint8))
+        numbers.putpalette(COLOURS)
+        numbers.save(folder / f"CLEVRTEX_full_{index:06d}_flat.png")
+        pixels = rng.integers(0, 256, (12, 16, 4), np.uint8)
+        Image.fromarray(pixels).save(folder / f"CLEVRTEX_full_{index:06d}.png")
+    paths = sorted(folder.iterdir())
+    if packed:
+        paths = [tmp_path / "packed" / name for name in ("clevrtex_full.tar", "clevrtex_full.tar.gz")]
+        paths[0].parent.mkdir()
+        contents = [pack(folder.parent, ""), gzip.compress(pack(folder.parent, ""))]
+    outcomes = {"samples": 0, "rejected": 0, "refused": 0}
+    for i in range(150):
+        path = paths[i % len(paths)]
+        whole = contents[i % 2] if packed else path.read_bytes()
+        path.write_bytes(mutate(whole, rng))
+        try:
+            for scene in find_scenes(path.parent if packed else tmp_path, "full"):
+                try:
+                    assert is_valid(encode_scene(1.0, 8, scene))
+                    outcomes["samples"] += 1
+                except Rejected as error:
+                    assert error.sample == f"scene {scene.index}" and "damaged" in error.reason
+                    outcomes["rejected"] += 1
+        except DataError as error:
+            assert path.name in str(error) or "Scene" in str(error) or "No ClevrTex scenes" in str(error)
+            outcomes["refused"] += 1
+        path.unlink() if packed else path.write_bytes(whole)
+    assert outcomes["samples"] and outcomes["rejected"], outcomes
+    assert bool(outcomes["refused"]) == packed, outcomes
+
+
+@pytest.mark.parametrize("what", ["image", "mask"])
+def test_other_kinds_of_files_are_read_or_named(tmp_path, what):
+    """Every kind of image that Pillow can write as PNG, JPEG or something else, and what is no image."""
+    write_scene(tmp_path, 0, [(100, 50, 180, 120)])
+    (scene,) = find_scenes(tmp_path, "full")
+    outcomes = {}
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16"):
+        for kind in ("PNG", "JPEG", "TIFF", "GIF"):
+            buffer = io.BytesIO()
+            try:
+                Image.new(mode, (320, 240)).save(buffer, kind)
+            except (OSError, ValueError):
+                continue  # no such file
+            Path(getattr(scene, what).path).write_bytes(buffer.getvalue())
+            try:
+                assert is_valid(encode_scene(1.0, 8, scene))
+                outcomes[mode, kind] = "sample"
+            except Rejected as error:
+                outcomes[mode, kind] = error.reason
+    for content in (b"", b"{}", b"\x89PNG\r\n\x1a\n"):
+        Path(getattr(scene, what).path).write_bytes(content)
+        with pytest.raises(Rejected, match=f"damaged {what}"):
+            encode_scene(1.0, 8, scene)
+    taken = {key for key, outcome in outcomes.items() if outcome == "sample"}
+    if what == "mask":
+        assert taken == {("L", "PNG"), ("P", "PNG")}
+    else:
+        assert taken >= {(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")} | {("CMYK", "JPEG")}
+    assert {outcomes[key] for key in outcomes if key[1] in ("TIFF", "GIF")} == {f"damaged {what}"}

@@ -5,18 +5,23 @@ import warnings
 from typing import Optional, Tuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ocl_msf.data._sources import Source
+from ocl_msf.data._sources import AnySource
 from ocl_msf.data._work import Rejected
 
 Box = Tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 
 
 def read_image(
-    sample: str, what: str, source: Optional[Source], size: Optional[Tuple[int, int]] = None, mode: Optional[str] = None
+    sample: str,
+    what: str,
+    source: Optional[AnySource],
+    size: Optional[Tuple[int, int]] = None,
+    mode: Optional[str] = None,
+    formats: Tuple[str, ...] = ("JPEG", "PNG"),
 ) -> Image.Image:
-    """Decode a JPEG or PNG file.
+    """Decode an image file.
 
     Args:
         sample: Name of the sample, for messages.
@@ -24,6 +29,7 @@ def read_image(
         source: Where the file is; None where it is missing.
         size: Width and height that it must have, any where None.
         mode: Convert to this one, such as "RGB", from whatever the file has; None keeps the file's.
+        formats: What the file may be.
 
     Raises:
         Rejected: The file is missing, damaged or of another size.
@@ -34,10 +40,12 @@ def read_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source.read()), formats=("JPEG", "PNG"))
+            image = Image.open(io.BytesIO(source.read()), formats=formats)
             if size in (None, image.size):
                 image.load()
                 image = image.convert(mode) if mode else image
+    except UnidentifiedImageError as error:
+        raise Rejected(f"damaged {what}", sample, f"{source}: no {' or '.join(formats)} file") from error
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
         raise Rejected(f"damaged {what}", sample, f"{source}: {str(error) or repr(error)}") from error
     if size not in (None, image.size):

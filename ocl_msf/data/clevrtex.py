@@ -1,24 +1,34 @@
 """ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/) and scenes in its layout.
 
 Raw: `clevrtex_<variant>/<n>/CLEVRTEX_<variant>_<index>.png` with the mask `..._flat.png`, a palette image
-whose pixel values are object numbers, 0 the background. Other files are ignored.
+whose pixel values are object numbers, 0 the background. Other files are ignored. Where there are no such files, they
+are read from `clevrtex_<variant>.tar.gz` or `clevrtex_<variant>_part1.tar.gz`, `..._part2.tar.gz` and so on.
 """
 
 import argparse
 import functools
 import re
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
-from PIL import Image
 
-from ocl_msf.data._images import central_square, crop_image, crop_mask
-from ocl_msf.data._work import DataError, positive
+from ocl_msf.data._images import central_square, crop_image, crop_mask, read_image
+from ocl_msf.data._sources import READ_ERRORS, AnySource, Source
+from ocl_msf.data._tars import SUFFIXES, list_members
+from ocl_msf.data._work import DataError, Rejected, positive
 from ocl_msf.data.shards import SPLITS, Conversion, Sample, encode_array
 
 VARIANTS = ("full", "outd", "camo", "pbg", "vbg", "grassbg")
 MAX_OBJECTS = 10
+
+
+class Scene(NamedTuple):
+    """Index and files of a scene."""
+
+    index: int
+    image: AnySource
+    mask: AnySource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,40 +76,56 @@ def prepare(options: argparse.Namespace) -> Conversion:
     )
 
 
-def find_scenes(raw: Path, variant: str) -> List[Path]:
-    """The images of all scenes by their index, which counts from 0 without gaps; every one has its mask."""
+def find_scenes(raw: Path, variant: str) -> List[Scene]:
+    """All scenes by their index, which counts from 0 without gaps; every one has its mask."""
     pattern = f"CLEVRTEX_{variant}_*.png"
-    images: Dict[int, Path] = {}
-    for path in sorted([*raw.glob(f"*/{pattern}"), *raw.glob(f"clevrtex_{variant}/*/{pattern}")]):
-        match = re.fullmatch(rf"CLEVRTEX_{variant}_(\d+)\.png", path.name)
+    files: Dict[Tuple[int, bool], AnySource] = {}
+    for name, source in _list_folders(raw, variant, pattern) or _list_archives(raw, variant):
+        match = re.fullmatch(rf"CLEVRTEX_{variant}_(\d+)(_flat)?\.png", name)
         if match is None:
             continue
-        index = int(match.group(1))
-        if index in images:
-            raise DataError(f"Scene {index} is there twice: {images[index]} and {path}. Remove one of them.")
-        images[index] = path
+        key = int(match.group(1)), bool(match.group(2))
+        if key in files:
+            raise DataError(f"Scene {key[0]} is there twice: {files[key]} and {source}. Remove one of them.")
+        files[key] = source
+    images = [index for index, is_mask in files if not is_mask]
     if not images:
         raise DataError(
-            f"No ClevrTex scenes in {raw}: looked for <n>/{pattern} and clevrtex_{variant}/<n>/{pattern}, "
-            f"found {_content(raw)}. Give the folder with the numbered folders, or its parent."
+            f"No ClevrTex scenes in {raw}: looked for <n>/{pattern}, clevrtex_{variant}/<n>/{pattern} and "
+            f"clevrtex_{variant}*.tar.gz, found {_content(raw)}. Give the folder with the numbered folders, its "
+            "parent, or that of the archives."
         )
-    gap = next((index for index in range(len(images)) if index not in images), None)
+    gap = next((index for index in range(len(images)) if (index, False) not in files), None)
     if gap is not None:
-        raise DataError(
-            f"Scene {gap} is missing in {raw}, though later ones are there. Unpack all parts into it."
-        )
-    scenes = [images[index] for index in range(len(images))]
-    for image in scenes:
-        if not mask_path(image).exists():
-            raise DataError(
-                f"{mask_path(image)} is missing, though its image is there. Unpack all parts again."
-            )
-    return scenes
+        raise DataError(f"Scene {gap} is missing in {raw}, though later ones are there. Get all parts of the download.")
+    for index in range(len(images)):
+        if (index, True) not in files:
+            name = f"CLEVRTEX_{variant}_{index:06d}_flat.png"
+            raise DataError(f"{name} is missing, though {files[index, False]} is there. Get all parts of the download.")
+    return [Scene(index, files[index, False], files[index, True]) for index in range(len(images))]
 
 
-def mask_path(image: Path) -> Path:
-    """The mask that belongs to an image."""
-    return image.with_name(image.stem + "_flat.png")
+def _list_folders(raw: Path, variant: str, pattern: str) -> List[Tuple[str, AnySource]]:
+    paths = sorted([*raw.glob(f"*/{pattern}"), *raw.glob(f"clevrtex_{variant}/*/{pattern}")])
+    return [(path.name, Source(str(path))) for path in paths]
+
+
+def _list_archives(raw: Path, variant: str) -> Iterator[Tuple[str, AnySource]]:
+    """The files in the archive of a variant; its parts are one archive, or one each."""
+    paths = {}
+    for path in sorted(raw.glob(f"clevrtex_{variant}*")):
+        match = re.fullmatch(rf"clevrtex_{variant}(?:_part(\d+))?({'|'.join(map(re.escape, SUFFIXES))})", path.name)
+        if match is not None:
+            paths[int(match.group(1) or 1)] = path
+    missing = [number for number in range(1, max(paths, default=0)) if number not in paths]
+    if missing:
+        raise DataError(f"Part {missing[0]} of {paths[max(paths)]} is missing. Get all parts of the download.")
+    try:
+        for member in list_members([paths[number] for number in sorted(paths)]) if paths else ():
+            yield member.name.rsplit("/", 1)[-1], member
+    except READ_ERRORS as error:
+        names = ", ".join(path.name for path in paths.values())
+        raise DataError(f"{raw}: {names} cannot be read ({error}). Download again, or unpack all parts.") from error
 
 
 def _content(folder: Path) -> str:
@@ -137,40 +163,31 @@ def _split_ranges(texts: List[str], count: int) -> Dict[str, List[int]]:
     return ranges
 
 
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Unpack or make it again.") from error
-
-
-def encode_scene(crop: float, size: int, image_path: Path) -> Sample:
+def encode_scene(crop: float, size: int, scene: Scene) -> Sample:
     """Crop and resize a scene.
 
     Returns:
         The six-digit index and the files `image.png`, RGB, `mask.npy.gz` (11, size, size, 1) uint8, binary,
         the background first, then the objects by their numbers, and `visibility.npy.gz` (11,) float32, 1 for
         masks with a pixel. An object that the crop leaves out has an empty mask.
+
+    Raises:
+        Rejected: A file is damaged, or the mask does not fit.
     """
-    image, mask = _read(image_path), _read(mask_path(image_path))
-    if mask.mode not in ("P", "L") or mask.size != image.size:
-        raise DataError(
-            f"{mask_path(image_path)} is a {mask.mode} image of {mask.size}; a mask is a palette (P) or grey "
-            f"(L) image of its scene's size, {image.size}. Unpack or make it again."
-        )
+    name = f"scene {scene.index}"
+    image = read_image(name, "image", scene.image, mode="RGB")
+    mask = read_image(name, "mask", scene.mask, image.size, formats=("PNG",))
+    if mask.mode not in ("P", "L"):
+        raise Rejected("mask is neither a palette nor a grey image", name, f"{scene.mask}: {mask.mode}")
     numbers = np.asarray(mask)
     if numbers.max() > MAX_OBJECTS:
-        raise DataError(
-            f"{mask_path(image_path)} has object {numbers.max()}, more than {MAX_OBJECTS} are not foreseen."
-        )
+        raise Rejected(f"mask has an object above {MAX_OBJECTS}", name, f"{scene.mask}: {numbers.max()}")
     box = central_square(*image.size, crop)
     numbers = crop_mask(numbers, box, size)
     masks = (numbers == np.arange(MAX_OBJECTS + 1)[:, None, None]).astype(np.uint8)[..., None]
     files = {
-        "image.png": crop_image(image.convert("RGB"), box, size),
+        "image.png": crop_image(image, box, size),
         "mask.npy.gz": encode_array(masks),
         "visibility.npy.gz": encode_array(masks.any(axis=(1, 2, 3)).astype(np.float32)),
     }
-    return f"{int(image_path.stem.rsplit('_', 1)[1]):06d}", files
+    return f"{scene.index:06d}", files

@@ -142,7 +142,7 @@ def encode_image(settings: Settings, item: Item) -> Sample:
     segments = record.segments
     numbers = np.zeros(size[::-1], np.uint8)
     if segments:
-        panoptic = read_image(item.name, "panoptic PNG", item.panoptic, size)
+        panoptic = read_image(item.name, "panoptic PNG", item.panoptic, size, formats=("PNG",))
         numbers = _number(item.name, panoptic, segments)
     box = central_square(*size)
     numbers, segments = _choose(settings, item.name, crop_mask(numbers, box, settings.size), segments)

@@ -15,7 +15,7 @@ from scipy.io import loadmat
 
 from ocl_msf.data._filter import ObjectFilter, add_filter_arguments
 from ocl_msf.data._images import bounding_box, box_area, central_square, crop_image, crop_mask, read_image
-from ocl_msf.data._sources import READ_ERRORS, Source, Sources
+from ocl_msf.data._sources import READ_ERRORS, AnySource, Sources
 from ocl_msf.data._work import DataError, Rejected, positive
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 
@@ -41,9 +41,9 @@ class Item(NamedTuple):
     """One image: its id and its files, None where they are missing; masks are PNG files, or .mat files of SBD."""
 
     name: str
-    image: Optional[Source]
-    classes: Optional[Source]
-    objects: Optional[Source]
+    image: Optional[AnySource]
+    classes: Optional[AnySource]
+    objects: Optional[AnySource]
     from_sbd: bool
 
 
@@ -176,15 +176,15 @@ def encode_image(settings: Settings, item: Item) -> Sample:
     return item.name.replace("_", ""), {"image.png": crop_image(image, box, settings.size), **_encode(**masks)}
 
 
-def _read_png(name: str, what: str, source: Optional[Source], size: Tuple[int, int]) -> np.ndarray:
+def _read_png(name: str, what: str, source: Optional[AnySource], size: Tuple[int, int]) -> np.ndarray:
     """A palette image's indices, never its colours: (H, W) uint8."""
-    mask = read_image(name, what, source, size)
+    mask = read_image(name, what, source, size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
         raise Rejected(f"{what} is neither a palette nor a grey image", name, mask.mode)
     return np.asarray(mask)
 
 
-def _read_mat(name: str, what: str, source: Optional[Source], size: Tuple[int, int]) -> np.ndarray:
+def _read_mat(name: str, what: str, source: Optional[AnySource], size: Tuple[int, int]) -> np.ndarray:
     """A mask of SBD: (H, W) uint8."""
     if source is None:
         raise Rejected(f"missing {what}", name)
