@@ -126,10 +126,10 @@ def _plan(conversion: Conversion, samples_per_shard: Optional[int]) -> Dict[str,
     return plan
 
 
-def write_json(path: Path, content: Dict[str, Any]) -> None:
-    """Write a summary, whole or not at all."""
+def write_json(path: Path, content: Dict[str, Any], indent: Optional[int] = 1) -> None:
+    """Write a summary, whole or not at all; much faster without indentation."""
     with replacing(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+        file.write(json.dumps(content, indent=indent).encode() + b"\n")
 
 
 def overview(name: str, options: Dict[str, Any], records: Dict[str, List[Dict[str, Any]]]) -> Dict[str, Any]:
@@ -287,13 +287,13 @@ def write_dataset(
         return overview(folder.name, options, done)
 
     if missing:
-        write_json(folder / _UNFINISHED, so_far())
+        write_json(folder / _UNFINISHED, so_far(), indent=None)
         if (folder / SUMMARY).exists():
             (folder / SUMMARY).unlink()
     write = functools.partial(_write_shard, folder, conversion.encode, strict)
     for record in run_tasks(write, missing, workers, f"{folder.name} shards"):
         records[record["name"]] = record
-        write_json(folder / _UNFINISHED, so_far())
+        write_json(folder / _UNFINISHED, so_far(), indent=None)
     write_json(folder / SUMMARY, so_far())
     if (folder / _UNFINISHED).exists():
         (folder / _UNFINISHED).unlink()
