@@ -1,34 +1,72 @@
-"""Write the report of some runs: `python -m ocl_msf.report RUNS... --out report`."""
+"""Write the report of some runs: index.html, one page that needs no network, and scores.md with its tables.
+
+    python -m ocl_msf.report outputs --out report
+
+The same runs give the same page but for its date. Scores are those that ocl_eval has left in the runs' folders;
+what is missing is said in the page. With --evaluate, what is missing of finished runs is made first, which needs
+their data (DATASET_PREFIX) and takes a while: scores, the scenes of the gallery, guidance maps.
+"""
 
 import argparse
 import datetime
+import subprocess
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
-from ocl_msf.data._work import replacing
-from ocl_msf.report.page import markdown, page, run_table, score_tables
-from ocl_msf.report.runs import collect
+from ocl_msf.data._work import command_line, positive, replacing
+from ocl_msf.report.page import page, run_name
+from ocl_msf.report.tables import environment, experiments, markdown, missing_of, score_table, seed_table
+from ocl_msf.runs import ScoredRun, collect
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Write `index.html` and `scores.md`."""
-    parser = argparse.ArgumentParser(prog="python -m ocl_msf.report", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m ocl_msf.report", description=__doc__, formatter_class=raw)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold some at any depth")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default: report)")
+    parser.add_argument("--evaluate", action="store_true", help="first make what is missing of finished runs")
+    gallery = "scenes in a gallery, of the best, of the middle and of the worst (default: 4 each)"
+    parser.add_argument("--scenes", type=positive, default=4, help=gallery)
     parser.add_argument("--date", default=None, help="what to print as its date (default: today)")
     options = parser.parse_args(arguments)
-    try:
-        runs = collect(options.runs)
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    date = options.date or datetime.date.today().isoformat()
-    texts = {"index.html": page(runs, date), "scores.md": markdown([*score_tables(runs), run_table(runs)])}
-    for name, text in texts.items():
-        with replacing(options.out / name) as file:
-            file.write(text.encode("utf-8"))
-        print(options.out / name)
+    with command_line():
+        try:
+            runs = collect(options.runs)
+            if options.evaluate and evaluate(runs):
+                runs = collect(options.runs)
+        except (FileNotFoundError, ImportError) as error:
+            sys.exit(f"error: {error}")
+        date = options.date or datetime.date.today().isoformat()
+        found = experiments(runs)
+        tables = [score_table(*one) for one in found]
+        tables += [seed_table(f"{name}, every run", mine) for name, mine in found]
+        texts = {"index.html": page(runs, date, options.scenes), "scores.md": markdown([*tables, environment()])}
+        for name, text in texts.items():
+            with replacing(options.out / name) as file:
+                file.write(text.encode("utf-8"))
+            print(options.out / name)
+
+
+def evaluate(runs: Sequence[ScoredRun]) -> int:
+    """Make what is missing of finished runs, one after the other; returns how many evaluations there were.
+
+    Raises:
+        SystemExit: one failed; those before it are kept.
+    """
+    missing = [(run, name) for run in runs if run.run.finished for _, name in missing_of(run)]
+    for number, (run, name) in enumerate(missing, 1):
+        print(f"[{number}/{len(missing)}] {run_name(run)}: {name}", flush=True)
+        status = subprocess.call(_command(run, name))
+        if status:
+            sys.exit(f"error: evaluation {name} of {run.run.folder} ended with status {status}.")
+    return len(missing)
+
+
+def _command(run: ScoredRun, name: str) -> List[str]:
+    chosen = [f"+evaluation=msf/{name}", f"train_config_path='{run.run.folder}/config/config.yaml'"]
+    return [sys.executable, "-m", "ocl.cli.eval", *chosen, f"checkpoint_path='{run.run.checkpoint}'"]
 
 
 if __name__ == "__main__":

@@ -1,156 +1,221 @@
-"""The page itself: one HTML file that needs no network, and the same tables as Markdown."""
+"""The page: scores, figures, scenes from best to worst, settings and commands, in one HTML file."""
 
-import base64
-import platform
-import shlex
 import tempfile
-from html import escape
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, Sequence, Tuple
 
-from ocl_msf.figures import draw_curves, read_curves
-from ocl_msf.report.runs import ScoredRun, group, paper_value
-from ocl_msf.tables import mean_and_spread, seconds_per_step, value_of
+from ocl_msf.data._work import DataError
+from ocl_msf.figures.curves import BOOK, draw_codebooks, draw_curves, draw_ranking
+from ocl_msf.figures.guidance import FILE as GUIDANCE
+from ocl_msf.figures.guidance import draw_maps, read_guidance
+from ocl_msf.figures.scenes import FILE as SCENES
+from ocl_msf.figures.scenes import Scenes, draw_segmentations, read_scenes, scene_strip
+from ocl_msf.report import html
+from ocl_msf.report.tables import commands, environment, experiments, missing_of, relative, score_table, seed_table
+from ocl_msf.runs import ScoredRun, name_rows, shared_settings
 
-METRICS = {
-    "ari": "ARI",
-    "ari_fg": "ARI_fg",
-    "miou": "mIoU",
-    "mbo": "mBO",
-    "ari+ari_fg": "ARI + ARI_fg",
-    "inter": "inter-cluster",
-    "intra": "intra-cluster",
-}
-CURVES = ("val/ari_fg", "val/miou", "train/loss_total", "val/reconstruction")
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --page: #fff; --line: #d6dae0; --faint: #626b76; --shade: #f4f6f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --page: #14171b; --line: #343a42; --faint: #9aa4b0; --shade: #1d2127 }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 70rem; margin: 0 auto; padding: 1rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 11rem }
-small, .faint { color: var(--faint) } img { max-width: 100%; background: #fff; border-radius: 4px }
-pre { background: var(--shade); padding: .7rem; overflow-x: auto; font-size: .85rem } figure { margin: 1rem 0 }
-"""
+Rows = Sequence[Tuple[str, List[ScoredRun]]]  # of name_rows
+CURVES = ("val/ari_fg", "val/ari", "val/miou", "val/mbo", "val/reconstruction", "train/reconstruction")
+CHAPTERS = ("Scores", "Figures", "Scenes", "Commands", "Settings", "Environment")
+SCORES_NOTE = (
+    "On the validation set, in percent but for distances between clusters: mean over seeds ± sample standard "
+    "deviation, and below it the number that the paper reports."
+)
+PRESET_NOTE = (
+    "These runs use a preset for small machines, such as msf/preset=cpu: smaller images, models and batches, and less "
+    "training than in the paper. Compare the rows with each other, not their level with the paper's."
+)
 
 
-class Table(NamedTuple):
-    """Headings, and rows of texts."""
+def page(runs: Sequence[ScoredRun], date: str, gallery: int = 4) -> str:
+    """Write the page.
 
-    title: str
-    headings: List[str]
-    rows: List[List[str]]
+    Args:
+        runs: of `ocl_msf.runs.collect`.
+        date: the only thing in the page that is not of the runs and the environment.
+        gallery: how many scenes a gallery has of the best, of the middle and of the worst.
+    """
+    title = "Multi-Scale Fusion: report"
+    links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in CHAPTERS)
+    parts = [html.heading(1, title), html.paragraph(f"{date} · {len(runs)} runs", "soft"), f"<nav>{links}</nav>"]
+    scenes, notes = _read_scenes(runs)
+    chapters = [
+        _scores(runs, notes),
+        _figures(runs, scenes),
+        _galleries(runs, scenes, gallery),
+        _commands(runs),
+        _settings(runs),
+        [html.table(environment()), html.paragraph("Of the machine that made this report.", "soft")],
+    ]
+    for name, chapter in zip(CHAPTERS, chapters):
+        parts += [html.heading(2, name, name.lower()), *chapter]
+    return html.document(title, parts)
 
 
-def score_tables(runs: Sequence[ScoredRun]) -> List[Table]:
-    """One table for each experiment: settings, number of seeds, mean ± standard deviation, the paper's in brackets."""
-    tables = []
-    for experiment in sorted({run.experiment for run in runs}):
-        mine = [run for run in runs if run.experiment == experiment]
-        metrics = [name for name in METRICS if any(name in run.scores for run in mine)]
-        rows = []
-        for settings, found in group(mine).items():
-            label = " ".join(s for s in settings if not s.startswith("+experiment=")) or "as it is"
-            scored = [run for run in found if run.scores]
-            row = [label, str(len(scored))]
-            for metric in metrics:
-                ours = mean_and_spread(
-                    [value_of(metric, r.scores) for r in scored if set(metric.split("+")) <= {*r.scores}]
+def _read_scenes(runs: Sequence[ScoredRun]) -> Tuple[Dict[Path, Scenes], List[str]]:
+    """Scenes by the folder of their run, and a note on each that is not of the scored checkpoint."""
+    scenes, notes = {}, []
+    for run in runs:
+        path = run.run.folder / SCENES
+        if path.is_file():
+            scenes[run.run.folder] = found = read_scenes(path)
+            mean, scored = float(found.ari_fg.mean()), run.scores.get("ari_fg")
+            if scored is not None and abs(mean - scored) > 1e-3:
+                notes.append(
+                    f"{run_name(run)}: the scenes' mean ARI_fg is {100 * mean:.2f}, that of metrics.json "
+                    f"{100 * scored:.2f}. They are of two checkpoints: evaluate again."
                 )
-                paper = paper_value(found[0], metric)
-                row.append(f"{ours} ({paper[0]}, {paper[1]})" if paper else ours)
-            rows.append(row)
-        tables.append(Table(experiment, ["settings", "seeds", *(METRICS[m] for m in metrics)], rows))
-    return tables
+    return scenes, notes
 
 
-def run_table(runs: Sequence[ScoredRun]) -> Table:
-    """One line for each run: how far it got and how fast it was."""
-    rows = []
+def run_name(run: ScoredRun) -> str:
+    """Such as "slate_clevrtex, vq, seed 0"."""
+    return ", ".join(filter(None, [run.experiment, run.variant, f"seed {run.seed}"]))
+
+
+def _scores(runs: Sequence[ScoredRun], notes: Sequence[str]) -> List[str]:
+    parts = [html.paragraph(SCORES_NOTE)]
+    if any(run.chosen("msf/preset") for run in runs):
+        parts.append(html.paragraph(PRESET_NOTE, "note"))
+    for experiment, found in experiments(runs):
+        parts += [html.heading(3, experiment), html.table(score_table(experiment, found))]
+        shared = shared_settings(found)
+        parts.append(html.paragraph("All with " + ", ".join(shared) + ".", "soft") if shared else "")
+        parts.append(html.folded("Every run", [html.table(seed_table(experiment, found))]))
     for run in runs:
-        speed = f"{seconds_per_step(run.run):.3f}" if run.run.checkpoint else "-"
-        name = " ".join([run.experiment, *(s for s in run.settings if not s.startswith("+experiment="))])
-        rows.append([name, run.chosen("seed", "-"), f"{run.run.step} of {run.run.max_steps}", speed])
-    return Table("Runs", ["run", "seed", "steps", "s per step, with validation"], rows)
+        if not run.run.finished:
+            notes = [*notes, f"{run_name(run)}: training is at step {run.run.step} of {run.run.max_steps}."]
+        notes = [*notes, *(f"{run_name(run)}: no {file}." for file, _ in missing_of(run))]
+    if notes:
+        how = "What is not there can be made by the commands below, or by --evaluate where training has finished."
+        parts.append(html.folded(f"Not complete: {len(notes)} notes", [html.paragraph(how), html.code(notes, True)]))
+    return [part for part in parts if part]
 
 
-def environment() -> Dict[str, str]:
-    """Where the report was made."""
-    return {"Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+def _figures(runs: Sequence[ScoredRun], scenes: Dict[Path, Scenes]) -> List[str]:
+    """The figures of every experiment that has what they need."""
+    parts: List[str] = []
+    for experiment, found in experiments(runs):
+        rows = name_rows(found)
+        mine = _scene_figures(experiment, rows, scenes) + _log_figures(experiment, rows) + _guidance(experiment, rows)
+        parts += [html.heading(3, experiment), *mine] if mine else []
+    return parts or [html.paragraph("These runs have left nothing to draw.")]
 
 
-def commands(run: ScoredRun) -> str:
-    """The command line that makes a run again, in a folder of one's own choice."""
-    kept = [o for o in run.overrides if "load_checkpoint=" not in o and "root_output_folder=" not in o]
-    return "ocl_train " + shlex.join(kept)
-
-
-def markdown(tables: Sequence[Table]) -> str:
-    """Write tables as Markdown."""
-    blocks = []
-    for table in tables:
-        lines = [f"## {table.title}", "", *(f"| {' | '.join(row)} |" for row in [table.headings, *table.rows])]
-        lines.insert(3, "|---" * len(table.headings) + "|")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def page(runs: Sequence[ScoredRun], date: str) -> str:
-    """Write the page; `date` is the only thing in it that is not of the runs and the environment."""
-    parts = [f"<h1>Multi-Scale Fusion: report</h1><p class=faint>{escape(date)}, {len(runs)} runs</p>"]
-    note = (
-        "Mean ± sample standard deviation over seeds; in brackets the paper's number and its table. Scores are percent."
+def _scene_figures(experiment: str, rows: Rows, scenes: Dict[Path, Scenes]) -> List[str]:
+    """Segmentations and scores of scenes."""
+    having = {name: [scenes[run.run.folder] for run in same if run.run.folder in scenes] for name, same in rows}
+    having = {name: found for name, found in having.items() if found}
+    if not having:
+        return []
+    text = (
+        "Segmentations of the same scenes, from the best to the worst of their mean over the rows. A segment has the "
+        "colour of the true one that it overlaps best. Of every row the first seed."
     )
-    parts += ["<h2>Scores</h2>", f"<p>{note}</p>", *map(_html_table, score_tables(runs))]
-    parts += ["<h2>Figures</h2>", *_figures(runs), _html_table(run_table(runs), "h2")]
-    parts += ["<h2>Commands</h2>", f"<pre>{escape(chr(10).join(map(commands, runs)))}</pre>", "<h2>Settings</h2>"]
-    for run in runs:
-        text = (run.run.folder / "config" / "config.yaml").read_text(encoding="utf-8")
-        parts.append(f"<details><summary>{escape(_name(run))}</summary><pre>{escape(text)}</pre></details>")
-    versions = Table("Environment of this report", ["", "version"], [list(item) for item in environment().items()])
-    parts.append(_html_table(versions, "h2"))
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>Multi-Scale Fusion: report</title><style>{STYLE}</style>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    shown = {name: found[0] for name, found in having.items()}
+    parts = [_plot(f"Segmentations, {experiment}", text, draw_segmentations, shown)]
+    text = "How many of the validation scenes reach a score, all seeds together: to the right and up is better."
+    scores = {name: [one.ari_fg for one in found] for name, found in having.items()}
+    return [*parts, _plot(f"Scores of scenes, {experiment}", text, draw_ranking, scores)]
 
 
-def _name(run: ScoredRun) -> str:
-    kept = [s for s in run.settings if not s.startswith("+experiment=")]
-    return ", ".join([run.experiment, *kept, f"seed {run.chosen('seed', '?')}"])
+def _log_figures(experiment: str, rows: Rows) -> List[str]:
+    """Training curves and the use of codebooks."""
+    logs = {name: [run.log for run in same if run.log] for name, same in rows}
+    logs = {name: found for name, found in logs.items() if found}
+    logged = {name for found in logs.values() for log in found for name in log}
+    curves, parts = [name for name in CURVES if name in logged], []
+    if curves:
+        text = "Training: thin lines are seeds, the thick one is their mean."
+        parts.append(_plot(f"Training curves, {experiment}", text, draw_curves, logs, curves))
+    if any(map(BOOK.match, logged)):
+        text = (
+            "Use of the codebooks in training batches: perplexity, codes that no super-pixel takes, and how often "
+            "which scale wins the vote. “scale n” is the scale-variant codebook of that scale."
+        )
+        parts.append(_plot(f"Use of codebooks, {experiment}", text, draw_codebooks, logs))
+    return parts
 
 
-def _html_table(table: Table, level: str = "h3") -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in table.headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(t)}</td>" for t in row) + "</tr>" for row in table.rows)
-    title = f"<{level}>{escape(table.title)}</{level}>"
-    return f"{title}<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+def _guidance(experiment: str, rows: Rows) -> List[str]:
+    """The guidance maps of every image that the first run of each row has kept."""
+    paths = {name: [run.run.folder / GUIDANCE for run in same] for name, same in rows}
+    paths = {name: [path for path in found if path.is_file()] for name, found in paths.items()}
+    models = {name: read_guidance(found[0]) for name, found in paths.items() if found}
+    parts = []
+    for image in dict.fromkeys(image for kept in models.values() for image in kept):
+        text = (
+            f"What the VAE makes of scene {image}: colours are the first three principal components; a code has the "
+            "same colour in both columns of scale-invariant codes, at all scales. Of every row the first seed."
+        )
+        maps = {name: kept[image] for name, kept in models.items() if image in kept}
+        parts.append(_plot(f"Guidance maps of scene {image}, {experiment}", text, draw_maps, maps))
+    return parts
 
 
-def _figures(runs: Sequence[ScoredRun]) -> List[str]:
-    """Curves of each experiment, then the pictures that evaluations left in the runs' folders."""
-    figures = []
+def _plot(title: str, text: str, draw: Callable, *content: object) -> str:
+    """A figure that a function writes from what it shows; a note instead if it cannot."""
     with tempfile.TemporaryDirectory() as folder:
-        for experiment in sorted({run.experiment for run in runs}):
-            found = [run for run in runs if run.experiment == experiment]
-            short = [f"{run.chosen('msf/variant', 'msf')}, seed {run.chosen('seed', '?')}" for run in found]
-            labels = short if len(set(short)) == len(short) else [f"run {n}: {s}" for n, s in enumerate(short, 1)]
-            mine = dict(zip(labels, (run.run.folder for run in found)))
-            logged = {name for path in mine.values() for name in read_curves(path)}
-            names = [name for name in CURVES if name in logged]
-            if names:
-                draw_curves(mine, names, Path(folder) / "curves.png")
-                figures.append(_figure(Path(folder) / "curves.png", f"Training of {experiment}"))
+        try:
+            draw(*content, Path(folder) / "figure.png")
+        except DataError as error:
+            return html.paragraph(f"{title}: {error}", "note")
+        return html.plot((Path(folder) / "figure.png").read_bytes(), f"{title}. {text}", text)
+
+
+def _galleries(runs: Sequence[ScoredRun], scenes: Dict[Path, Scenes], count: int) -> List[str]:
+    """A gallery of every row that has scenes, of its first seed: the first one open."""
+    text = "Input, true segments and predicted segments, sorted by ARI_fg, the failures included."
+    parts: List[str] = []
+    for experiment, found in experiments(runs):
+        for name, same in name_rows(found):
+            for run in [run for run in same if run.run.folder in scenes][:1]:
+                of_run = scenes[run.run.folder]
+                title = f"{experiment}, {name}, seed {run.seed}: mean ARI_fg {100 * of_run.ari_fg.mean():.1f}"
+                parts.append(html.folded(title, _gallery(of_run, count), is_open=not parts))
+    if not parts:
+        return [html.paragraph(f"No run has {SCENES}: --evaluate makes it.")]
+    return [html.paragraph(text), *parts]
+
+
+def _gallery(scenes: Scenes, count: int) -> List[str]:
+    ranking, number = scenes.ranking, len(scenes.ranking)
+    count = min(count, number)
+    start = (number - count) // 2
+    chosen = [("Best", range(count)), ("Middle", range(start, start + count)), ("Worst", range(number - count, number))]
+    if number <= 3 * count:
+        chosen = [("All", range(number))]
+    parts = []
+    for title, places in chosen:
+        pictures = []
+        for place in places:
+            score, picture = ranking[place]
+            name = f"scene {scenes.shown[picture]}, place {place + 1} of {number}"
+            alternative = f"Input, true and predicted segments of {name}: ARI_fg {100 * score:.1f}"
+            pictures.append(html.scene(scene_strip(scenes, picture), alternative, f"ARI_fg {100 * score:.1f}", name))
+        parts += [html.heading(4, title), '<div class="scenes">', *pictures, "</div>"]
+    return ["<div>", *parts, "</div>"]
+
+
+def _commands(runs: Sequence[ScoredRun]) -> List[str]:
+    """What makes every row again, stage 1 of a row before its stage 2."""
+    text = (
+        "The last folder of a run's path is the time when it started: a new run gets another one. Stage 2 needs stage "
+        "1 of its variant and seed first."
+    )
+    parts = [html.paragraph(text)]
+    for experiment, found in reversed(experiments(runs)):
+        for name, same in name_rows(found):
+            lines = [line for run in same for line in commands(run)]
+            parts.append(html.folded(f"{experiment}, {name}: {len(same)} seeds", [html.code(lines, True)]))
+    return parts
+
+
+def _settings(runs: Sequence[ScoredRun]) -> List[str]:
+    """Overrides and the full configuration of every run."""
+    parts = []
     for run in runs:
-        for path in sorted(run.run.folder.glob("*.png")):
-            figures.append(_figure(path, f"{path.stem} of {_name(run)}"))
-    return figures
-
-
-def _figure(path: Path, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    text = escape(caption)
-    image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
-    return f"<figure>{image}<figcaption><small>{text}</small></figcaption></figure>"
+        config = (run.run.folder / "config" / "config.yaml").read_text(encoding="utf-8")
+        whole = html.folded("Full configuration", [html.code(relative(config).splitlines())])
+        parts.append(html.folded(run_name(run), [html.code([*map(relative, run.overrides)], True), whole]))
+    return parts

@@ -1,0 +1,155 @@
+"""The report's tables: scores beside the paper's, runs, environment; and what is missing."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import statistics
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+from ocl_msf.figures.guidance import FILE as GUIDANCE
+from ocl_msf.figures.scenes import FILE as SCENES
+from ocl_msf.paper import TABLES
+from ocl_msf.runs import ScoredRun, name_rows
+
+METRICS = {
+    "ari": "ARI",
+    "ari_fg": "ARI_fg",
+    "miou": "mIoU",
+    "miou_small": "mIoU small",
+    "miou_medium": "mIoU medium",
+    "miou_large": "mIoU large",
+    "mbo": "mBO",
+    "ari+ari_fg": "ARI + ARI_fg",
+    "inter": "inter-cluster ↑",
+    "intra": "intra-cluster ↓",
+}
+PACKAGES = ("ocl-msf", "ocl", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
+
+
+class Cell(NamedTuple):
+    """A text, and what stands small below it."""
+
+    text: str
+    note: str = ""
+
+
+class Table(NamedTuple):
+    """Headings, and rows of cells; the first of each row names it."""
+
+    title: str
+    headings: List[str]
+    rows: List[List[Cell]]
+
+
+def experiments(runs: Sequence[ScoredRun]) -> List[Tuple[str, List[ScoredRun]]]:
+    """The runs of each experiment: stage 2 before stage 1, whose scores are of guidance alone."""
+    names = sorted({run.experiment for run in runs}, key=lambda name: (name.startswith("vqvae"), name))
+    return [(name, [run for run in runs if run.experiment == name]) for name in names]
+
+
+def metrics_of(runs: Sequence[ScoredRun]) -> List[str]:
+    """The scores that some of the runs have and tables show, in their order."""
+    return [name for name in METRICS if any(name in run.scores for run in runs)]
+
+
+def score_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
+    """One row for each setting: number of seeds, mean ± standard deviation over them, the paper's number below."""
+    metrics = metrics_of(runs)
+    rows = []
+    for name, found in name_rows(runs):
+        scored = [run for run in found if any(metric in run.scores for metric in metrics)]
+        row = [Cell(name), Cell(str(len(scored)), f"of {len(found)}" if len(scored) < len(found) else "")]
+        for metric in metrics:
+            paper = paper_value(found[0], metric)
+            row.append(Cell(mean_and_spread(found, metric), f"paper {paper[0]:g}, {paper[1]}" if paper else ""))
+        rows.append(row)
+    return Table(experiment, ["", "seeds", *(METRICS[metric] for metric in metrics)], rows)
+
+
+def seed_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
+    """One row for each run: its own scores, how far it got and how fast it was."""
+    metrics = metrics_of(runs)
+    rows = []
+    for name, found in name_rows(runs):
+        for run in found:
+            speed = f"{1 / run.seconds_per_step:.2f}" if run.seconds_per_step else "-"
+            row = [name, run.seed, *(mean_and_spread([run], metric) for metric in metrics)]
+            rows.append([Cell(text) for text in [*row, f"{run.run.step} of {run.run.max_steps}", speed]])
+    return Table(experiment, ["", "seed", *(METRICS[m] for m in metrics), "steps", "steps per s"], rows)
+
+
+def mean_and_spread(runs: Sequence[ScoredRun], metric: str) -> str:
+    """Mean ± sample standard deviation over the runs that have the score; in percent, but for distances."""
+    scale, digits = (1, 3) if metric in ("inter", "intra") else (100, 2)
+    values = [scale * run.scores[metric] for run in runs if metric in run.scores]
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def paper_value(run: ScoredRun, metric: str) -> Optional[Tuple[float, str]]:
+    """What the paper reports for runs of this kind, and in which table; None where it does not."""
+    variant, guidance = run.variant or "msf", run.chosen("msf/guidance", "scale_1")
+    for name, parts in TABLES.items():
+        for part in parts.values():
+            for row in part.rows:
+                name_of = f"{part.model}_{{}}" if part.model else part.pretraining
+                same = name_of.format(row.dataset) == run.experiment and row.variant == variant
+                wanted = dict(o.split("=", 1) for o in row.overrides).get("msf/guidance", "scale_1")
+                if same and metric in part.metrics and (part.model is None or wanted == guidance):
+                    return row.values[part.metrics.index(metric)], f"Table {name[5:]}"
+    return None
+
+
+def evaluations_of(run: ScoredRun) -> List[Tuple[str, str]]:
+    """What can be saved of a run: the file in its folder, and the evaluation that writes it."""
+    if run.experiment.startswith("vqvae"):
+        return [("separability.json", "separability"), (GUIDANCE, "guidance_maps")]
+    return [("metrics.json", run.experiment), (SCENES, "scenes")]
+
+
+def missing_of(run: ScoredRun) -> List[Tuple[str, str]]:
+    """Those of `evaluations_of` a run that have not been made."""
+    return [(file, name) for file, name in evaluations_of(run) if not (run.run.folder / file).is_file()]
+
+
+def commands(run: ScoredRun) -> List[str]:
+    """The command lines that make a run, its scores and its pictures again, as from the current folder."""
+    kept = [relative(o) for o in run.overrides if not o.lstrip("+").startswith("load_checkpoint=")]
+    config = relative(str(run.run.folder / "config" / "config.yaml"))
+    evaluations = [["ocl_eval", f"+evaluation=msf/{n}", f"train_config_path={config}"] for _, n in evaluations_of(run)]
+    return [shlex.join(command) for command in [["ocl_train", *kept], *evaluations]]
+
+
+def relative(text: str) -> str:
+    """Write paths below the current folder as seen from there, and drop Hydra's quotes around plain ones."""
+    return re.sub(r"='([\w./-]+)'$", r"=\1", text.replace(f"{Path.cwd()}{os.sep}", ""))
+
+
+def environment() -> Table:
+    """Where the report was made, which is where the runs were if it was made beside them."""
+    rows = [("Python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            rows.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, "not installed"))
+    rows.append(("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"))
+    return Table("Environment", ["", "version"], [[Cell(name), Cell(version)] for name, version in rows])
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Write tables as Markdown."""
+    blocks = []
+    for table in tables:
+        rows = [[cell.text + (f" ({cell.note})" if cell.note else "") for cell in row] for row in table.rows]
+        lines = [
+            f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in [table.headings, *rows]
+        ]
+        lines.insert(1, "|---" * len(table.headings) + "|")
+        blocks.append("\n".join([f"## {table.title}", "", *lines]))
+    return "\n\n".join(blocks) + "\n"
