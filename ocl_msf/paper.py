@@ -1,10 +1,11 @@
 """The paper's tables: what it reports, in its words, and which of our runs answers each row.
 
-Every table holds parts, every part rows. A row without `variant` is a method that this package does not have.
+Every table holds parts, every part rows.
 Numbers are percent, but for object separability, which is in units of the guidance.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+import statistics
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 SCORES = ("ari", "ari_fg", "miou", "mbo")
 SUM = ("ari+ari_fg",)
@@ -17,8 +18,9 @@ class Row(NamedTuple):
         dataset: as in the names of experiments.
         label: the paper's name of the method.
         values: the paper's numbers, one for each of the part's metrics.
-        variant: the `msf/variant` of our runs; None if there is none.
+        variant: the `msf/variant` of our runs; None for a method without a VAE.
         overrides: what stage 2 needs besides it.
+        model: first word of its experiment of stage 2, where it is not the part's.
     """
 
     dataset: str
@@ -26,6 +28,7 @@ class Row(NamedTuple):
     values: Tuple[float, ...]
     variant: Optional[str] = None
     overrides: Tuple[str, ...] = ()
+    model: Optional[str] = None
 
 
 class Part(NamedTuple):
@@ -45,8 +48,15 @@ class Part(NamedTuple):
     rows: List[Row]
     pretraining: str = "vqvae_{}"
 
+    def experiments(self, row: Row) -> List[str]:
+        """Names, below `msf/`, of what a row trains: stage 1 if it has a VAE, then stage 2 if that is scored."""
+        model = row.model or self.model
+        first = [self.pretraining.format(row.dataset)] if row.variant else []
+        return first + ([f"{model}_{row.dataset}"] if model else [])
 
-VARIANTS = {"+GDR@g2": "gdr", "+MSF": "msf", "VQ-VAE": "vq", "SLATE_r": "vq", "STEVE_c": "vq", "SlotDiffuz_r": "vq"}
+
+VARIANTS = {"+GDR@g2": "gdr", "+MSF": "msf", "DINOSAUR": None}  # of the others vq
+MODELS = {"+SysBind@2": "sysbinder", "DINOSAUR": "dinosaur"}  # of the others the part's
 
 
 def _rows(text: str) -> List[Row]:
@@ -54,7 +64,8 @@ def _rows(text: str) -> List[Row]:
     rows = []
     for line in text.strip().splitlines():
         dataset, label, *values = line.split()
-        rows.append(Row(dataset, label, tuple(float(v) for v in values), VARIANTS.get(label)))
+        numbers = tuple(float(value) for value in values)
+        rows.append(Row(dataset, label, numbers, VARIANTS.get(label, "vq"), model=MODELS.get(label)))
     return rows
 
 
@@ -209,3 +220,18 @@ TABLES: Dict[str, Dict[str, Part]] = {
         ),
     },
 }
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation; a dash without values, no deviation of one."""
+    if not values:
+        return "-"
+    digits = 3 if max(map(abs, values)) < 3 else 2
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def value_of(metric: str, scores: Dict[str, float]) -> float:
+    """A score as tables have it: in percent, but for distances; "a+b" is a sum."""
+    percent = 1 if metric in ("inter", "intra") else 100
+    return percent * sum(scores[name] for name in metric.split("+"))

@@ -4,26 +4,33 @@
 
 Stage 1, stage 2 and evaluation of a row and a seed go to OUT/<dataset>/<variant>/seed<n>. A finished run of the same
 command is reused, an unfinished one continued from its last checkpoint, so the same command again goes on.
+
+--gpus 4 runs four commands at a time, one on each GPU. --slurm hands every command to SLURM, as a job with one GPU; it
+needs hydra-submitit-launcher, and takes settings of that: --slurm hydra.launcher.partition=NAME. Training stays on one
+GPU, because the paper's batches are those of one.
 """
 
 import argparse
+import functools
 import json
-import shlex
-import statistics
-import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import hydra
 import yaml
 
 from ocl_msf._host import require_host
-from ocl_msf.checkpoints import Run, find_runs
-from ocl_msf.paper import TABLES, Part, Row
+from ocl_msf.checkpoints import STEP, Run, find_runs
+from ocl_msf.paper import TABLES, Part, Row, mean_and_spread, value_of
+from ocl_msf.tasks import Task, command_line, gpu_workers, pasteable, run_all
 
 with require_host():
     import ocl.cli.train  # noqa: F401  registers the configs that experiments are composed of
+
+SLURM = ["--multirun", "hydra/launcher=submitit_slurm"]  # with what a job needs: one GPU, its workers, two days
+SLURM += [f"hydra.launcher.{x}" for x in ("gres=gpu:1", "tasks_per_node=1", "cpus_per_task=8", "timeout_min=2880")]
+PROGRAMS = {"ocl.cli.train": "ocl_train", "ocl.cli.eval": "ocl_eval"}
 
 
 class Job(NamedTuple):
@@ -48,7 +55,8 @@ class Job(NamedTuple):
     @property
     def run(self) -> Optional[Run]:
         """The furthest run of this very command, or None."""
-        runs = [run for run in find_runs(self.root / "msf" / self.experiment) if _command(run) == set(self.arguments)]
+        wanted = _what(self.arguments)
+        runs = [run for run in find_runs(self.root / "msf" / self.experiment) if _what(_overrides(run)) == wanted]
         return max((run for run in runs if run.checkpoint), key=lambda run: run.step, default=None)
 
     @property
@@ -95,11 +103,15 @@ class Cell(NamedTuple):
     scoring: Scoring
 
 
-def _command(run: Run) -> set:
-    """The overrides that a run was started with, but for where it went on from."""
+def _overrides(run: Run) -> List[str]:
     path = run.folder / "config" / "overrides.yaml"
-    overrides = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return {override for override in overrides or [] if not override.startswith("load_checkpoint=")}
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or []
+
+
+def _what(overrides: Sequence[str]) -> Set[str]:
+    """The overrides that say what is trained, without those that say where it is and where it went on from."""
+    places = ("load_checkpoint=", "+experiment.root_output_folder=")
+    return {override for override in overrides if not override.startswith(places)}
 
 
 def configs() -> Path:
@@ -122,41 +134,52 @@ def plan(
         settings: overrides for the runs of both stages.
 
     Returns:
-        One cell for each seed of each row that this package can run; none if it lacks the experiments.
+        One cell for each seed of each row whose experiments there are; see `missing`.
     """
-    pretraining = part.pretraining.format(dataset)
-    experiment = f"{part.model}_{dataset}" if part.model else pretraining
-    folder = configs() / "experiment" / "msf"
-    if not all((folder / f"{name}.yaml").is_file() for name in (pretraining, experiment)):
-        return []
-    rows = [row for row in part.rows if row.dataset == dataset and row.variant]
+    rows = [row for row in part.rows if row.dataset == dataset and not missing(part, row)]
     return [_cell(row, seed, part, out, preset, settings) for row in rows for seed in seeds]
 
 
+def missing(part: Part, row: Row) -> List[str]:
+    """The experiments, and evaluations of stage 2, that a row needs and this package does not have."""
+    names = part.experiments(row)
+    wanted = [f"experiment/msf/{name}" for name in names]
+    wanted += [f"evaluation/msf/{name}" for name in names if not name.startswith("vqvae")]
+    return [name for name in wanted if not (configs() / f"{name}.yaml").is_file()]
+
+
 def _cell(row: Row, seed: int, part: Part, out: Path, preset: str, settings: Sequence[str]) -> Cell:
-    root = out.resolve() / (f"{row.dataset}-{preset}" if preset else row.dataset) / row.variant / f"seed{seed}"
-    common = [f"msf/variant={row.variant}"] if row.variant != "msf" else []
+    place = f"{row.dataset}-{preset}" if preset else row.dataset
+    root = out.resolve() / place / (row.variant or row.model) / f"seed{seed}"
+    common = [f"msf/variant={row.variant}"] if row.variant not in ("msf", None) else []
     common += ([f"+msf/preset={preset}"] if preset else []) + [f"seed={seed}", *settings]
-    jobs = [Job(part.pretraining.format(row.dataset), root, tuple(common))]
-    if part.model is None:
-        return Cell(row, seed, jobs, Scoring(jobs[0], "separability", "separability.json"))
-    jobs.append(Job(f"{part.model}_{row.dataset}", root, (*row.overrides, *common)))
-    return Cell(row, seed, jobs, Scoring(jobs[1], jobs[1].experiment, "metrics.json"))
+    names = part.experiments(row)
+    jobs = [Job(name, root, (*(row.overrides if name == names[-1] else ()), *common)) for name in names]
+    if names[-1].startswith("vqvae"):
+        return Cell(row, seed, jobs, Scoring(jobs[-1], "separability", "separability.json"))
+    return Cell(row, seed, jobs, Scoring(jobs[-1], names[-1], "metrics.json"))
 
 
 def steps_of(job: Job) -> int:
     """How many steps a job trains, from its composed configuration."""
+    return _steps(tuple(argument for argument in job.arguments if "root_output_folder=" not in argument))
+
+
+@functools.lru_cache(maxsize=None)
+def _steps(arguments: Tuple[str, ...]) -> int:
     with hydra.initialize_config_module("configs", version_base="1.3"):
-        return int(hydra.compose("training_config", overrides=job.arguments).trainer.max_steps)
+        return int(hydra.compose("training_config", overrides=list(arguments)).trainer.max_steps)
 
 
 def seconds_per_step(run: Run) -> float:
     """How fast a run was, its start and its validations included."""
-    start = (run.folder / "config" / "overrides.yaml").stat().st_mtime
-    return max(run.checkpoint.stat().st_mtime - start, 0.0) / max(run.step, 1)
+    begin = (run.folder / "config" / "overrides.yaml").stat().st_mtime
+    sources = [STEP.search(o.rstrip("'")) for o in _overrides(run) if o.startswith("load_checkpoint=")]
+    steps = run.step - max((int(source.group(1)) for source in sources if source), default=0)
+    return max(run.checkpoint.stat().st_mtime - begin, 0.0) / max(steps, 1)
 
 
-def estimate(jobs: Sequence[Job]) -> str:
+def estimate(jobs: Sequence[Job], workers: int = 1) -> str:
     """Say what is left to train, and how long it takes where a finished run of the experiment tells its speed."""
     speeds = {job.experiment: seconds_per_step(job.run) for job in jobs if job.run and job.run.finished}
     left = {job: steps_of(job) - (job.run.step if job.run else 0) for job in jobs}
@@ -166,49 +189,45 @@ def estimate(jobs: Sequence[Job]) -> str:
     words = f"{len(left)} of {len(jobs)} runs to train, {sum(left.values()):,} steps"
     if known:
         words += f"; {known / 3600:.1f} h at the speed of the finished ones"
+        words += f", on {workers} at a time {known / 3600 / workers:.1f} h or more" if workers > 1 else ""
     return words + (f"; {unknown:,} steps at a speed that no finished run tells yet" if unknown else "")
 
 
-def work(cells: Sequence[Cell]) -> None:
-    """Run what is missing, one after the other.
+def tasks_of(cells: Sequence[Cell], launcher: Sequence[str] = ()) -> List[Task]:
+    """Order what cells need, each job once; `launcher` is put behind every command.
 
-    Raises:
-        SystemExit: a run failed, or left no checkpoint of its last step.
+    Jobs of one experiment with the same root never run side by side: the names of their folders are times.
     """
-    for number, cell in enumerate(cells, 1):
-        title = f"[{number}/{len(cells)}] {cell.row.label}, seed {cell.seed}"
+    jobs: Dict[Job, Task] = {}
+    scorings: Dict[Scoring, Task] = {}
+    answer: List[Task] = []
+    for cell in cells:
+        earlier: List[Task] = []
         for job in cell.jobs:
-            if not (job.run and job.run.finished):
-                _call(f"{title}: training {job.experiment}", job.command)
-                if not (job.run and job.run.finished):
-                    sys.exit(f"{job.experiment} has made no checkpoint of its last step below {job.root}.")
-        if cell.scoring.scores is None:
-            _call(f"{title}: scoring", cell.scoring.command)
+            if job not in jobs:
+                twins = [task for j, task in jobs.items() if (j.root, j.experiment) == (job.root, job.experiment)]
+                jobs[job] = _training(job, cell, launcher, [*earlier, *twins])
+                answer.append(jobs[job])
+            earlier = [jobs[job]]
+        if cell.scoring not in scorings:
+            scorings[cell.scoring] = _scoring(cell, launcher, earlier)
+            answer.append(scorings[cell.scoring])
+    return answer
 
 
-def _call(title: str, command: List[str]) -> None:
-    print(f"{title}\n  {shlex.join(command)}", flush=True)
-    try:
-        status = subprocess.call(command)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: run the same command again to go on")
-    if status:
-        sys.exit(f"{title} ended with status {status}. Run the same command again to go on from here.")
+def _training(job: Job, cell: Cell, launcher: Sequence[str], needs: List[Task]) -> Task:
+    def done() -> bool:
+        return bool(job.run and job.run.finished)
+
+    title = f"{cell.row.label}, seed {cell.seed}: training {job.experiment}"
+    return Task(title, done, lambda: [*job.command, *launcher], job.root / f"{job.experiment}.log", needs)
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation; a dash without values, no deviation of one."""
-    if not values:
-        return "-"
-    digits = 3 if max(map(abs, values)) < 3 else 2
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def value_of(metric: str, scores: Dict[str, float]) -> float:
-    """A score as tables have it: in percent, but for distances; "a+b" is a sum."""
-    percent = 1 if metric in ("inter", "intra") else 100
-    return percent * sum(scores[name] for name in metric.split("+"))
+def _scoring(cell: Cell, launcher: Sequence[str], needs: List[Task]) -> Task:
+    scoring = cell.scoring
+    title = f"{cell.row.label}, seed {cell.seed}: scoring {scoring.job.experiment}"
+    log = scoring.job.root / f"{scoring.job.experiment}.scoring.log"
+    return Task(title, lambda: scoring.scores is not None, lambda: [*scoring.command, *launcher], log, needs)
 
 
 def markdown(part: Part, dataset: str, cells: Sequence[Cell]) -> str:
@@ -228,16 +247,7 @@ def markdown(part: Part, dataset: str, cells: Sequence[Cell]) -> str:
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Plan, run and print."""
-    parser = argparse.ArgumentParser(prog="python -m ocl_msf.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--part", help="of the table, such as upper-left of table 5 (default: all)")
-    parser.add_argument("--dataset", default="clevrtex")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", default="", help="an msf/preset, such as cpu")
-    settings = "overrides for the runs of both stages; take another --out for other ones"
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    parser.add_argument("--out", type=Path, default=Path("outputs/tables"), help="where runs go (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and what there is")
+    parser = _parser()
     options = parser.parse_args(arguments)
     parts = TABLES[options.table]
     if options.part is not None and options.part not in parts:
@@ -248,26 +258,54 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         parser.error(f"{options.table} has no rows of {options.dataset}")
     choices = options.dataset, options.seeds, options.out, options.preset, options.set
     cells = {name: plan(part, *choices) for name, part in parts.items()}
-    for name in (name for name, planned in cells.items() if not planned):
-        print(f"There are no experiments yet for {options.table} {name} on {options.dataset}.")
-    _report_plan([cell for planned in cells.values() for cell in planned], options.dry_run)
+    for part in parts.values():
+        for row in (row for row in part.rows if row.dataset == options.dataset and missing(part, row)):
+            print(f"{row.label} is left out: there is no {', no '.join(missing(part, row))} yet.")
+    try:
+        _work([cell for planned in cells.values() for cell in planned], options)
+    except ValueError as error:
+        parser.error(str(error))
     for name, part in parts.items():
         print("\n" + markdown(part, options.dataset, cells[name]))
 
 
-def _report_plan(cells: List[Cell], dry_run: bool) -> None:
-    """Print what it will cost; the commands or, unless it is dry, run them."""
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m ocl_msf.tables", description=__doc__, formatter_class=raw)
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--part", help="of the table, such as upper-left of table 5 (default: all)")
+    parser.add_argument("--dataset", default="clevrtex")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preset", default="", help="an msf/preset, such as cpu")
+    settings = "overrides for the runs of both stages; take another --out for other ones"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
+    parser.add_argument("--out", type=Path, default=Path("outputs/tables"), help="where runs go (default: %(default)s)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpus", default="", metavar="N", help="N at a time, one on each GPU; or their numbers, 0,3")
+    where.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="through SLURM, with these overrides")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and what there is")
+    return parser
+
+
+def _work(cells: List[Cell], options: argparse.Namespace) -> None:
+    """Print what it will cost; the commands or, unless it is dry, run them.
+
+    Raises:
+        ValueError: --gpus is not understood.
+    """
+    launcher = [] if options.slurm is None else [*SLURM, *options.slurm]
+    tasks = tasks_of(cells, launcher)
+    workers = gpu_workers(options.gpus) if options.slurm is None else [[]] * max(len(tasks), 2)
     jobs = list(dict.fromkeys(job for cell in cells for job in cell.jobs))
-    print(estimate(jobs))
-    if not dry_run:
-        work(cells)
+    print(estimate(jobs, len(workers) if options.gpus else 1), flush=True)
+    if not options.dry_run:
+        run_all(tasks, workers)
         return
-    for job in jobs:
-        state = "finished: " if job.run and job.run.finished else ""
-        print(f"{state}{shlex.join(job.command)}")
-    for scoring in dict.fromkeys(cell.scoring for cell in cells):
-        print(f"{'finished: ' if scoring.scores else ''}{shlex.join(scoring.command)}")
+    for task in tasks:
+        _, _, module, *words = task.command()
+        print(("finished: " if task.done() else "") + pasteable([PROGRAMS[module], *words]))
 
 
 if __name__ == "__main__":
-    main()
+    with command_line():
+        main()

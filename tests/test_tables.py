@@ -1,12 +1,15 @@
 """The table runner: what it plans, what it recognises, what it prints."""
 
 import json
+import os
+import shlex
 import statistics
+import subprocess
 import sys
 
 import pytest
 
-from ocl_msf import tables
+from ocl_msf import paper, tables
 from ocl_msf.paper import TABLES
 
 TINY = [
@@ -71,9 +74,31 @@ def test_guidance_of_any_scale_shares_its_stage_one(tmp_path):
     assert len({cell.jobs[1] for cell in cells}) == 3
 
 
-def test_what_has_no_experiment_is_not_planned(tmp_path):
+def test_competitors_have_experiments_of_their_own(tmp_path):
+    """SysBinder stands on the plain VQ-VAE that SLATE_r has trained, DINOSAUR on none."""
+    cells = {cell.row.label: cell for cell in tables.plan(TABLES["table1"][""], "clevrtex", [0], tmp_path)}
+    assert list(cells) == ["SLATE_r", "+SysBind@2", "+GDR@g2", "+MSF"]
+    assert cells["+SysBind@2"].jobs[0] == cells["SLATE_r"].jobs[0]
+    assert "msf/variant=vq" in cells["+SysBind@2"].jobs[1].arguments
+    assert "+evaluation=msf/sysbinder_clevrtex" in cells["+SysBind@2"].scoring.command
+    (dinosaur,) = [c for c in tables.plan(TABLES["table3"][""], "clevrtex", [0], tmp_path) if c.row.label == "DINOSAUR"]
+    (job,) = dinosaur.jobs
+    assert job.arguments[:2] == ["+experiment=msf/dinosaur_clevrtex", "seed=0"] and job.root.parent.name == "dinosaur"
+
+
+def test_what_has_no_experiment_is_said_to_be_missing(tmp_path, monkeypatch, capsys):
     assert tables.plan(TABLES["table4"]["c256"], "nowhere", [0], tmp_path) == []
-    assert all(cell.row.label != "+SysBind@2" for cell in tables.plan(TABLES["table1"][""], "clevrtex", [0], tmp_path))
+    for name in ("experiment/msf/vqvae_voc", "experiment/msf/slate_voc", "experiment/msf/sysbinder_voc"):
+        (tmp_path / f"{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.yaml").touch()
+    (tmp_path / "evaluation" / "msf").mkdir(parents=True)
+    (tmp_path / "evaluation" / "msf" / "slate_voc.yaml").touch()
+    monkeypatch.setattr(tables, "configs", lambda: tmp_path)
+    cells = tables.plan(TABLES["table1"][""], "voc", [0], tmp_path)
+    assert [cell.row.label for cell in cells] == ["SLATE_r", "+GDR@g2", "+MSF"]
+    monkeypatch.setattr(tables, "estimate", lambda *_: "")
+    tables.main(["table1", "--dataset", "voc", "--out", str(tmp_path), "--dry-run"])
+    assert "+SysBind@2 is left out: there is no evaluation/msf/sysbinder_voc yet." in capsys.readouterr().out
 
 
 def test_a_finished_run_is_recognised_by_its_command_and_its_report(tmp_path):
@@ -111,8 +136,8 @@ def test_a_table_has_means_and_spreads_beside_the_paper(tmp_path):
 
 
 def test_distances_are_no_percentages():
-    assert tables.value_of("inter", {"inter": 0.5}) == 0.5
-    assert tables.mean_and_spread([0.5]) == "0.500"
+    assert paper.value_of("inter", {"inter": 0.5}) == 0.5
+    assert paper.mean_and_spread([0.5]) == "0.500"
 
 
 def test_the_estimate_counts_what_is_left(tmp_path, monkeypatch):
@@ -137,6 +162,137 @@ def test_what_is_not_there_is_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_speed_of_a_run_that_went_on_is_that_of_its_own_steps(tmp_path):
+    job = tables.plan(TABLES["table4"]["c256"], "clevrtex", [0], tmp_path)[0].jobs[0]
+    finish(job, 1000)
+    overrides = job.run.folder / "config" / "overrides.yaml"
+    overrides.write_text(json.dumps([*job.arguments, "load_checkpoint='a/epoch=0-step=600.ckpt'"]))
+    os.utime(overrides, (1000, 1000))
+    os.utime(job.run.checkpoint, (1100, 1100))
+    assert tables.seconds_per_step(job.run) == pytest.approx(100 / 400)
+
+
+def test_a_run_is_recognised_where_it_has_been_moved_to(tmp_path):
+    part = TABLES["table4"]["c256"]
+    finish(tables.plan(part, "clevrtex", [0], tmp_path / "old")[0].jobs[0], 1000)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert tables.plan(part, "clevrtex", [0], tmp_path / "new")[0].jobs[0].run.finished
+
+
+FAKE = """
+import json, os, pathlib, signal, sys
+words = sys.argv[1:]
+chosen = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps([words, os.environ.get("CUDA_VISIBLE_DEVICES")]) + chr(10))
+if "experiment" in chosen:
+    parent = pathlib.Path(chosen["experiment.root_output_folder"].strip("'"), chosen["experiment"])
+    folder = parent / str(len(list(parent.glob("*"))))
+    (folder / "config").mkdir(parents=True)
+    kept = [word for word in words if not word.startswith(("--", "hydra"))]
+    (folder / "config" / "overrides.yaml").write_text(json.dumps(kept))
+    (folder / "config" / "config.yaml").write_text("experiment: {}\\ntrainer: {max_steps: 1000}\\n")
+    checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    fails = os.environ["FAILS"] in " ".join(words) and "load_checkpoint" not in chosen
+    (checkpoints / f"epoch=0-step={400 if fails else 1000}.ckpt").touch()
+    print("[now][ocl_msf.progress][INFO] - half way")
+    print("a word of no interest")
+    sys.exit(3 if fails else 0)
+run = pathlib.Path(chosen["train_config_path"].strip("'")).parent.parent
+scores = dict(ari=0.5, ari_fg=0.25, miou=0.5, mbo=0.5)
+report = {"checkpoint_path": chosen["checkpoint_path"].strip("'"), "metrics": {"val": scores}}
+(run / "metrics.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """Plays table 5 upper left with commands that do nothing; gives back the status, what it printed, the calls."""
+    for module in ("train", "eval"):
+        path = tmp_path / "fake" / "ocl" / "cli" / f"{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FAKE)
+        for package in (path.parent, path.parent.parent):
+            (package / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setattr(tables, "estimate", lambda *_: "")
+
+    def play(capsys, *arguments, fails="nothing"):
+        monkeypatch.setenv("FAILS", fails)
+        (tmp_path / "calls").write_text("")
+        message = ""
+        try:
+            tables.main(["table5", "--part", "upper-left", "--seeds", "0", "--out", str(tmp_path / "out"), *arguments])
+        except SystemExit as error:
+            message = str(error)
+        calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+        return message, capsys.readouterr().out, calls
+
+    return play
+
+
+def test_a_table_is_run_and_after_a_failure_goes_on_from_the_checkpoint(runner, capsys):
+    message, printed, calls = runner(capsys, fails="slate_clevrtex msf/variant=no_inter")
+    assert "status 3" in message and "Run the same command again" in message and "a word of no interest" in message
+    assert [words[0] for words, _ in calls].count("+evaluation=msf/slate_clevrtex") == 2
+    assert "half way" in printed and "a word of no interest" not in printed
+
+    message, printed, calls = runner(capsys, fails="slate_clevrtex msf/variant=no_inter")
+    assert message == ""
+    assert calls[0][0][1] == "msf/variant=no_inter" and calls[0][0][-1].endswith("epoch=0-step=400.ckpt'")
+    assert [words[0].split("=")[1] for words, _ in calls] == [
+        *("msf/slate_clevrtex", "msf/slate_clevrtex"),
+        *("msf/vqvae_clevrtex", "msf/slate_clevrtex", "msf/slate_clevrtex"),
+    ]
+    assert printed.count("| 75.00 | ") == 4
+    assert runner(capsys)[2] == []  # nothing is missing
+
+
+def test_several_gpus_run_side_by_side_and_stages_in_order(runner, capsys):
+    message, _, calls = runner(capsys, "--gpus", "3,5")
+    assert message == "" and len(calls) == 12
+    assert {device for _, device in calls} == {"3", "5"}
+    order = [(words[0].split("=")[1], words[1]) for words, _ in calls if words[0].startswith("+experiment")]
+    for variant in ("msf/variant=no_inter", "msf/variant=no_intra"):
+        mine = [experiment for experiment, chosen in order if chosen == variant]
+        assert mine == ["msf/vqvae_clevrtex", "msf/slate_clevrtex"]
+
+
+def test_through_slurm_every_command_is_a_job_of_one_gpu(runner, capsys):
+    message, printed, calls = runner(capsys, "--slurm", "hydra.launcher.partition=fast")
+    assert message == "" and len(calls) == 12
+    for words, _ in calls:
+        assert {"--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.gres=gpu:1"} < set(words)
+        assert words[-1] == "hydra.launcher.partition=fast"
+    assert printed.count("| 75.00 | ") == 4
+
+
+def test_guidances_of_one_variant_wait_for_each_other(tmp_path):
+    tasks = tables.tasks_of(tables.plan(TABLES["table5"]["lower-right"], "clevrtex", [0], tmp_path))
+    first, slate, _, both, _, second, _ = tasks
+    assert both.needs == [first, slate] and second.needs == [first, slate, both]
+
+
+def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "estimate", lambda *_: "")
+    place = tmp_path / "a place"
+    tables.main(["table6", "--seeds", "0", "--out", str(place), "--dry-run"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ocl_")]
+    cells = tables.plan(TABLES["table6"][""], "clevrtex", [0], place)
+    jobs = [cell.jobs for cell in cells]
+    assert [shlex.split(line) for line in lines[:2]] == [["ocl_train", *job.arguments] for job in jobs[0]]
+    assert shlex.split(lines[2])[:2] == ["ocl_eval", "+evaluation=msf/slate_clevrtex"] and len(lines) == 9
+    assert not place.exists()
+
+
+def test_a_reader_may_leave(tmp_path):
+    command = f"{sys.executable} -m ocl_msf.tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.startswith("6 of 6 runs")
+
+
 @pytest.mark.slow
 def test_table_four_from_nothing(tmp_path, shards, monkeypatch, capfd):
     monkeypatch.setenv("DATASET_PREFIX", str(shards))
@@ -147,5 +303,5 @@ def test_table_four_from_nothing(tmp_path, shards, monkeypatch, capfd):
     rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")][-2:]
     assert [row[0] for row in rows] == ["| VQ-VAE", "| +MSF"]
     assert all(float(row[1]) >= 0 and float(row[3]) >= 0 and row[5] == "1 |" for row in rows)
-    monkeypatch.setattr(tables.subprocess, "call", lambda command: pytest.fail("nothing is missing"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is missing"))
     tables.main(command)

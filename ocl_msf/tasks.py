@@ -1,0 +1,160 @@
+"""Commands that need each other's results, run one after the other or side by side."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
+
+from ocl_msf.progress import said
+
+AGAIN = "Run the same command again to go on from here."
+
+
+@dataclass(eq=False)
+class Task:
+    """A command, and how to tell that it need not run (again).
+
+    Attributes:
+        title: what to call it.
+        done: whether its results are there.
+        command: its words, asked for when it starts.
+        log: takes what it prints, behind what is there already, unless it has the terminal to itself.
+        needs: tasks whose results it takes.
+    """
+
+    title: str
+    done: Callable[[], bool]
+    command: Callable[[], List[str]]
+    log: Path
+    needs: List["Task"] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def command_line() -> Iterator[None]:
+    """End a program quietly when whoever reads what it prints, such as `head`, has read enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        sys.exit(1)
+
+
+def pasteable(words: Sequence[str]) -> str:
+    """Write a command line as a shell reads it; a word with quotes in it, of Hydra's grammar, in double quotes."""
+    plain = [f'"{word}"' if "'" in word and not set(word) & set('"$`!\\') else shlex.quote(word) for word in words]
+    return " ".join(plain)
+
+
+def gpu_workers(gpus: str) -> List[List[str]]:
+    """One worker for each GPU: "2" are the first two, "2,5" these two, "" is one worker that sees what there is.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    if not gpus:
+        return [[]]
+    if not all(part.isdigit() for part in gpus.split(",")) or gpus == "0":
+        raise ValueError(f"gpus is a number from 1, or numbers of GPUs with commas between them; got {gpus!r}.")
+    names = gpus.split(",") if "," in gpus else map(str, range(int(gpus)))
+    return [["env", f"CUDA_VISIBLE_DEVICES={name}"] for name in names]
+
+
+def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> None:
+    """Run the tasks whose results are missing, each as soon as those that it needs are done.
+
+    A single worker on a terminal lets its task write there. Otherwise what a task prints goes to its log, and only its
+    lines of progress are repeated.
+
+    Args:
+        tasks: in the order in which they are to start.
+        workers: as many tasks run at the same time; each puts its words in front of their commands.
+
+    Raises:
+        SystemExit: a task failed, or left no result; those that were running have ended. Or Ctrl-C.
+    """
+    waiting = [task for task in tasks if not task.done()]
+    missing = set(waiting)
+    running: Dict[int, _Process] = {}
+    failures: List[str] = []
+    shown = len(workers) == 1 and sys.stdout.isatty()
+    try:
+        while running or (waiting and not failures):
+            for index, words in enumerate(workers):
+                task = next((task for task in waiting if not missing & set(task.needs)), None)
+                if index not in running and task and not failures:
+                    waiting.remove(task)
+                    running[index] = _Process(task, words, shown)
+            for index in [index for index, process in running.items() if process.ended]:
+                process = running.pop(index)
+                missing.remove(process.task)
+                failures += process.complaints()
+            time.sleep(0.05)
+    except BaseException as error:
+        for process in running.values():
+            process.stop(ask=not isinstance(error, KeyboardInterrupt))  # Ctrl-C has reached it as well
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit("interrupted: run the same command again to go on")
+        raise
+    if failures:
+        sys.exit("\n".join([*failures, AGAIN]))
+
+
+class _Process:
+    """A task that runs."""
+
+    def __init__(self, task: Task, words: Sequence[str], shown: bool):
+        self.task = task
+        self.shown = shown
+        self.begin = time.monotonic()
+        command = [*words, *task.command()]
+        self.copier: Optional[threading.Thread] = None
+        if shown:
+            print(task.title, flush=True)
+            self.process = subprocess.Popen(command)
+            return
+        print(f"{task.title}: started, log in {task.log}", flush=True)
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.copier = threading.Thread(target=self._copy, daemon=True)
+        self.copier.start()
+
+    def _copy(self) -> None:
+        with self.process.stdout as printed, open(self.task.log, "ab") as log:
+            for line in printed:
+                log.write(line)
+                log.flush()
+                words = said(line.decode("utf-8", "replace"))
+                if words:
+                    with contextlib.suppress(BrokenPipeError):
+                        print(f"{self.task.title}: {words}", flush=True)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def complaints(self) -> List[str]:
+        """What went wrong, with the end of the log; nothing if nothing did."""
+        if self.copier:
+            self.copier.join()
+        title, status = self.task.title, self.process.returncode
+        if not status and self.task.done():
+            print(f"{title}: done in {time.monotonic() - self.begin:.0f} s", flush=True)
+            return []
+        ending = f"{title} ended with status {status}." if status else f"{title} ended without its result."
+        if self.shown:
+            return [ending]
+        lines = self.task.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        return [*(f"  {line}" for line in lines), f"{ending} All that it printed is in {self.task.log}."]
+
+    def stop(self, ask: bool) -> None:
+        """Let it save what it has, and wait for it."""
+        if ask:
+            self.process.terminate()
+        self.process.wait()
