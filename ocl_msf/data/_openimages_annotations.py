@@ -2,16 +2,21 @@
 
 import array
 import csv
+import functools
 import io
 import re
 from pathlib import Path
 from typing import BinaryIO, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
+from tqdm import tqdm
+
 from ocl_msf.data._sources import READ_ERRORS, Source
 from ocl_msf.data._work import DataError
 
 ID = re.compile(rb"[0-9a-f]{16}")
+_MASK_FILE = re.compile(rb"([0-9a-f]{16})_[\w-]+\.png")
 _LONGEST = 1 << 20  # bytes of a line; one that is longer is damaged
+_LARGE = 1 << 26  # bytes of a file whose reading shows progress
 _MASK_COLUMNS = ("ImageID", "MaskPath", "LabelName", "BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax")
 _BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
 
@@ -97,12 +102,13 @@ def read_masks(source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSe
     """
     records: Dict[bytes, Record] = {}
     for name, values, damage in _lines(source, _MASK_COLUMNS, ids):
-        record = records.setdefault(name, Record())
+        record = _record(records, name)
         try:
             if damage:
                 raise _Damage(damage)
             file, label, *corners = values
-            if not re.fullmatch(rb"%b_[\w-]+\.png" % name, file):
+            match = _MASK_FILE.fullmatch(file)
+            if match is None or match.group(1) != name:
                 raise _Damage(f"{file[:60]!r} is no mask file of this image")
             category, corners = _category(classes, label), _corners(corners)
             record.masks.append(file.decode())
@@ -122,7 +128,7 @@ def add_boxes(
         DataError: The file cannot be read or has other columns.
     """
     for name, values, damage in _lines(source, _BOX_COLUMNS, frozenset(records) if ids is None else ids):
-        record = records.setdefault(name, Record())
+        record = _record(records, name)
         try:
             if damage:
                 raise _Damage(damage)
@@ -137,31 +143,42 @@ def add_boxes(
             record.problem = record.problem or f"box: {error}"
 
 
+def _record(records: Dict[bytes, Record], name: bytes) -> Record:
+    if name not in records:
+        records[name] = Record()
+    return records[name]
+
+
 def _lines(
     source: Source, columns: Sequence[str], ids: Optional[FrozenSet[bytes]]
 ) -> Iterator[Tuple[bytes, List[bytes], str]]:
     """Image id, the values of the other columns, and what is wrong, of each line of an image in `ids`."""
     try:
-        with _open(source) as file:
+        with _open(source) as file, _progress(source, file) as progress:
             header = file.readline(_LONGEST).decode("utf-8-sig", "replace").strip().split(",")
             missing = [column for column in columns if column not in header]
             if missing:
                 raise DataError(f"{source} has no column {', '.join(missing)}. Download it again.")
             first, *places = map(header.index, columns)
-            number = 1
-            for line in iter(lambda: file.readline(_LONGEST), b""):
-                number += 1
+            for number, line in enumerate(iter(functools.partial(file.readline, _LONGEST), b""), 2):
+                progress.update(len(line))
                 values = line.strip().split(b",")
                 name = values[first] if first < len(values) else b""
                 if not ID.fullmatch(name):
                     if line.strip():
                         yield f"{Path(str(source)).name} line {number}".encode(), [], "no image id of 16 digits"
                 elif ids is None or name in ids:
-                    damage = f"line {number} of {source} has {len(values)} values instead of {len(header)}"
                     whole = len(values) == len(header)
-                    yield name, [values[i] for i in places] if whole else [], "" if whole else damage
+                    damage = "" if whole else f"line {number} has {len(values)} values instead of {len(header)}"
+                    yield name, [values[i] for i in places] if whole else [], damage
     except READ_ERRORS as error:
         raise DataError(f"{source} cannot be read ({error}). Download it again.") from error
+
+
+def _progress(source: Source, file: BinaryIO) -> tqdm:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return tqdm(total=size, desc=Path(str(source)).name, unit="B", unit_scale=True, disable=size < _LARGE)
 
 
 def _open(source: Source) -> BinaryIO:
