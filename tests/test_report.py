@@ -1,40 +1,64 @@
 """The report: what it finds, what it prints, and that it is the same twice."""
 
+import io
 import json
 import re
 import statistics
+from base64 import b64decode
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from ocl_msf.figures.scenes import Scenes
 from ocl_msf.report.__main__ import main
-from ocl_msf.report.runs import collect, paper_value
+from ocl_msf.report.tables import paper_value
+from ocl_msf.runs import Event, ScoredRun, collect, name_rows
 
 VOID = {"meta", "img"}
 
 
 class Checker(HTMLParser):
-    """Notes what is open, and every address that a browser would load."""
+    """Notes what is open, tables, pictures, and every address that a browser would load."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.addresses, self.text = [], [], ""
+        self.open, self.addresses, self.alternatives, self.names, self.text = [], [], [], set(), ""
+        self.headings, self.rows = [], []
 
     def handle_starttag(self, tag, attributes):
         self.open += [tag] if tag not in VOID else []
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        attributes = dict(attributes)
+        self.names |= {attributes.get("id")}
+        self.addresses += [attributes[name] for name in ("src", "href", "srcset", "data") if name in attributes]
+        if tag == "img":
+            self.alternatives.append(attributes["alt"])
+        if re.match(r"h\d", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += f" {data}" if self.open[-1] == "small" else data
+
+
+def read(folder):
+    checker = Checker()
+    checker.feed((folder / "index.html").read_text(encoding="utf-8"))
+    return checker
 
 
 def make_run(folder, overrides, scores, report="metrics.json", step=1000):
     (folder / "config").mkdir(parents=True)
-    (folder / "config" / "config.yaml").write_text("experiment: {note: a<b}\ntrainer: {max_steps: 1000}\n")
+    (folder / "config" / "config.yaml").write_text("experiment: {note: a<b, variant: msf}\ntrainer: {max_steps: 1000}\n")
     (folder / "config" / "overrides.yaml").write_text(json.dumps(overrides))
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -44,7 +68,18 @@ def make_run(folder, overrides, scores, report="metrics.json", step=1000):
     return folder
 
 
+def make_scenes(folder, scores):
+    """Scenes with the given ARI_fg, whose first pixel tells their place in that list."""
+    names = [f"{n:06}" for n in range(len(scores))]
+    images = np.zeros((len(scores), 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(len(scores))
+    segments = np.ones((len(scores), 8, 8), np.uint8)
+    arrays = Scenes(np.array(names), np.array(scores), np.array(names), images, segments, segments)
+    np.savez(folder / "scenes.npz", **arrays._asdict())
+
+
 SLATE = ["+experiment=msf/slate_clevrtex"]
+FOUND = [0.5, -0.125, 0.75, 0.25, 0.875, 0.0, 0.625]
 
 
 @pytest.fixture
@@ -52,44 +87,117 @@ def runs(tmp_path):
     folder = tmp_path / "outputs"
     for seed, ari in enumerate((0.25, 0.35, 0.5)):
         scores = {"ari": ari, "ari_fg": 0.5, "miou": 0.125, "mbo": 0.25}
-        place = f"+experiment.root_output_folder='{seed}'"
-        make_run(folder / f"s{seed}" / "slate" / "now", [*SLATE, f"seed={seed}", place], scores)
+        place = f"+experiment.root_output_folder='{tmp_path}/s{seed}'"
+        run = make_run(folder / f"s{seed}" / "slate" / "now", [*SLATE, f"seed={seed}", place], scores)
+    make_scenes(folder / "s0" / "slate" / "now", FOUND)
     make_run(folder / "vq" / "now", [*SLATE, "msf/variant=vq", "seed=0"], None, step=10)
-    vae = make_run(
+    make_run(
         folder / "vae" / "now",
         ["+experiment=msf/vqvae_clevrtex", "seed=0"],
-        {"inter": 1.5, "intra": 0.25},
+        {"inter": 3.5, "intra": 0.25},
         "separability.json",
     )
-    Image.new("RGB", (8, 8)).save(vae / "guidance_1.png")
-    return folder
+    return run.parents[2]
 
 
 def test_scores_are_means_over_seeds_beside_the_paper(runs, tmp_path):
     main([str(runs), "--out", str(tmp_path / "report")])
     lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
-    (row,) = [line for line in lines if line.startswith("| as it is | 3 |")]
+    (row,) = [line for line in lines if line.startswith("| msf | 3 |")]
     spread = statistics.stdev([25, 35, 50])
-    assert f"36.67 ± {spread:.2f} (32.7, Table 1)" in row
-    assert f"86.67 ± {spread:.2f} (100.71, Table 5)" in row
-    assert "50.00 ± 0.00 (80.7, Table 1)" in row
-    assert "| as it is | 1 | 1.500 (0.786, Table 4) | 0.250 (0.038, Table 4) |" in lines
-    assert [line for line in lines if line.startswith("| msf/variant=vq | 0 | - (20.56, Table 1)")]
-    assert [line for line in lines if line.startswith("| slate_clevrtex msf/variant=vq | 0 | 10 of 1000 |")]
+    assert f"36.67 ± {spread:.2f} (paper 32.7, Table 1)" in row
+    assert f"86.67 ± {spread:.2f} (paper 100.71, Table 5)" in row
+    assert "50.00 ± 0.00 (paper 80.7, Table 1)" in row
+    assert "| msf | 1 | 3.500 (paper 0.786, Table 4) | 0.250 (paper 0.038, Table 4) |" in lines
+    assert [line for line in lines if line.startswith("| vq | 0 (of 1) | - (paper 20.56, Table 1)")]
+    assert "| msf | 2 | 50.00 | 50.00 | 12.50 | 25.00 | 100.00 | 1000 of 1000 | - |" in lines
+    assert "| vq | 0 | - | - | - | - | - | 10 of 1000 | - |" in lines
+
+
+def test_the_page_has_the_numbers_of_the_table(runs, tmp_path):
+    main([str(runs), "--out", str(tmp_path / "report")])
+    lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
+    rows = [[text.strip() for text in line.strip("| ").split(" | ")] for line in lines if line.startswith("| msf |")]
+    shown = [[text.strip() for text in row] for row in read(tmp_path / "report").rows]
+    assert len(rows) == 6
+    for row in rows:
+        assert [re.sub(r" \((.*)\)$", r" \1", text) for text in row] in shown
 
 
 def test_the_page_is_whole_and_needs_no_network(runs, tmp_path):
     main([str(runs), "--out", str(tmp_path / "report")])
-    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(page)
+    page, checker = (tmp_path / "report" / "index.html").read_text(encoding="utf-8"), read(tmp_path / "report")
     assert checker.open == []
-    assert len(checker.addresses) == 1 and checker.addresses[0].startswith("data:image/png;base64,")
-    assert not re.search(r"https?:|@import|url\(", page)
+    inside = [address[1:] for address in checker.addresses if address.startswith("#")]
+    pictures = [address for address in checker.addresses if not address.startswith("#")]
+    assert inside and set(inside) <= checker.names
+    assert pictures and all(address.startswith("data:image/png;base64,") for address in pictures)
+    assert not re.search(r"https?:|@import|url\(|<script|<link", page)
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
-    assert "note: a<b" in checker.text  # escaped, not read as a tag
-    assert "ocl_train +experiment=msf/slate_clevrtex seed=2" in checker.text
-    assert "36.67" in checker.text and "Python" in checker.text
+
+
+def test_the_page_can_be_heard(runs, tmp_path):
+    """Every picture says what it shows, and headings nest."""
+    main([str(runs), "--out", str(tmp_path / "report")])
+    checker = read(tmp_path / "report")
+    assert checker.alternatives and all(len(text) > 20 for text in checker.alternatives)
+    assert checker.headings.count(1) == 1 and checker.headings[0] == 1
+    assert all(b - a <= 1 for a, b in zip(checker.headings, checker.headings[1:]))
+
+
+def test_the_gallery_goes_from_the_best_to_the_worst(runs, tmp_path):
+    main([str(runs), "--out", str(tmp_path / "report"), "--scenes", "2"])
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    gallery = re.findall(
+        r'src="data:image/png;base64,([^"]*)" alt="Input, true[^"]*scene (\d+), place (\d+) of 7', page
+    )
+    ranking = sorted(range(7), key=lambda n: -FOUND[n])
+    places = [0, 1, 2, 3, 5, 6]
+    assert [(int(name), int(place) - 1) for _, name, place in gallery] == [(ranking[p], p) for p in places]
+    for data, name, _ in gallery:  # the picture is of the scene that it says
+        assert np.array(Image.open(io.BytesIO(b64decode(data))))[0, 0, 0] == int(name)
+    scores = re.findall(r"<b>ARI_fg ([-\d.]+)</b> scene", page)
+    assert scores == [f"{100 * FOUND[ranking[p]]:.1f}" for p in places]
+    main([str(runs), "--out", str(tmp_path / "all"), "--scenes", "3"])
+    assert len(re.findall("<b>ARI_fg", (tmp_path / "all" / "index.html").read_text(encoding="utf-8"))) == 7
+
+
+def test_scenes_of_another_checkpoint_are_noticed(runs, tmp_path):
+    main([str(runs), "--out", str(tmp_path / "a")])
+    assert "two checkpoints" in read(tmp_path / "a").text
+    make_scenes(runs / "s0" / "slate" / "now", [0.25, 0.75])  # their mean is the score
+    main([str(runs), "--out", str(tmp_path / "b")])
+    assert "two checkpoints" not in read(tmp_path / "b").text
+
+
+def test_what_is_missing_is_said(runs, tmp_path):
+    main([str(runs), "--out", str(tmp_path / "report")])
+    text = read(tmp_path / "report").text
+    assert "slate_clevrtex, vq, seed 0: training is at step 10 of 1000." in text
+    assert "slate_clevrtex, vq, seed 0: no metrics.json." in text
+    assert "slate_clevrtex, msf, seed 1: no scenes.npz." in text and "msf, seed 0: no scenes.npz" not in text
+
+
+def test_names_are_no_html(tmp_path):
+    run = make_run(tmp_path / "runs" / "now", [*SLATE, "+note=<img src=x>&amp;", "seed='\"<b>'"], {"ari": 0.5})
+    make_scenes(run, [0.5, 0.25])
+    main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    checker = read(tmp_path / "report")
+    assert checker.open == [] and "x" not in checker.addresses
+    assert "+note=<img src=x>&amp;" in checker.text and "note: a<b" in checker.text
+
+
+def test_every_row_has_its_commands(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([str(runs), "--out", str(tmp_path / "report")])
+    text = read(tmp_path / "report").text
+    for line in [
+        "ocl_train +experiment=msf/slate_clevrtex seed=2 +experiment.root_output_folder=s2",
+        "ocl_eval +evaluation=msf/slate_clevrtex train_config_path=outputs/s2/slate/now/config/config.yaml",
+        "ocl_eval +evaluation=msf/separability train_config_path=outputs/vae/now/config/config.yaml",
+    ]:
+        assert line in text.splitlines()
+    assert str(tmp_path) not in text
 
 
 def test_the_same_runs_make_the_same_bytes_but_for_the_date(runs, tmp_path):
@@ -108,7 +216,25 @@ def test_of_a_command_run_twice_the_furthest_counts(runs):
 
 
 def test_one_run_alone_is_reported_alone(runs):
-    assert [run.chosen("seed") for run in collect([runs / "s1" / "slate" / "now"])] == ["1"]
+    assert [run.seed for run in collect([runs / "s1" / "slate" / "now"])] == ["1"]
+
+
+def test_rows_are_named_by_what_tells_them_apart(tmp_path):
+    common = ["+msf/preset=cpu", "experiment.training.steps=9"]
+    for number, own in enumerate([[], ["msf/variant=vq"], ["msf/variant=gdr"], ["msf/guidance=both"], ["seed=1"]]):
+        make_run(tmp_path / f"{number}" / "now", [*SLATE, *common, *own], None)
+    make_run(tmp_path / "named" / "now", [*SLATE, *common, "seed=2", "msf/variant=msf"], None)
+    names = {name: len(found) for name, found in name_rows(collect([tmp_path]))}
+    assert names == {"vq": 1, "gdr": 1, "msf": 3, "msf msf/guidance=both": 1}
+    assert list(names)[:2] == ["vq", "gdr"]  # as in the paper's Table 1
+
+
+def test_speed_is_that_between_two_entries_of_the_log(runs):
+    (run,) = collect([runs / "s1" / "slate" / "now"])
+    times = [0, 10, 20, 90, 100]  # a validation in between
+    log = {"train/loss_total": [Event(20 * n, 1.0, 1e9 + time) for n, time in enumerate(times)], "val/ari": []}
+    assert run.seconds_per_step is None
+    assert ScoredRun(run.run, run.overrides, run.scores, log).seconds_per_step == 0.5
 
 
 def test_guidance_has_its_own_number_in_the_paper(runs):
@@ -124,3 +250,15 @@ def test_what_is_not_there_is_named(tmp_path):
         with pytest.raises(SystemExit, match=message):
             main([str(tmp_path / folder), "--out", str(tmp_path / "report")])
     assert not (tmp_path / "report").exists()
+
+
+def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr("subprocess.call", lambda command: called.append(command[3:]) or 0)
+    main([str(runs), "--out", str(tmp_path / "report"), "--evaluate"])
+    made = sorted((command[0], command[1].split("outputs/")[1].split("/")[0]) for command in called)
+    assert made == [("+evaluation=msf/guidance_maps", "vae"), *(("+evaluation=msf/scenes", s) for s in ("s1", "s2"))]
+    assert all("step=1000.ckpt" in command[2] for command in called)
+    monkeypatch.setattr("subprocess.call", lambda command: 3)
+    with pytest.raises(SystemExit, match="status 3"):
+        main([str(runs), "--out", str(tmp_path / "report"), "--evaluate"])

@@ -193,7 +193,7 @@ def _gallery(scenes: Scenes, count: int) -> List[str]:
             name = f"scene {scenes.shown[picture]}, place {place + 1} of {number}"
             alternative = f"Input, true and predicted segments of {name}: ARI_fg {100 * score:.1f}"
             pictures.append(html.scene(scene_strip(scenes, picture), alternative, f"ARI_fg {100 * score:.1f}", name))
-        parts += [html.heading(4, title), '<div class="scenes">', *pictures, "</div>"]
+        parts += [html.heading(3, title), '<div class="scenes">', *pictures, "</div>"]
     return ["<div>", *parts, "</div>"]
 
 
