@@ -136,7 +136,7 @@ def _state(path: str) -> Tuple[int, ...]:
     return status.st_mtime_ns, status.st_size, os.getpid()
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=6)  # COCO needs five at a time; large ones take 600 bytes for each file in them
 def _archive(path: str, inner: Tuple[str, ...], state: Tuple[int, ...]) -> zipfile.ZipFile:
     if not inner:
         return zipfile.ZipFile(path)
