@@ -192,14 +192,13 @@ def _read_mat(name: str, what: str, source: Optional[AnySource], size: Tuple[int
     try:
         content = loadmat(io.BytesIO(source.read()), variable_names=[variable])
         mask = np.asarray(content[variable][0, 0]["Segmentation"])
-        numbers = mask.astype(np.uint8)
-        if mask.ndim != 2 or mask.dtype.kind not in "iuf" or not np.array_equal(mask, numbers):
+        if mask.ndim != 2 or mask.dtype.kind not in "iuf" or not np.isin(mask, np.arange(256)).all():
             raise ValueError(f"Segmentation is {mask.dtype} {mask.shape}, not (H, W) of whole numbers up to 255")
     except Exception as error:  # SciPy has no common class for what a damaged file can cause
         raise Rejected(f"damaged {what}", name, f"{source}: {str(error) or repr(error)}") from error
     if mask.shape != size[::-1]:
         raise Rejected(f"{what} of another size", name, f"{mask.shape[::-1]}, not {size}")
-    return numbers
+    return mask.astype(np.uint8)
 
 
 def _numbers(mask: np.ndarray) -> np.ndarray:
