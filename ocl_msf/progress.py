@@ -69,8 +69,3 @@ def current_score(trainer: Trainer) -> str:
         if name in trainer.callback_metrics:
             return f"{label} {factor * float(trainer.callback_metrics[name]):{form}}"
     return ""
-
-
-def said(line: str) -> str:
-    """The words of a line of a log if `ShowProgress` has written it, or ""."""
-    return line.split(" - ", 1)[1].strip() if f"[{__name__}]" in line and " - " in line else ""

@@ -90,7 +90,11 @@ def scorings(folder: Path, split: str, count: int = 25, settings: Sequence[str] 
         split: train, val or test.
         count: how many checkpoints.
         settings: overrides for every evaluation.
+
+    Raises:
+        FileNotFoundError: this is no run, or it has no checkpoints.
     """
+    checkpoints = last_checkpoints(folder, count)
     evaluation = evaluation_of(folder)
     with hydra.initialize_config_module("configs", version_base="1.3"):
         modules = hydra.compose("evaluation_config", overrides=[f"+evaluation={evaluation}"]).modules or {}
@@ -108,7 +112,7 @@ def scorings(folder: Path, split: str, count: int = 25, settings: Sequence[str] 
             _reports(folder, split) / f"step-{step}.log",
         )
 
-    return {step: task(step, path) for step, path in last_checkpoints(folder, count).items()}
+    return {step: task(step, path) for step, path in checkpoints.items()}
 
 
 def _evaluate(reports: Path, command: List[str]) -> List[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -11,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
-from ocl_msf.progress import said
-
 AGAIN = "Run the same command again to go on from here."
+PROGRESS = "[ocl_msf.progress]"  # in the lines of a log that are repeated, before " - " and the words
 
 
 @dataclass(eq=False)
@@ -37,7 +37,8 @@ class Task:
 
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
-    """End a program quietly when whoever reads what it prints, such as `head`, has read enough."""
+    """End a program quietly when what reads its output, such as `head`, has read enough; on SIGTERM stop its tasks."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
         sys.stdout.flush()
@@ -130,10 +131,10 @@ class _Process:
             for line in printed:
                 log.write(line)
                 log.flush()
-                words = said(line.decode("utf-8", "replace"))
-                if words:
+                head, _, words = line.decode("utf-8", "replace").partition(" - ")
+                if PROGRESS in head:
                     with contextlib.suppress(BrokenPipeError):
-                        print(f"{self.task.title}: {words}", flush=True)
+                        print(f"{self.task.title}: {words.strip()}", flush=True)
 
     @property
     def ended(self) -> bool:

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "outputs": FRAMEWORK | {"safetensors", "ocl_msf.data"},
     "paper": set(),
     "progress": FRAMEWORK | {"tqdm"},
-    "tasks": {"ocl_msf.progress"},
+    "tasks": set(),
     "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper", "ocl_msf.tasks"},
     "protocol": HOST
     | {"hydra", "omegaconf", "yaml", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.paper", "ocl_msf.tables"}
