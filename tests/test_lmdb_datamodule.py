@@ -1,3 +1,5 @@
+import itertools
+import random
 import subprocess
 import sys
 
@@ -5,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from ocl.transforms import Filter, Map, SimpleTransform
+from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ocl_msf.data import LMDBDataModule, ShardDataModule
 from ocl_msf.data.convert import main
@@ -101,14 +105,139 @@ def test_ranks_share_the_samples(prefix, monkeypatch, ranks):
     assert sorted(evaluation) == [f"{i:06d}" for i in range(23, 30)]
 
 
-def test_a_pass_goes_on_after_the_batches_that_were_done(prefix):
-    data = module(prefix)
-    first, second = (keys(data.train_dataloader()) for _ in range(2))
-    resumed = module(prefix)
-    resumed.load_state_dict({"epoch": 0, "batches": 2})
-    loader = resumed.train_dataloader()
-    assert keys(loader) == first[2:]
-    assert keys(loader) == second
+def shaken(sample):
+    """Something of each generator in the sample."""
+    drawn = [random.random(), np.random.rand(), torch.rand(()).item()]
+    return {**sample, "drawn": np.array(drawn)}
+
+
+class Journal(LightningModule):
+    """Writes down what it gets, and what it draws itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def training_step(self, batch, _):
+        drawn = [random.random(), np.random.rand(), torch.rand(()).item()]
+        self.seen.append((batch["__key__"], batch["drawn"].tolist(), drawn))
+        return self.weight * batch["drawn"].sum()
+
+    def validation_step(self, batch, _):
+        assert batch["drawn"].shape[1] == 3
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(prefix, folder, workers, checkpoint=None, steps=12):
+    """What a training run sees, 5 batches an epoch; it leaves a checkpoint of each step."""
+    draw = {"a": Map(shaken, fields=("image",), batch_transform=False)}
+    options = dict(batch_size=4, num_workers=workers, seed=3)
+    data = LMDBDataModule(prefix, "clevrtex_lmdb", draw, draw, **options)
+    save = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1, save_on_train_epoch_end=False)
+    settings = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(max_steps=steps, callbacks=[save], num_sanity_val_steps=1, limit_val_batches=1, **settings)
+    journal = Journal()
+    trainer.fit(journal, data, ckpt_path=checkpoint)
+    return journal.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_sees_and_draws_what_an_uncut_one_does(prefix, tmp_path, workers):
+    seed_everything(1)
+    uncut = fit(prefix, tmp_path / "uncut", workers)
+    assert len(uncut) == 12
+    assert len({drawn for _, batch, own in uncut for row in [*batch, own] for drawn in row}) == 12 * (4 + 1) * 3
+    for step in (3, 5, 7):  # within the first epoch, at its end, and within the second one
+        seed_everything(step)
+        assert fit(prefix, tmp_path / "resumed", workers, tmp_path / "uncut" / f"step={step}.ckpt") == uncut[step:]
+
+
+def test_data_neither_disturb_nor_follow_the_generators_outside(prefix):
+    draw = {"a": Map(shaken, fields=("image",), batch_transform=False)}
+    passes = []
+    for seed in (1, 2):
+        data = LMDBDataModule(prefix, "clevrtex_lmdb", draw, draw, batch_size=4, num_workers=0)
+        seed_everything(seed)
+        expected = [random.random(), np.random.rand(), torch.rand(()).item()]
+        seed_everything(seed)
+        passes.append(
+            [batch["drawn"].tolist() for load in (data.train_dataloader, data.val_dataloader) for batch in load()]
+        )
+        assert [random.random(), np.random.rand(), torch.rand(()).item()] == expected
+    assert passes[0] == passes[1]
+
+
+def test_what_may_drop_samples_does_not_train_on_several_ranks(prefix, monkeypatch):
+    monkeypatch.setattr("ocl_msf.data.lmdb_datamodule._rank", lambda: (0, 2))
+    data = LMDBDataModule(prefix, "clevrtex_lmdb", {"a": Filter(bright, ["image"])}, num_workers=0)
+    with pytest.raises(ValueError, match="Filter may change the number of samples"):
+        iter(data.train_dataloader())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_may_be_started_in_any_way(prefix, method):
+    same = {"a": SimpleTransform({"image": np.asarray}, batch_transform=False)}
+    alone, many = (LMDBDataModule(prefix, "clevrtex_lmdb", same, batch_size=4, num_workers=n) for n in (0, 1))
+    expected = list(alone.train_dataloader())  # the file is open in this process, too
+    loader = many.train_dataloader()
+    loader.multiprocessing_context = method
+    for batch, other in itertools.zip_longest(expected, loader):
+        assert batch["__key__"] == other["__key__"] and torch.equal(batch["image"], other["image"])
+
+
+DDP = """
+import sys
+import numpy as np
+import torch
+from ocl.transforms import SimpleTransform
+from pytorch_lightning import LightningModule, Trainer
+from ocl_msf.data import LMDBDataModule
+
+class Journal(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def note(self, phase, batch):
+        with open(f"{sys.argv[2]}/{phase}-{self.current_epoch}-{self.global_rank}.txt", "a") as file:
+            file.writelines(key + "\\n" for key in batch["__key__"])
+
+    def training_step(self, batch, _):
+        self.note("train", batch)
+        return self.weight * batch["image"].float().mean()
+
+    def validation_step(self, batch, _):
+        self.note("val", batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+same = {"a": SimpleTransform({"image": np.asarray}, batch_transform=False)}
+data = LMDBDataModule(sys.argv[1], "clevrtex_lmdb", same, same, batch_size=1, num_workers=1)
+options = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, num_sanity_val_steps=0, **options).fit(Journal(), data)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_every_epoch(prefix, tmp_path):
+    """A real run of DDP over gloo: 23 samples to train, 11 for each rank, 7 to validate."""
+    (tmp_path / "run.py").write_text(DDP)
+    command = [sys.executable, str(tmp_path / "run.py"), prefix, str(tmp_path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    read = {path.stem: path.read_text().split() for path in tmp_path.glob("*-*.txt")}
+    everything, epochs = {f"{i:06d}" for i in range(23)}, []
+    for epoch in "01":
+        ranks = [read[f"train-{epoch}-{rank}"] for rank in "01"]
+        assert [len(keys) for keys in ranks] == [11, 11]
+        epochs.append(sum(ranks, []))
+        assert len(set(epochs[-1])) == 22 and set(epochs[-1]) < everything
+        assert sorted(read[f"val-{epoch}-0"] + read[f"val-{epoch}-1"]) == [f"{i:06d}" for i in range(23, 30)]
+    assert epochs[0] != epochs[1]
 
 
 def bright(image):

@@ -1,6 +1,8 @@
 """The data module of data sets converted with `--format lmdb`."""
 
-import random
+import itertools
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -12,35 +14,33 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ocl_msf._host import require_host
 from ocl_msf.data._lmdb import LMDBFile
 from ocl_msf.data._pipe import Pipe
+from ocl_msf.data._randomness import drawn_apart, random_state, seed_all, set_random_state
 from ocl_msf.data.datamodule import find_files
 from ocl_msf.data.shards import SPLITS
 
 with require_host():
     from ocl.datasets import collate_with_autopadding, collate_with_batch_size
-    from ocl.transforms import DuplicateFields, Map, SimpleTransform
+    from ocl.transforms import DuplicateFields, Map, SampleConsecutive, SimpleTransform
 
-ONE_TO_ONE = (DuplicateFields, Map, SimpleTransform)  # transforms that keep the number of samples
+ONE_TO_ONE = (DuplicateFields, Map, SampleConsecutive, SimpleTransform)  # transforms that keep the number of samples
+
+log = logging.getLogger(__name__)
 
 
 class LMDBDataModule(LightningDataModule):
     """A data set that `ocl_msf.data.convert --format lmdb` wrote.
 
     Training samples are permuted anew in every epoch by `seed` and the number of the epoch, all of them, the
-    same on every rank. A rank gets every n-th, equally many, and its batches do not depend on
-    `num_workers` as long as transforms keep the number of samples. Each evaluation sample is read once over
-    all ranks. A checkpoint within an epoch remembers it and its batches, and training goes on with the next.
+    same on every rank. A rank gets every n-th, equally many, and its batches do not depend on `num_workers` as
+    long as transforms keep the number of samples and draw nothing. Each evaluation sample is read once over all
+    ranks. What transforms draw follows from `seed`, epoch, rank and worker alone. A checkpoint remembers epoch,
+    batch and all random states: training goes on as if it had not stopped.
 
     Args:
-        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
-        name: Folder of this one below it.
-        train_transforms: The host's transforms by name, for training samples.
-        eval_transforms: The same for validation and test samples.
-        batch_size: Of training, per rank.
-        eval_batch_size: `batch_size` where None.
-        num_workers: Processes that read.
+        prefix, name, train_transforms, eval_transforms, batch_size, eval_batch_size, num_workers,
+            use_autopadding: Those of `ShardDataModule`; `batch_size` is that of a rank.
         shuffle_train: Permute training samples.
-        use_autopadding: Fill up samples of different shapes with zeros.
-        seed: Of the permutations; 0 where None.
+        seed: Of everything random; 0 where None.
 
     Raises:
         ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
@@ -70,7 +70,7 @@ class LMDBDataModule(LightningDataModule):
         self.use_autopadding = use_autopadding
         self.seed = seed or 0
         self._epoch = -1  # number of the current pass over the training data
-        self._skip = 0  # batches of the next pass that were done before an interruption
+        self._resumed: Optional[Dict[str, Any]] = None  # where the next pass begins after an interruption
         for split in SPLITS:
             setattr(self, f"{split}_size", self.splits[split]["samples"] if split in self.splits else None)
 
@@ -98,7 +98,8 @@ class LMDBDataModule(LightningDataModule):
             self.batch_size if is_train else self.eval_batch_size,
             collate_with_autopadding if self.use_autopadding else collate_with_batch_size,
             is_train,
-            self.seed if is_train and self.shuffle_train else None,
+            is_train and self.shuffle_train,
+            self.seed,
         )
         loader = _Loader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_seed_worker)
         loader.begin_pass = self.begin_pass if is_train else _first_pass
@@ -107,19 +108,27 @@ class LMDBDataModule(LightningDataModule):
     def begin_pass(self) -> Tuple[int, int]:
         """The number of the next pass over the training data, and how many of its batches are done."""
         self._epoch += 1
-        skip, self._skip = self._skip, 0
-        return self._epoch, skip
+        state, self._resumed = self._resumed, None
+        if state is None:
+            return self._epoch, 0
+        set_random_state(state["random"][_rank()[0] % len(state["random"])])
+        return self._epoch, state["batches"]
 
     def state_dict(self) -> Dict[str, Any]:
-        """The current epoch, and how many of its batches training has seen."""
+        """The current epoch, how many of its batches training has seen, and the random states of all ranks."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        if progress.is_last_batch:
-            return {"epoch": self._epoch + 1, "batches": 0}
-        return {"epoch": max(self._epoch, 0), "batches": progress.current.ready}
+        state = {
+            "epoch": max(self._epoch, 0),
+            "batches": progress.current.ready,
+            "random": _of_all_ranks(random_state()),
+        }
+        return dict(state, epoch=self._epoch + 1, batches=0) if progress.is_last_batch else state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Go on where the state was taken."""
-        self._epoch, self._skip = state_dict["epoch"] - 1, state_dict["batches"]
+        # Lightning looks for such a state in the loader, and finds none there.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+        self._epoch, self._resumed = state_dict["epoch"] - 1, state_dict
 
 
 def _first_pass() -> Tuple[int, int]:
@@ -128,21 +137,26 @@ def _first_pass() -> Tuple[int, int]:
 
 def _seed_worker(number: int) -> None:
     """Let NumPy and Python draw differently in each worker and epoch, as torch does."""
-    seed = torch.initial_seed() % 2**32
-    np.random.seed(seed)
-    random.seed(seed)
+    seed_all(torch.initial_seed())
 
 
 class _Loader(DataLoader):
-    """Says to its batches which pass begins, in the process that knows the rank."""
+    """Begins passes in the process that knows the rank; what they draw leaves its generators as they are."""
 
-    def __iter__(self) -> Any:
-        self.dataset.begin(*self.begin_pass())
-        return super().__iter__()
+    def __iter__(self) -> Iterator[Any]:
+        epoch, done = self.begin_pass()
+        seed = self.dataset.begin(epoch)
+        self.generator = torch.Generator().manual_seed(seed)  # gives the workers their seeds
+        batches = super().__iter__()
+        if self.num_workers == 0:
+            batches = drawn_apart(batches, seed)
+        if done:
+            log.info("Reading over the %d batches of this epoch that are done", done)
+        return itertools.islice(batches, done, None)
 
 
 class _Batches(IterableDataset):
-    """Collated batches of one rank; each worker makes every n-th. Not shuffled where `seed` is None."""
+    """Collated batches of one rank; each worker makes every n-th."""
 
     def __init__(
         self,
@@ -152,23 +166,32 @@ class _Batches(IterableDataset):
         batch_size: int,
         collate: Any,
         is_train: bool,
-        seed: Optional[int],
+        shuffle: bool,
+        seed: int,
     ) -> None:
         self.file, self.samples, self.batch_size = file, samples, batch_size
-        self.is_train, self.seed = is_train, seed
+        self.is_train, self.shuffle, self.seed = is_train, shuffle, seed
         self.fields = tuple(field for transform in transforms for field in transform.fields)
         self.on_samples = [transform for transform in transforms if not transform.is_batch_transform]
         self.on_batches = [transform for transform in transforms if transform.is_batch_transform]
+        self.unsure = ", ".join(type(x).__name__ for x in transforms if not isinstance(x, ONE_TO_ONE))
         self.collate = collate
         self.indices = np.arange(0)
 
-    def begin(self, epoch: int, skip: int) -> None:
-        """Choose this rank's samples of a pass, without those of `skip` batches."""
-        order = np.arange(self.samples)
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+    def begin(self, epoch: int) -> int:
+        """Choose this rank's samples of a pass; returns the seed of what is random in it.
+
+        Raises:
+            ValueError: Ranks could get different numbers of training batches, and wait for each other for ever.
+        """
         rank, ranks = _rank()
-        self.indices = order[rank : self._end(ranks) : ranks][skip * self.batch_size :]
+        if self.is_train and ranks > 1 and self.unsure:
+            raise ValueError(f"Train on one device: {self.unsure} may change the number of samples, so of batches.")
+        order = np.arange(self.samples)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        self.indices = order[rank : self._end(ranks) : ranks]
+        return int(np.random.SeedSequence([self.seed, epoch, rank]).generate_state(1)[0])
 
     def _end(self, ranks: int) -> int:
         """Samples that are read over all ranks: in training, each has as many."""
@@ -184,8 +207,8 @@ class _Batches(IterableDataset):
         return iter(pipe)
 
     def __len__(self) -> int:
-        if not all(isinstance(transform, ONE_TO_ONE) for transform in self.on_samples + self.on_batches):
-            raise TypeError("Transforms may change the number of samples, so that of batches is not known.")
+        if self.unsure:
+            raise TypeError(f"{self.unsure} may change the number of samples, so that of batches is not known.")
         rank, ranks = _rank()
         count = len(range(rank, self._end(ranks), ranks))
         return (count if self.is_train else count + self.batch_size - 1) // self.batch_size
@@ -203,3 +226,12 @@ def _rank() -> Tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _of_all_ranks(content: Any) -> List[Any]:
+    """What each rank gives; all of them have to call this."""
+    _, ranks = _rank()
+    contents = [content] * ranks
+    if ranks > 1:
+        torch.distributed.all_gather_object(contents, content)
+    return contents

@@ -1,0 +1,57 @@
+"""States of the random generators, and streams that draw from generators of their own."""
+
+import random
+from typing import Any, Dict, Iterator
+
+import numpy as np
+import torch
+
+
+def random_state(with_device: bool = True) -> Dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, in tensors and plain values.
+
+    Args:
+        with_device: Include that of the current CUDA device where one is in use.
+    """
+    name, words, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": (name, torch.from_numpy(words.astype(np.int64)), *rest)}
+    state["torch"] = torch.get_rng_state()
+    if with_device and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Dict[str, Any]) -> None:
+    """Go back to what `random_state` returned."""
+    random.setstate(state["python"])
+    name, words, *rest = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, but none of a device: those belong to the model."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+def drawn_apart(stream: Iterator[Any], seed: int) -> Iterator[Any]:
+    """The elements of a stream that draws from generators seeded with `seed`; outside, nothing was drawn."""
+    inside = None
+    while True:
+        outside = random_state(with_device=False)
+        try:
+            if inside is None:
+                seed_all(seed)
+            else:
+                set_random_state(inside)
+            element = next(stream)
+        except StopIteration:
+            return
+        finally:
+            inside = random_state(with_device=False)
+            set_random_state(outside)
+        yield element
