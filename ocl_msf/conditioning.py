@@ -53,6 +53,9 @@ class BoxQueries(nn.Module):
     The first slot is the background's: its box is the whole frame, so that somebody always takes part. The other
     slots take the boxes in their order; boxes beyond the last slot are cut, slots without a box are empty.
 
+    A linear layer's usual start would give all boxes nearly the same query. So the MLP starts such that queries of
+    random boxes have zero mean and unit variance, as far apart as the means that `GaussianQueries` starts with.
+
     Args:
         object_dim: channels of a slot.
         n_slots: number of slots, the background's included.
@@ -70,6 +73,7 @@ class BoxQueries(nn.Module):
         self.n_slots = n_slots
         hidden_dim = hidden_dim or object_dim
         self.mlp = nn.Sequential(nn.Linear(4, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, object_dim))
+        self._spread()
 
     def forward(self, boxes: torch.Tensor) -> BoxQueriesOutput:
         """Encode boxes (b, t, n, 4): corners x, y, x, y in [0, 1], four zeros where an object is absent.
@@ -84,3 +88,13 @@ class BoxQueries(nn.Module):
         slots[:, 0] = slots.new_tensor([0.0, 0.0, 1.0, 1.0])
         slots[:, 1 : 1 + first.shape[1]] = first
         return BoxQueriesOutput(self.mlp(slots), (slots == 0).all(-1))
+
+    @torch.no_grad()
+    def _spread(self) -> None:
+        first, _, last = self.mlp
+        first.bias.copy_(-(first.weight * torch.rand_like(first.weight)).sum(1))  # units bend where there are boxes
+        boxes = torch.rand(1000, 2, 2).sort(1).values.flatten(1)  # upper left before lower right
+        queries = self.mlp(boxes)
+        mean, deviation = queries.mean(0), queries.var(0).mean().sqrt()
+        last.bias.copy_((last.bias - mean) / deviation)
+        last.weight.div_(deviation)

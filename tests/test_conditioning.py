@@ -37,6 +37,22 @@ def test_box_queries_encode_the_first_frame_and_leave_slots_without_a_box_empty(
     assert torch.equal(queries(boxes).queries, made.queries)
 
 
+def test_queries_of_boxes_start_as_far_apart_as_gaussian_ones():
+    """By their distance after the layer norm of slot attention; near boxes have near queries."""
+    torch.manual_seed(0)
+    centre, half = torch.rand(200, 2), torch.rand(200, 1) * 0.1 + 0.05
+    boxes = torch.cat([centre - half, centre + half], -1).clamp(0, 1)
+    norm = torch.nn.LayerNorm(64)
+
+    def encode(boxes):
+        return norm(made(boxes[None, None]).queries[0, 1:])
+
+    made = BoxQueries(64, n_slots=201)
+    apart, gaussian = torch.pdist(encode(boxes)).mean(), torch.pdist(norm(torch.randn(200, 64))).mean()
+    assert apart > 0.8 * gaussian
+    assert (encode(boxes) - encode(boxes + 0.02)).norm(dim=1).mean() < 0.15 * apart
+
+
 def test_boxes_beyond_the_last_slot_are_cut():
     queries = BoxQueries(8, n_slots=3)
     boxes = torch.rand(2, 1, 7, 4)
