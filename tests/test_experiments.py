@@ -1,33 +1,44 @@
 """Every experiment as a user runs it: leaf by leaf, variant by variant, both stages and the evaluation."""
 
+import copy
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import hydra
 import pytest
+import pytorch_lightning as pl
+import torch
 from hydra import initialize_config_module
-from ocl.cli.train import build_model_from_config
+from ocl.callbacks import UpdateHyperparameterScheduling
+from ocl.cli.train import build_and_register_datamodule_from_config, build_model_from_config
 from ocl.cli.train import train as train_config
+from omegaconf import OmegaConf
 from PIL import Image
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+from ocl_msf.data.convert import main as convert
+
+TESTS = Path(__file__).parent
+CONFIGS = TESTS.parent / "configs"
 LEAVES = sorted(path.stem for path in (CONFIGS / "experiment" / "msf").glob("[!_]*.yaml"))
 VARIANTS = sorted(path.stem for path in (CONFIGS / "msf" / "variant").glob("*.yaml"))
 
 TINY = [
     "+msf/preset=cpu",
-    "dataset.batch_size=4",
-    "dataset.eval_batch_size=4",
+    "dataset.batch_size=2",
+    "dataset.eval_batch_size=2",
     "dataset.num_workers=0",
-    "experiment.pretraining={steps:2,warmup_steps:1,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
-    "experiment.training={steps:2,warmup_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
-    "experiment.vae={dim:8,hidden_dim:8}",
+    "experiment.pretraining={steps:2,warmup_steps:0,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
+    "experiment.training={steps:2,warmup_steps:0,validate_every:2,learning_rate:1e-3,clip_norm:1}",
+    "experiment.token_dim=8",
+    "experiment.vae.hidden_dim=8",
     "experiment.slots={number:3,dim:8}",
-    "experiment.encoder.dim=4",
+    "experiment.encoder={dim:4,pretrained:false}",
     "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
+    "experiment.diffusion={channels:[8,16],num_layers:1,num_heads:2}",
     "experiment.image_size=32",
     "seed=0",
 ]
@@ -47,28 +58,47 @@ def call(module, *overrides, folder, shards):
     return done.returncode, done.stdout
 
 
-def train(experiment, *overrides, folder, shards):
-    command = [f"+experiment=msf/{experiment}", *TINY, *overrides]
-    status, printed = call("ocl.cli.train", *command, folder=folder, shards=shards)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, shards):
+    """Folders of the runs of a sweep over both stages and two variants, by (experiment, variant)."""
+    launch = tmp_path_factory.mktemp("launch")
+    swept = ["+experiment=msf/vqvae_clevrtex,msf/slate_clevrtex", "msf/variant=msf,gdr"]
+    tiny = [override if override[0] == "+" or "." not in override else f"++{override}" for override in TINY]
+    status, printed = call("ocl.cli.train", "-m", *swept, *tiny, folder=launch, shards=shards)
     assert status == 0, printed
-    (run,) = sorted((folder / "outputs" / "msf" / experiment).iterdir())[-1:]
-    return run
+    found = [path.parent.parent for path in launch.glob("outputs/msf/*/*/config/config.yaml")]
+    return {(run.parent.name, OmegaConf.load(run / "config/config.yaml").experiment.variant): run for run in found}
 
 
 @pytest.fixture(scope="module")
-def vae_folder(tmp_path_factory, shards):
-    """A launch folder in which stage 1 has been run."""
-    folder = tmp_path_factory.mktemp("launch")
-    train("vqvae_clevrtex", folder=folder, shards=shards)
-    return folder
+def slate_run(runs):
+    return runs["slate_clevrtex", "msf"]
 
 
 @pytest.fixture(scope="module")
-def slate_run(vae_folder, shards):
-    return train("slate_clevrtex", folder=vae_folder, shards=shards)
+def vae_checkpoint(runs):
+    return checkpoint_of(runs["vqvae_clevrtex", "msf"])
 
 
-def test_stage_two_trains_against_the_newest_vae_and_is_scored_without_it(vae_folder, slate_run, shards, tmp_path):
+def checkpoint_of(run):
+    (path,) = run.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
+    return path
+
+
+@pytest.mark.parametrize("variant", ["msf", "gdr"])
+def test_in_a_sweep_stage_two_takes_the_vae_of_its_variant(runs, variant):
+    assert len(runs) == 4
+    vae, slate = (
+        torch.load(checkpoint_of(runs[experiment, variant]), weights_only=True)["state_dict"]
+        for experiment in ("vqvae_clevrtex", "slate_clevrtex")
+    )
+    weights = {name: x for name, x in vae.items() if torch.is_tensor(x) and name.startswith("models.vqvae.")}
+    assert len(weights) > 10
+    for name, x in weights.items():
+        assert torch.equal(slate[name.replace("models.vqvae", "models.guidance.vae")], x), name
+
+
+def test_stage_two_is_scored_without_stage_one(slate_run, shards, tmp_path):
     moved = slate_run.rename(tmp_path / "run")  # away from stage 1
     command = ["+evaluation=msf/slate_clevrtex", f"train_config_path={moved}/config/config.yaml"]
     status, printed = call("ocl.cli.eval", *command, folder=tmp_path, shards=shards)
@@ -79,23 +109,77 @@ def test_stage_two_trains_against_the_newest_vae_and_is_scored_without_it(vae_fo
     moved.rename(slate_run)
 
 
+@pytest.fixture(scope="session")
+def prefix(shards, tmp_path_factory):
+    """DATASET_PREFIX with a few samples of every data set, from the makers of the converters' tests."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "clevrtex").symlink_to(shards / "clevrtex")
+    runpy.run_path(str(TESTS / "raw_videos.py"))["write_videos"](folder)
+    for name in ("coco", "voc", "openimages"):
+        runpy.run_path(str(TESTS / f"raw_{name}.py"))["write_folder"](folder / "raw" / name)
+        convert([name, str(folder / "raw" / name), str(folder), "--size", "32", "--workers", "1"])
+    return folder
+
+
 @pytest.fixture
-def compose(shards, tmp_path, monkeypatch):
+def compose(prefix, tmp_path, monkeypatch):
     """Compose a training config in-process, launched from an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATASET_PREFIX", str(shards))
+    monkeypatch.setenv("DATASET_PREFIX", str(prefix))
     with initialize_config_module("configs", version_base="1.1"):
         yield lambda experiment, *overrides: hydra.compose("training_config", overrides=[experiment, *TINY, *overrides])
 
 
-@pytest.mark.parametrize("experiment", LEAVES)
-@pytest.mark.parametrize("preset", [[], ["+msf/preset=cpu"]])
-def test_every_leaf_composes_and_builds_at_its_own_size(compose, experiment, preset):
-    config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}", *preset])
+def step(config, vae=None):
+    """One step of training and of validation, in a process that is already there.
+
+    Returns:
+        The model before and after it, and everything logged.
+    """
+    pl.seed_everything(0)
     model = build_model_from_config(config)
-    assert sum(p.numel() for p in model.parameters()) > 1e4
-    steps = (1200, 30000) if experiment.startswith("vqvae") else (5000, 50000)
-    assert config.trainer.max_steps == steps[preset == []]
+    if "guidance" in model.models:
+        guidance = model.models["guidance"]
+        guidance.load((vae or guidance.vae).state_dict())
+    before = copy.deepcopy(model)
+    callbacks = [UpdateHyperparameterScheduling()]
+    settings = {"gradient_clip_val": config.trainer.gradient_clip_val, "accelerator": "cpu", "callbacks": callbacks}
+    trainer = pl.Trainer(fast_dev_run=True, logger=False, enable_progress_bar=False, **settings)
+    trainer.fit(model, build_and_register_datamodule_from_config(config))
+    return before, model, trainer.callback_metrics
+
+
+def check_step(config, before, model, logged):
+    """Every part that may learn has learnt, no other has changed, and losses and scores are numbers."""
+    weights, parts = dict(before.named_parameters()), set()
+    for name, parameter in model.named_parameters():
+        part = ".".join(name.split(".")[:2])
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, weights[name]), f"{name} is frozen"
+        elif not torch.equal(parameter, weights[name]):
+            parts.add(part)
+    learning = {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad}
+    assert parts == learning
+    scores = {f"val/{name}" for name in [*model.losses, *(config.evaluation_metrics or {})]}
+    assert scores <= set(logged) and all(torch.isfinite(x) for x in logged.values())
+
+
+@pytest.mark.parametrize("experiment", LEAVES)
+def test_every_leaf_trains_a_step(compose, experiment):
+    config = compose(f"+experiment=msf/{experiment}")
+    check_step(config, *step(config))
+
+
+@pytest.mark.parametrize("experiment", LEAVES)
+def test_every_leaf_builds_at_its_own_size(compose, experiment):
+    config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}"])
+    with torch.device("meta"):
+        model = build_model_from_config(config)
+    stage_two = "vqvae" not in experiment
+    assert config.trainer.max_steps == (50000 if stage_two else 30000)
+    assert stage_two == any("dino.vit" in name for name, _ in model.named_parameters())
+    batch = {"movi": (16, 8)}.get(experiment.split("_")[1], (64, 32))[stage_two]
+    assert (config.dataset.batch_size, config.dataset.num_workers) == (batch, 4)
 
 
 def test_every_model_of_stage_two_has_its_evaluation():
@@ -104,22 +188,28 @@ def test_every_model_of_stage_two_has_its_evaluation():
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "msf"])
-def test_every_variant_trains_both_stages(compose, variant, tmp_path):
+def test_every_variant_trains_both_stages(compose, variant):
     chosen = [f"msf/variant={variant}"] + (["experiment.image_size=64"] if variant == "msf_n5" else [])
-    train_config(compose("+experiment=msf/vqvae_clevrtex", *chosen))
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
-    guided = ["+experiment=msf/slate_clevrtex", f"experiment.vae_checkpoint='{checkpoint}'"]
-    train_config(compose(*guided, *chosen))
-    assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
+    config = compose("+experiment=msf/vqvae_clevrtex", *chosen)
+    _, trained, _ = step(config)
+    config = compose("+experiment=msf/slate_clevrtex", *chosen)
+    check_step(config, *step(config, trained.models["vqvae"]))
 
 
-@pytest.mark.parametrize("guidance, losses", [("scale_2", {"tokens"}), ("both", {"tokens", "tokens_2"})])
-def test_any_scale_may_guide(compose, vae_folder, guidance, losses):
-    (checkpoint,) = vae_folder.glob("outputs/msf/vqvae_clevrtex/*/lightning_logs/version_0/checkpoints/*.ckpt")
-    slate = ["+experiment=msf/slate_clevrtex", f"experiment.vae_checkpoint='{checkpoint}'"]
-    config = compose(*slate, f"msf/guidance={guidance}")
-    train_config(config)
-    assert set(config.losses) == losses
+GUIDED = [
+    ("slate_clevrtex", ["msf/guidance=scale_2"], {"tokens"}),
+    ("slate_clevrtex", ["msf/guidance=both"], {"tokens", "tokens_2"}),
+    ("steve_movi_c", ["msf/guidance=both", "+msf/heads=joint"], {"tokens", "tokens_2"}),
+    ("slotdiffusion_clevrtex", ["msf/guidance=both"], {"noise", "noise_2"}),
+]
+
+
+@pytest.mark.parametrize("experiment, chosen, losses", GUIDED)
+def test_any_scale_may_guide(compose, experiment, chosen, losses):
+    config = compose(f"+experiment=msf/{experiment}", *chosen)
+    before, model, logged = step(config)
+    check_step(config, before, model, logged)
+    assert set(model.losses) == losses
 
 
 @pytest.mark.parametrize("guidance", ["scale_2", "both"])
@@ -128,8 +218,8 @@ def test_a_scale_that_the_vae_lacks_cannot_guide(compose, guidance):
         train_config(compose("+experiment=msf/slate_clevrtex", "msf/variant=gdr", f"msf/guidance={guidance}"))
 
 
-def test_stage_one_logs_how_its_codebooks_are_used(vae_folder):
-    (events,) = vae_folder.glob("outputs/msf/vqvae_clevrtex/*/lightning_logs/version_0/events*")
+def test_stage_one_logs_how_its_codebooks_are_used(runs):
+    (events,) = runs["vqvae_clevrtex", "msf"].glob("lightning_logs/version_0/events*")
     written = events.read_bytes()
     for name in (b"codebooks/codebooks.0.perplexity", b"codebooks/codebooks.3.dead", b"codebooks/won.scale_2"):
         assert name in written
@@ -144,9 +234,8 @@ def test_without_a_trained_vae_stage_two_stops_and_says_how_to_make_one(compose)
     "override, message",
     [("msf/variant=gdr", "'msf'.*'gdr'"), ("experiment.vae.dim=16", "size mismatch")],
 )
-def test_a_vae_of_another_variant_or_shape_is_named(compose, vae_folder, override, message):
-    (checkpoint,) = vae_folder.glob("outputs/msf/vqvae_clevrtex/*/lightning_logs/version_0/checkpoints/*.ckpt")
-    slate = ["+experiment=msf/slate_clevrtex", f"experiment.vae_checkpoint='{checkpoint}'"]
+def test_a_vae_of_another_variant_or_shape_is_named(compose, vae_checkpoint, override, message):
+    slate = ["+experiment=msf/slate_clevrtex", f"experiment.vae_checkpoint='{vae_checkpoint}'"]
     with pytest.raises(ValueError, match=rf"(?s)\.ckpt does not fit.*{message}"):
         train_config(compose(*slate, override))
 
@@ -165,14 +254,11 @@ def test_impossible_settings_are_named(compose, override, message):
         train_config(compose("+experiment=msf/vqvae_clevrtex", override))
 
 
-def test_training_goes_on_from_a_checkpoint(slate_run, vae_folder, shards):
+def test_training_goes_on_from_a_checkpoint(compose, slate_run, tmp_path):
     """Stage 1 is not needed for it, and the last step is kept though it is no multiple of the interval."""
-    (checkpoint,) = slate_run.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
-    overrides = [f"load_checkpoint='{checkpoint}'", "experiment.training.steps=5"]
-    vae_runs = (vae_folder / "outputs/msf/vqvae_clevrtex").rename(vae_folder / "moved")
-    run = train("slate_clevrtex", *overrides, folder=vae_folder, shards=shards)
-    vae_runs.rename(vae_folder / "outputs/msf/vqvae_clevrtex")
-    saved = [path.name.split("-")[1] for path in run.glob("lightning_logs/version_0/checkpoints/*")]
+    overrides = [f"load_checkpoint='{checkpoint_of(slate_run)}'", "experiment.training.steps=5"]
+    train_config(compose("+experiment=msf/slate_clevrtex", *overrides))
+    saved = [path.name.split("-")[1] for path in tmp_path.glob("lightning_logs/version_0/checkpoints/*")]
     assert sorted(saved) == ["step=4.ckpt", "step=5.ckpt"]
 
 

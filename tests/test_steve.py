@@ -2,11 +2,13 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
-import numpy as np
 import pytest
 import torch
 from hydra import initialize_config_module
@@ -14,10 +16,9 @@ from ocl.cli.train import build_model_from_config
 from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
-from ocl_msf.data.shards import Conversion, encode_array, write_dataset
 from ocl_msf.video import FoldFrames, in_chunks
 
-MOVI = ["c", "d", "e"]
+RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_videos.py"))))
 TINY = [
     "+msf/preset=cpu",
     "dataset.batch_size=2",
@@ -35,27 +36,10 @@ TINY = [
 ]
 
 
-def encode_video(seed):
-    """Two squares that move over noise; of 10 boxes the others are absent."""
-    rng = np.random.default_rng(seed)
-    video = rng.integers(0, 100, (12, 32, 32, 3), dtype=np.uint8)
-    segments, boxes = np.zeros((12, 32, 32, 1), np.uint8), np.zeros((12, 10, 4), np.float32)
-    for number in (1, 2):
-        for frame in range(12):
-            x, y = 4 + frame, 12 * number - 8
-            video[frame, y : y + 8, x : x + 8] = 120 * number
-            segments[frame, y : y + 8, x : x + 8] = number
-            boxes[frame, number - 1] = np.array([x, y, x + 8, y + 8]) / 32
-    arrays = {"video": video, "segmentations": segments, "instance_bbox": boxes}
-    return f"{seed:06d}", {f"{name}.npy.gz": encode_array(array) for name, array in arrays.items()}
-
-
 @pytest.fixture(scope="module")
 def movi(tmp_path_factory):
     folder = tmp_path_factory.mktemp("movi")
-    for name in MOVI:
-        conversion = Conversion({}, {"train": range(8), "val": range(8, 12)}, encode_video)
-        write_dataset(folder / f"movi_{name}", conversion, workers=1)
+    RAW.write_videos(folder, "c")
     return folder
 
 
