@@ -7,8 +7,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
+from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.editing import Edit, draw, edit, edit_slots, load_images, load_model, main
+from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.guidance import FrozenGuidance
 from ocl_msf.sysbinder import BlockSlotAttentionGrouping
+from ocl_msf.visualizations import reconstruct
 
 
 class Stand(torch.nn.Module):
@@ -80,6 +85,37 @@ def test_the_decoder_writes_what_the_edited_slots_say(images):
     torch.testing.assert_close(edited.before[..., 0, 0], stripes.sum(1))
     torch.testing.assert_close(edited.after[0, :, 0, 0], stripes[0, 2] + stripes[1, 2])
     torch.testing.assert_close(edited.after[1, :, 0, 0], stripes[1, 0] + stripes[1, 1] + stripes[0, 1])
+
+
+@pytest.fixture
+def diffusing():
+    """The same grouping, with SlotDiffusion's decoder and a VAE as they start."""
+    torch.manual_seed(0)
+    vae = VQVAE(Encoder(4, 8), Decoder(4, 8), MultiScaleFusion(4, 16, 3), 3)
+    guidance = FrozenGuidance(vae)
+    guidance.load(vae.state_dict())
+    decoder = DiffusionDecoder(3, 4, size=8, channels=[8, 16], num_layers=1, num_heads=2)
+    model = Stand()
+    model.models = torch.nn.ModuleDict({"decoder": decoder, "guidance": guidance})
+    return model
+
+
+def test_diffusion_draws_an_edited_image_from_the_noise_of_the_original(diffusing, images):
+    """So only slots make a difference: none swapped changes nothing, all swapped exchanges the images."""
+    same = edit(diffusing, images)
+    assert same.before.shape == (2, 3, 32, 32) and (same.before[0] - same.before[1]).abs().max() > 1e-3
+    torch.testing.assert_close(same.after, same.before, rtol=0, atol=1e-4)
+    exchanged = edit(diffusing, images, swaps=[(0, 0), (1, 1), (2, 2)])
+    torch.testing.assert_close(exchanged.after, same.before.flip(0), rtol=0, atol=1e-4)
+
+
+def test_diffusion_draws_from_the_slots_that_are_left(diffusing, images):
+    edited = edit(diffusing, images, swaps=[(1, 2)], drops=[0])
+    slots = diffusing({"image": images})["perceptual_grouping"].objects
+    left = torch.stack([slots[1, 2], slots[0, 2]])[None]
+    expected = reconstruct(left, diffusing.models["decoder"], diffusing.models["guidance"])
+    torch.testing.assert_close(edited.after[:1], expected, rtol=0, atol=1e-4)
+    assert (edited.after - edited.before).abs().amax((1, 2, 3)).min() > 1e-4
 
 
 def test_the_picture_appears_whole(images, tmp_path):
@@ -156,3 +192,22 @@ def test_block_slots_under_a_joint_head_are_trained_and_edited_as_a_user_does(sh
     images = load_images(paths, config)
     same, other = edit(load_model(checkpoint)[0], images), edit(model, images)
     assert torch.equal(same.before, other.before) and torch.equal(same.masks, other.masks)
+
+
+@pytest.mark.slow
+def test_a_run_of_slot_diffusion_is_edited_as_a_user_does(shards, tmp_path, capsys):
+    """Also one whose weights were averaged: the picture comes from the averages."""
+    small = "experiment.diffusion={channels:[8,16],num_layers:1,num_heads:2}"
+    train("vqvae_clevrtex_c4", "experiment.vae.dim=4", folder=tmp_path, shards=shards)
+    run = train(
+        "slotdiffusion_clevrtex", "experiment.vae.dim=4", small, "+msf/ema=diffusion", folder=tmp_path, shards=shards
+    )
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.effect_noise((48, 40), 60).convert("RGB").save(path)
+    main([str(run), *paths, "--swap", "0:1", "--drop", "1", "--out", str(tmp_path / "edit.png")])
+    assert Image.open(tmp_path / "edit.png").width > 200
+    (path,) = run.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert set(checkpoint["averaging"]["weights"]) < set(checkpoint["state_dict"])
+    assert not any(name.startswith("models.guidance") for name in checkpoint["averaging"]["weights"])
