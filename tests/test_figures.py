@@ -1,8 +1,11 @@
 """Figures: what they show, and that the same input gives the same bytes."""
 
+import hydra
 import numpy as np
+import ocl.cli.eval  # noqa: F401  registers the config that evaluations are composed of
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
@@ -270,6 +273,36 @@ def test_every_figure_is_one_command(vae, tmp_path, capsys):
     with pytest.raises(SystemExit, match="no folder"):
         main(["curves", str(tmp_path / "nowhere")])
     assert not (tmp_path / "none.png").exists()
+
+
+def evaluation(name, folder):
+    with hydra.initialize_config_module("configs", version_base="1.3"):
+        choices = [f"+evaluation=msf/{name}", "train_config_path=x", f"output_dir={folder}"]
+        return hydra.compose("evaluation_config", overrides=choices)
+
+
+@pytest.mark.parametrize("name", ["scenes", "slate_clevrtex"])
+def test_evaluations_score_scenes(name, tmp_path):
+    images, true, masks, names = make_scenes(2)
+    module = instantiate(evaluation(name, tmp_path).modules.scene_scores)
+    module(inputs={"input": {"image": images, "mask": true, "__key__": names}, "masks": masks})
+    assert read_scenes(tmp_path / "scenes.npz").keys.tolist() == names
+
+
+@pytest.mark.parametrize("name", ["guidance_maps", "separability"])
+def test_evaluations_keep_guidance(name, tmp_path):
+    models = {"vqvae": make_vae(VectorQuantizer(8, 16), 1)}
+    module = instantiate(evaluation(name, tmp_path).modules.guidance_maps)
+    inputs = {"image": IMAGE[None].expand(3, -1, -1, -1), "__key__": ["a", "b", "c"]}
+    module(inputs={"input": inputs, "model": {"models": models}})
+    kept = read_guidance(tmp_path / "guidance.npz")
+    assert len(kept) == 2 and set(kept) < {"a", "b", "c"}
+
+
+def test_pictures_alone_do_not_overwrite_scores(tmp_path):
+    for name in ("scenes", "guidance_maps"):
+        config = evaluation(name, tmp_path)
+        assert config.skip_metrics and config.report_filename not in ("metrics.json", "separability.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", None])

@@ -58,7 +58,8 @@ def read(folder):
 
 def make_run(folder, overrides, scores, report="metrics.json", step=1000):
     (folder / "config").mkdir(parents=True)
-    (folder / "config" / "config.yaml").write_text("experiment: {note: a<b, variant: msf}\ntrainer: {max_steps: 1000}\n")
+    text = "experiment: {note: a<b, variant: msf}\ntrainer: {max_steps: 1000}\n"
+    (folder / "config" / "config.yaml").write_text(text)
     (folder / "config" / "overrides.yaml").write_text(json.dumps(overrides))
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True)

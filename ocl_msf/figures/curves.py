@@ -38,7 +38,7 @@ def draw_curves(models: Mapping[str, Sequence[Log]], names: Sequence[str], path:
     missing = [name for name in names if name not in known]
     if missing:
         raise DataError(f"No run has logged {', '.join(missing)}. There are: {', '.join(known) or 'none'}.")
-    columns = min(len(names), 3)
+    columns = 2 if len(names) == 4 else min(len(names), 3)
     rows = -(-len(names) // columns)
     figure = new_figure(2.5 * columns + 0.2, 2.0 * rows + 0.3)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -165,7 +165,7 @@ def _finish(axis: Axes, title: str, below: str, logarithmic: bool = False) -> No
     elif values:
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         if min(values) >= 0:  # honest heights
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.08 * max(values) or 1)
     axis.set_title(title)
 
 

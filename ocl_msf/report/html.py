@@ -28,9 +28,10 @@ def heading(level: int, text: str, name: str = "") -> str:
     return f"<h{level}{_attribute('id', name)}>{escape(text)}</h{level}>"
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
-    return f"<p{_attribute('class', kind)}>{escape(text)}</p>"
+def paragraph(text: str, kind: str = "", words: Sequence[str] = ()) -> str:
+    """A paragraph of plain text, and some words of code at its end."""
+    ends = "".join(f" <code>{escape(word)}</code>" for word in words)
+    return f"<p{_attribute('class', kind)}>{escape(text)}{ends}</p>"
 
 
 def table(content: Table) -> str:
@@ -63,7 +64,8 @@ def plot(png: bytes, alternative: str, caption: str) -> str:
     """A figure, as wide as it was drawn, which scrolls in a box of its own where the page is much too narrow."""
     with Image.open(io.BytesIO(png)) as picture:
         width = round(picture.width / SHARPNESS)
-    box = f'<div class="plot" role="region" tabindex="0" aria-label="Figure">{_image(png, alternative, width)}</div>'
+    kind = "plot" if width > 560 else "plot small"
+    box = f'<div class="{kind}" role="region" tabindex="0" aria-label="Figure">{_image(png, alternative, width)}</div>'
     return f"<figure>{box}{_caption(escape(caption))}</figure>"
 
 

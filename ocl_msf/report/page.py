@@ -21,6 +21,7 @@ SCORES_NOTE = (
     "On the validation set, in percent but for distances between clusters: mean over seeds ± sample standard "
     "deviation, and below it the number that the paper reports."
 )
+SPEED_NOTE = "Speed is the median between entries of the log; runs that share a machine slow each other down."
 PRESET_NOTE = (
     "These runs use a preset for small machines, such as msf/preset=cpu: smaller images, models and batches, and less "
     "training than in the paper. Compare the rows with each other, not their level with the paper's."
@@ -80,8 +81,10 @@ def _scores(runs: Sequence[ScoredRun], notes: Sequence[str]) -> List[str]:
     for experiment, found in experiments(runs):
         parts += [html.heading(3, experiment), html.table(score_table(experiment, found))]
         shared = shared_settings(found)
-        parts.append(html.paragraph("All with " + ", ".join(shared) + ".", "soft") if shared else "")
-        parts.append(html.folded("Every run", [html.table(seed_table(experiment, found))]))
+        parts.append(html.paragraph("All with", "soft", shared) if shared else "")
+        parts.append(
+            html.folded("Every run", [html.table(seed_table(experiment, found)), html.paragraph(SPEED_NOTE, "soft")])
+        )
     for run in runs:
         if not run.run.finished:
             notes = [*notes, f"{run_name(run)}: training is at step {run.run.step} of {run.run.max_steps}."]
