@@ -107,9 +107,9 @@ def scorings(folder: Path, split: str, count: int = 25, settings: Sequence[str] 
         command = [*chosen, f"checkpoint_path='{path}'", f"report_filename={_report(step)}"]
         return Task(
             f"{folder.parent.name}, {split}, step {step}",
-            lambda: read_report(folder, split, step) is not None,
             lambda: _evaluate(_reports(folder, split), command),
             _reports(folder, split) / f"step-{step}.log",
+            lambda: read_report(folder, split, step) is not None,
         )
 
     return {step: task(step, path) for step, path in checkpoints.items()}

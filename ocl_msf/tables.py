@@ -220,14 +220,14 @@ def _training(job: Job, cell: Cell, launcher: Sequence[str], needs: List[Task]) 
         return bool(job.run and job.run.finished)
 
     title = f"{cell.row.label}, seed {cell.seed}: training {job.experiment}"
-    return Task(title, done, lambda: [*job.command, *launcher], job.root / f"{job.experiment}.log", needs)
+    return Task(title, lambda: [*job.command, *launcher], job.root / f"{job.experiment}.log", done, needs)
 
 
 def _scoring(cell: Cell, launcher: Sequence[str], needs: List[Task]) -> Task:
     scoring = cell.scoring
     title = f"{cell.row.label}, seed {cell.seed}: scoring {scoring.job.experiment}"
     log = scoring.job.root / f"{scoring.job.experiment}.scoring.log"
-    return Task(title, lambda: scoring.scores is not None, lambda: [*scoring.command, *launcher], log, needs)
+    return Task(title, lambda: [*scoring.command, *launcher], log, lambda: scoring.scores is not None, needs)
 
 
 def markdown(part: Part, dataset: str, cells: Sequence[Cell]) -> str:

@@ -22,26 +22,29 @@ class Task:
 
     Attributes:
         title: what to call it.
-        done: whether its results are there.
         command: its words, asked for when it starts.
-        log: takes what it prints, behind what is there already, unless it has the terminal to itself.
+        log: takes what it prints, behind what is there already.
+        done: whether its results are there; without, it always runs.
         needs: tasks whose results it takes.
     """
 
     title: str
-    done: Callable[[], bool]
     command: Callable[[], List[str]]
     log: Path
+    done: Optional[Callable[[], bool]] = None
     needs: List["Task"] = field(default_factory=list)
 
 
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
-    """End a program quietly when what reads its output, such as `head`, has read enough; on SIGTERM stop its tasks."""
+    """End a program in order: on SIGTERM, on Ctrl-C, and when what reads its output, such as `head`, has enough."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"Interrupted. {AGAIN}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         sys.exit(1)
@@ -70,21 +73,21 @@ def gpu_workers(gpus: str) -> List[List[str]]:
 def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> None:
     """Run the tasks whose results are missing, each as soon as those that it needs are done.
 
-    A single worker on a terminal lets its task write there. Otherwise what a task prints goes to its log, and only its
-    lines of progress are repeated.
+    What a task prints goes to its log, and its lines of progress are repeated. Where a single worker has a terminal, it
+    lets its task draw there: what goes to stderr is on the terminal instead.
 
     Args:
         tasks: in the order in which they are to start.
         workers: as many tasks run at the same time; each puts its words in front of their commands.
 
     Raises:
-        SystemExit: a task failed, or left no result; those that were running have ended. Or Ctrl-C.
+        SystemExit: a task failed, or left no result; those that were running have ended.
     """
-    waiting = [task for task in tasks if not task.done()]
+    waiting = [task for task in tasks if task.done is None or not task.done()]
     missing = set(waiting)
     running: Dict[int, _Process] = {}
     failures: List[str] = []
-    shown = len(workers) == 1 and sys.stdout.isatty()
+    shown = len(workers) == 1 and sys.stderr.isatty()
     try:
         while running or (waiting and not failures):
             for index, words in enumerate(workers):
@@ -100,8 +103,6 @@ def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> 
     except BaseException as error:
         for process in running.values():
             process.stop(ask=not isinstance(error, KeyboardInterrupt))  # Ctrl-C has reached it as well
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit("interrupted: run the same command again to go on")
         raise
     if failures:
         sys.exit("\n".join([*failures, AGAIN]))
@@ -112,17 +113,12 @@ class _Process:
 
     def __init__(self, task: Task, words: Sequence[str], shown: bool):
         self.task = task
-        self.shown = shown
         self.begin = time.monotonic()
         command = [*words, *task.command()]
-        self.copier: Optional[threading.Thread] = None
-        if shown:
-            print(task.title, flush=True)
-            self.process = subprocess.Popen(command)
-            return
         print(f"{task.title}: started, log in {task.log}", flush=True)
         task.log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        errors = None if shown else subprocess.STDOUT
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         self.copier = threading.Thread(target=self._copy, daemon=True)
         self.copier.start()
 
@@ -142,15 +138,12 @@ class _Process:
 
     def complaints(self) -> List[str]:
         """What went wrong, with the end of the log; nothing if nothing did."""
-        if self.copier:
-            self.copier.join()
+        self.copier.join()
         title, status = self.task.title, self.process.returncode
-        if not status and self.task.done():
+        if not status and (self.task.done is None or self.task.done()):
             print(f"{title}: done in {time.monotonic() - self.begin:.0f} s", flush=True)
             return []
         ending = f"{title} ended with status {status}." if status else f"{title} ended without its result."
-        if self.shown:
-            return [ending]
         lines = self.task.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         return [*(f"  {line}" for line in lines), f"{ending} All that it printed is in {self.task.log}."]
 
@@ -159,3 +152,4 @@ class _Process:
         if ask:
             self.process.terminate()
         self.process.wait()
+        self.copier.join(timeout=5)

@@ -4,13 +4,12 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Callable, List, Optional
 
 from ocl_msf.checkpoints import Run, find_runs
+from ocl_msf.tasks import Task, command_line, run_all
 
 SCORES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO"}
 
@@ -24,58 +23,38 @@ With the real ClevrTex (download and unpack it, https://www.robots.ox.ac.uk/~vgg
   .venv/bin/ocl_eval +evaluation=msf/slate_clevrtex train_config_path=RUN/config/config.yaml"""
 
 
-def run(title: str, *command: str) -> None:
-    """Run one step in the foreground; its failure ends the demo."""
-    print(f"\n== {title}\n   {' '.join(command)}\n", flush=True)
-    begin = time.monotonic()
-    status = wait_for(subprocess.Popen(command))
-    if status:
-        print(f"\nThis step ended with status {status}. Run the same command again to go on from here.")
-        sys.exit(status if status > 0 else 128 - status)
-    print(f"   {time.monotonic() - begin:.0f} s", flush=True)
-
-
-def wait_for(process: subprocess.Popen) -> int:
-    """Wait for a step; when the demo is stopped, let the step save what it has before the demo ends, too."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # Ctrl-C has reached the step as well
-        process.wait()
-        raise
-    except SystemExit:
-        process.terminate()
-        process.wait()
-        raise
-
-
-def python(module: str) -> list:
-    """The command that runs a module with this interpreter."""
-    return [sys.executable, "-m", module]
+def run(title: str, module: str, arguments: List[str], log: Path, done: Optional[Callable[[], bool]] = None) -> None:
+    """Run one step unless its result is there, or always; its failure ends the demo."""
+    run_all([Task(title, lambda: [sys.executable, "-m", module, *arguments], log, done)])
 
 
 def train(experiment: str, outputs: Path) -> Run:
     """Train an experiment unless a finished run is there; go on from the furthest checkpoint of an unfinished one."""
-    folder = outputs / "msf" / experiment
-    runs = find_runs(folder)
-    finished = [run for run in runs if run.finished]
-    if finished:
-        print(f"\n== {experiment}: {finished[0].folder} is finished and reused")
-        return finished[0]
-    started = max((run for run in runs if run.checkpoint), key=lambda run: run.step, default=None)
-    resume = [f"load_checkpoint='{started.checkpoint}'"] if started else []
+
+    def furthest() -> Optional[Run]:
+        runs = [run for run in find_runs(outputs / "msf" / experiment) if run.checkpoint]
+        return max(runs, key=lambda run: run.step, default=None)
+
+    def done() -> bool:
+        return bool(furthest() and furthest().finished)
+
+    resume = [f"load_checkpoint='{furthest().checkpoint}'"] if furthest() else []
     overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", "seed=0"]
-    overrides.append(f"+experiment.root_output_folder='{outputs}'")
-    run(f"training {experiment}", *python("ocl.cli.train"), *overrides, *resume)
-    return find_runs(folder)[0]
+    overrides += [f"+experiment.root_output_folder='{outputs}'", *resume]
+    run(f"training {experiment}", "ocl.cli.train", overrides, outputs / f"{experiment}.log", done)
+    return furthest()
 
 
-def evaluate(run_folder: Path, checkpoint: Path, report: Path) -> dict:
+def evaluate(title: str, run_folder: Path, checkpoint: Path, report: Path) -> dict:
     """Score a checkpoint of SLATE on the validation scenes; the report says which checkpoint it is of."""
-    if not (report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)):
-        report.parent.mkdir(parents=True, exist_ok=True)
-        overrides = [f"train_config_path='{run_folder}/config/config.yaml'", f"checkpoint_path='{checkpoint}'"]
-        where = [f"output_dir='{report.parent}'", f"report_filename={report.name}"]
-        run("evaluating", *python("ocl.cli.eval"), "+evaluation=msf/slate_clevrtex", *overrides, *where)
+
+    def done() -> bool:
+        return report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)
+
+    report.parent.mkdir(parents=True, exist_ok=True)
+    overrides = ["+evaluation=msf/slate_clevrtex", f"train_config_path='{run_folder}/config/config.yaml'"]
+    overrides += [f"checkpoint_path='{checkpoint}'", f"output_dir='{report.parent}'", f"report_filename={report.name}"]
+    run(title, "ocl.cli.eval", overrides, report.with_suffix(".log"), done)
     return json.loads(report.read_text())["metrics"]["val"]
 
 
@@ -98,17 +77,17 @@ def main() -> None:
     os.environ["DATASET_PREFIX"] = str(folder / "shards")
     workers = str(os.cpu_count() or 1)
 
-    scenes = ["--count", str(options.scenes), "--workers", workers]
-    run("making scenes", *python("ocl_msf.data.scenes"), str(folder / "raw"), *scenes)
-    splits = ["--splits", "val=0:200", "train=200:", "--workers", workers]
-    shards = [str(folder / "raw" / "clevrtex_full"), str(folder / "shards")]
-    run("converting them", *python("ocl_msf.data.convert"), "clevrtex", *shards, *splits)
+    raw = folder / "raw" / "clevrtex_full"
+    scenes = [str(folder / "raw"), "--count", str(options.scenes), "--workers", workers]
+    run("making scenes", "ocl_msf.data.scenes", scenes, folder / "scenes.log")
+    shards = ["clevrtex", str(raw), str(folder / "shards"), "--splits", "val=0:200", "train=200:", "--workers", workers]
+    run("converting them", "ocl_msf.data.convert", shards, folder / "shards.log")
 
     train("vqvae_clevrtex", folder / "outputs")
     slate = train("slate_clevrtex", folder / "outputs")
     untrained = find_untrained(folder / "outputs" / "msf" / "slate_clevrtex")
-    before = evaluate(slate.folder, untrained, folder / "untrained" / "metrics.json")
-    after = evaluate(slate.folder, slate.checkpoint, slate.folder / "metrics.json")
+    before = evaluate("scoring before training", slate.folder, untrained, folder / "untrained" / "metrics.json")
+    after = evaluate("scoring after training", slate.folder, slate.checkpoint, slate.folder / "metrics.json")
     shutil.copyfile(slate.folder / "scenes.png", folder / "scenes.png")
     print_table(before, after)
     print(f"\nScenes, true masks, predicted masks, reconstructions: {folder / 'scenes.png'}")
@@ -121,9 +100,5 @@ def find_untrained(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+    with command_line():
         main()
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on from here.")
-        sys.exit(130)

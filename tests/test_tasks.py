@@ -17,7 +17,7 @@ def make(folder, name, code="", needs=()):
     log = f"open({str(folder / 'order')!r}, 'a').write"
     lines = [f"{log}('+{name} ')", code, f"open({str(folder / name)!r}, 'w')", f"{log}('-{name} ')"]
     command = [sys.executable, "-c", "import os, sys, time\n" + "\n".join(lines)]
-    return Task(name, (folder / name).exists, lambda: command, folder / "logs" / name, list(needs))
+    return Task(name, lambda: command, folder / "logs" / name, (folder / name).exists, list(needs))
 
 
 def order(folder):
@@ -91,12 +91,13 @@ def save(number, frame):
     sys.exit(130)
 signal.signal(signal.SIGINT, save)
 signal.signal(signal.SIGTERM, save)
-print("on a terminal:", sys.stdout.isatty(), flush=True)
+print("a bar:", sys.stderr.isatty(), file=sys.stderr, flush=True)
+print("words", flush=True)
 open(sys.argv[1] + "/started", "w")
 time.sleep(60)
 '''
 with command_line():
-    run_all([Task("long", lambda: False, lambda: [sys.executable, "-c", code, str(folder)], folder / "log")])
+    run_all([Task("long", lambda: [sys.executable, "-c", code, str(folder)], folder / "log")])
 """
 
 
@@ -114,18 +115,20 @@ def test_what_runs_may_save_before_all_ends(tmp_path, number):
     process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, complaint = process.communicate(timeout=30)
-    assert process.returncode == (1 if number == signal.SIGINT else 143) and (tmp_path / "saved").exists()
-    if number == signal.SIGINT:
-        assert complaint == "interrupted: run the same command again to go on\n"
+    assert process.returncode == 128 + number and (tmp_path / "saved").exists()
+    interrupted = "Interrupted. Run the same command again to go on from here.\n"
+    assert complaint == ("" if number == signal.SIGTERM else interrupted)
 
 
-def test_a_single_task_has_the_terminal(tmp_path):
+def test_a_single_task_may_draw_on_the_terminal(tmp_path):
     ours, theirs = pty.openpty()
     process = start(tmp_path, stdout=theirs, stderr=theirs)
     os.killpg(process.pid, signal.SIGINT)
     process.wait(timeout=30)
     os.close(theirs)
-    assert b"on a terminal: True" in os.read(ours, 10000) and not (tmp_path / "log").exists()
+    seen = os.read(ours, 10000).decode()
+    assert "a bar: True" in seen and "words" not in seen
+    assert (tmp_path / "log").read_text() == "words\nsaving\n"
 
 
 def test_commands_can_be_pasted():

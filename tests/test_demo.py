@@ -1,0 +1,77 @@
+"""The demo's steps, without what they do: their order, what a second run skips, and the table at the end."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parent.parent / "scripts" / "demo.py"
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Runs the demo with steps that only leave files, in tmp_path; gives back the titles of those that have run."""
+    spec = importlib.util.spec_from_file_location("demo", PATH)
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    monkeypatch.setenv("DATASET_PREFIX", "as it was")
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--folder", str(tmp_path)])
+
+    def imitate(words, steps):
+        chosen = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+        if "train_config_path" in chosen:
+            folder = Path(chosen["output_dir"].strip("'"))
+            score = 0.5 if "untrained.ckpt" in chosen["checkpoint_path"] else 0.75
+            scores = dict.fromkeys(("ari", "ari_fg", "miou", "mbo"), score)
+            report = {"checkpoint_path": chosen["checkpoint_path"].strip("'"), "metrics": {"val": scores}}
+            (folder / chosen["report_filename"]).write_text(json.dumps(report))
+            (folder / "scenes.png").touch()
+        elif "experiment" in chosen:
+            parent = tmp_path / "outputs" / chosen["experiment"]
+            folder = parent / str(len(list(parent.glob("*"))))
+            (folder / "config").mkdir(parents=True)
+            (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 1000}\n")
+            version = folder / "lightning_logs" / "version_0"
+            (version / "checkpoints").mkdir(parents=True)
+            (version / "checkpoints" / f"epoch=0-step={steps}.ckpt").touch()
+            if "load_checkpoint" not in chosen:
+                (version / "untrained.ckpt").touch()
+
+    def run(steps=1000):
+        ran = []
+
+        def run_all(tasks):
+            for task in tasks:
+                if task.done is None or not task.done():
+                    ran.append((task.title, task.command()))
+                    imitate(task.command()[3:], steps)
+                    if task.done and not task.done():
+                        sys.exit("failed")
+
+        monkeypatch.setattr(demo, "run_all", run_all)
+        demo.main()
+        return ran
+
+    return run
+
+
+STEPS = ["making scenes", "converting them", "training vqvae_clevrtex", "training slate_clevrtex"]
+
+
+def test_the_steps_in_order_and_once(play, capsys):
+    titles = [title for title, _ in play()]
+    assert titles == [*STEPS, "scoring before training", "scoring after training"]
+    printed = capsys.readouterr().out
+    assert re.search(r"before training +50\.0 .*\nafter training +75\.0", printed)
+    assert [title for title, _ in play()] == STEPS[:2]  # these two see for themselves what is there
+
+
+def test_training_goes_on_from_the_last_checkpoint(play):
+    with pytest.raises(SystemExit):
+        play(steps=400)
+    ran = dict(play())
+    assert ran["training vqvae_clevrtex"][-1].endswith("epoch=0-step=400.ckpt'")
+    assert not any("load_checkpoint" in word for word in ran["training slate_clevrtex"])
