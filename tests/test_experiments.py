@@ -182,6 +182,17 @@ def test_every_leaf_builds_at_its_own_size(compose, experiment):
     assert (config.dataset.batch_size, config.dataset.num_workers) == (batch, 4)
 
 
+def test_sizes_are_areas_of_things_in_the_original_image(compose):
+    config = compose("+experiment=msf/slate_sized_coco", "dataset.eval_batch_size=3")
+    (batch,) = build_and_register_datamodule_from_config(config).val_dataloader()
+    areas = dict(zip(batch["__key__"], batch["area"].tolist()))
+    assert areas["285"] == [-1, 400, *[-1] * 9]  # void, a ball of 20x20 pixels in an image of 60x80, nothing more
+    assert areas["632"] == [-1] * 11  # sky is no thing
+    model = build_model_from_config(config)
+    sizes = {name: metric.limits[1] for name, metric in model.evaluation_metrics.items() if name.startswith("miou")}
+    assert sizes == {"miou": float("inf"), "miou_small": 1024, "miou_medium": 9216, "miou_large": float("inf")}
+
+
 def test_every_model_of_stage_two_has_its_evaluation():
     evaluations = {path.stem for path in (CONFIGS / "evaluation" / "msf").glob("[!_]*.yaml")}
     assert {name for name in LEAVES if not name.startswith("vqvae")} <= evaluations
