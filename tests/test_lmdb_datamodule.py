@@ -144,15 +144,21 @@ def fit(prefix, folder, workers, checkpoint=None, steps=12):
     return journal.seen
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_training_sees_and_draws_what_an_uncut_one_does(prefix, tmp_path, workers):
+@pytest.fixture(scope="module", params=[0, 2], ids=["in process", "2 workers"])
+def uncut(prefix, tmp_path_factory, request):
+    """A run of 12 steps: workers, folder of its checkpoints, what it sees."""
+    folder = tmp_path_factory.mktemp("uncut")
     seed_everything(1)
-    uncut = fit(prefix, tmp_path / "uncut", workers)
-    assert len(uncut) == 12
-    assert len({drawn for _, batch, own in uncut for row in [*batch, own] for drawn in row}) == 12 * (4 + 1) * 3
-    for step in (3, 5, 7):  # within the first epoch, at its end, and within the second one
-        seed_everything(step)
-        assert fit(prefix, tmp_path / "resumed", workers, tmp_path / "uncut" / f"step={step}.ckpt") == uncut[step:]
+    return request.param, folder, fit(prefix, folder, request.param)
+
+
+@pytest.mark.parametrize("step", [3, 5, 7])  # within the first epoch, at its end, within the second one
+def test_a_resumed_training_sees_and_draws_what_an_uncut_one_does(prefix, tmp_path, uncut, step):
+    workers, folder, seen = uncut
+    assert len(seen) == 12
+    assert len({drawn for _, batch, own in seen for row in [*batch, own] for drawn in row}) == 12 * (4 + 1) * 3
+    seed_everything(step)
+    assert fit(prefix, tmp_path, workers, folder / f"step={step}.ckpt") == seen[step:]
 
 
 def test_data_neither_disturb_nor_follow_the_generators_outside(prefix):
@@ -218,7 +224,8 @@ class Journal(LightningModule):
 same = {"a": SimpleTransform({"image": np.asarray}, batch_transform=False)}
 data = LMDBDataModule(sys.argv[1], "clevrtex_lmdb", same, same, batch_size=1, num_workers=1)
 options = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, num_sanity_val_steps=0, **options).fit(Journal(), data)
+trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, num_sanity_val_steps=0, **options)
+trainer.fit(Journal(), data)
 """
 
 

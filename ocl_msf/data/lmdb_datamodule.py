@@ -107,28 +107,31 @@ class LMDBDataModule(LightningDataModule):
 
     def begin_pass(self) -> Tuple[int, int]:
         """The number of the next pass over the training data, and how many of its batches are done."""
-        self._epoch += 1
-        state, self._resumed = self._resumed, None
-        if state is None:
+        state = self._resumed
+        if state is None or self.trainer.global_step != state["step"]:
+            self._epoch, self._resumed = self._epoch + 1, None
             return self._epoch, 0
+        # Lightning may begin a pass only to find that its epoch was at its end, and then begin the next.
         set_random_state(state["random"][_rank()[0] % len(state["random"])])
+        self._epoch = state["epoch"]
         return self._epoch, state["batches"]
 
     def state_dict(self) -> Dict[str, Any]:
         """The current epoch, how many of its batches training has seen, and the random states of all ranks."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        state = {
-            "epoch": max(self._epoch, 0),
-            "batches": progress.current.ready,
+        at_end = progress.is_last_batch
+        return {
+            "step": self.trainer.global_step,
+            "epoch": self._epoch + 1 if at_end else max(self._epoch, 0),
+            "batches": 0 if at_end else progress.current.ready,
             "random": _of_all_ranks(random_state()),
         }
-        return dict(state, epoch=self._epoch + 1, batches=0) if progress.is_last_batch else state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Go on where the state was taken."""
         # Lightning looks for such a state in the loader, and finds none there.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
-        self._epoch, self._resumed = state_dict["epoch"] - 1, state_dict
+        self._resumed = state_dict
 
 
 def _first_pass() -> Tuple[int, int]:
