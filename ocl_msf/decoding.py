@@ -9,6 +9,26 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+ROWS = 128  # queries that a CPU takes at a time: few enough for their weights to stay in its caches
+
+
+def attend_to_past(queries, keys, values, dropout: float = 0.0) -> torch.Tensor:
+    """Attention among (b, heads, n, d) in which position i sees up to i alone; `dropout` is that of the weights.
+
+    For CPUs torch has no fused kernel with dropout, and what stands in for it forms all n * n weights. There the
+    queries go in blocks, each to the past of its last one: the same distribution without most of the hidden half.
+    """
+    if not dropout or queries.device.type != "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
+    answers = []
+    for start in range(0, queries.shape[2], ROWS):
+        block = queries[:, :, start : start + ROWS]
+        stop = start + block.shape[2]
+        seen = torch.ones(block.shape[2], stop, dtype=torch.bool).tril(start)
+        past = keys[:, :, :stop], values[:, :, :stop]
+        answers.append(F.scaled_dot_product_attention(block, *past, seen, dropout_p=dropout))
+    return torch.cat(answers, 2)
+
 
 class Attention(nn.Module):
     """Multi-head attention of queries (b, n, d) to a context (b, l, e), heads merged, no bias."""
@@ -28,18 +48,14 @@ class Attention(nn.Module):
         keys, values = rearrange(self.to_key_value(context), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
         return keys, values
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        seen: Optional[torch.Tensor] = None,
-        causal: bool = False,
-    ) -> torch.Tensor:
+    def forward(self, x, keys, values, seen: Optional[torch.Tensor] = None, causal: bool = False) -> torch.Tensor:
         """Attend from x (b, n, d) to the `seen` (b, 1, 1, l), bool; with `causal` position i sees up to i alone."""
         queries = rearrange(self.to_query(x), "b n (h d) -> b h n d", h=self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        answer = F.scaled_dot_product_attention(queries, keys, values, seen, dropout_p=dropout, is_causal=causal)
+        if causal:
+            answer = attend_to_past(queries, keys, values, dropout)
+        else:
+            answer = F.scaled_dot_product_attention(queries, keys, values, seen, dropout_p=dropout)
         return self.to_output(rearrange(answer, "b h n d -> b n (h d)"))
 
 
@@ -51,7 +67,7 @@ class DecoderBlock(nn.Module):
         self.norm_self, self.norm_cross, self.norm_mlp = (nn.LayerNorm(dim) for _ in range(3))
         self.self_attention = Attention(dim, dim, num_heads, dropout)
         self.cross_attention = Attention(dim, dim, num_heads, dropout)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(inplace=True), nn.Linear(4 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, slots: torch.Tensor, seen: Optional[torch.Tensor] = None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What `benchmark.py stage2` and `generate` time: stage 2, and the same from plain parts of torch."""
 
 import argparse
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from einops import rearrange
@@ -24,11 +24,12 @@ PLAIN = "nn.TransformerDecoder"
 
 
 class PlainTokenDecoder(nn.Module):
-    """The token decoder from torch's own transformer, with the usual float mask."""
+    """The token decoder from torch's own transformer, with the usual float mask and the dropout of TokenDecoder."""
 
     def __init__(self, dim: int, num_tokens: int, num_layers: int):
         super().__init__()
         layer = nn.TransformerDecoderLayer(dim, HEADS, 4 * dim, 0.1, batch_first=True, norm_first=True)
+        layer.dropout = nn.Identity()  # one inside the MLP, which SLATE has not
         self.transformer = nn.TransformerDecoder(layer, num_layers, nn.LayerNorm(dim))
         self.project_slots = nn.Linear(dim, dim, bias=False)
         self.project_tokens = nn.Linear(dim, dim, bias=False)
@@ -46,6 +47,22 @@ class PlainTokenDecoder(nn.Module):
         logits = tuple(head(x) for head in self.heads)
         indices = rearrange([p.argmax(-1) for p in logits], "g b (h w) -> b g h w", h=guidance.shape[2])
         return TokenDecoderOutput(logits, indices)
+
+    @torch.no_grad()
+    def take(self, decoder: TokenDecoder) -> "PlainTokenDecoder":
+        """Take the weights of a TokenDecoder; the biases that it lacks are zero."""
+        self.load_state_dict(decoder.state_dict(), strict=False)  # what has the same name
+        self.transformer.norm.load_state_dict(decoder.norm.state_dict())
+        for ours, theirs in zip(decoder.blocks, self.transformer.layers):
+            for norm, name in ((theirs.norm1, "self"), (theirs.norm2, "cross"), (theirs.norm3, "mlp")):
+                norm.load_state_dict(getattr(ours, f"norm_{name}").state_dict())
+            for attention, name in ((theirs.self_attn, "self"), (theirs.multihead_attn, "cross")):
+                own = getattr(ours, f"{name}_attention")
+                attention.in_proj_weight.copy_(torch.cat([own.to_query.weight, own.to_key_value.weight]))
+                attention.out_proj.weight.copy_(own.to_output.weight)
+            theirs.linear1.load_state_dict(ours.mlp[0].state_dict())
+            theirs.linear2.load_state_dict(ours.mlp[2].state_dict())
+        return self
 
 
 class Slate(nn.Module):
@@ -73,10 +90,9 @@ class Slate(nn.Module):
 def build_decoder(name: str, options: argparse.Namespace) -> nn.Module:
     """Ours, or the plain one."""
     num_tokens = (options.size // 4) ** 2
-    if PLAIN in name:
-        return PlainTokenDecoder(options.dim, num_tokens, options.layers)
     sizes = dict(dim=options.dim, num_layers=options.layers, num_heads=HEADS)
-    return TokenDecoder(options.dim, options.dim, [CODES, CODES], num_tokens, **sizes)
+    decoder = TokenDecoder(options.dim, options.dim, [CODES, CODES], num_tokens, **sizes)
+    return PlainTokenDecoder(options.dim, num_tokens, options.layers).take(decoder) if PLAIN in name else decoder
 
 
 def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
@@ -126,21 +142,34 @@ def build_generation(name: str, options: argparse.Namespace) -> Callable[[], Non
 
     if name == "cache":
         return lambda: decoder.generate(slots, lookup)
-    return lambda: generate_without_cache(decoder, slots, lookup)
+    side = options.size // 4
+    written = torch.randint(CODES, (options.batch, 2, side, side), device=options.device)
+    positions = range(options.every // 2, side**2, options.every)
+    return lambda: generate_without_cache(decoder, slots, lookup, written, positions)
 
 
 @torch.no_grad()
-def generate_without_cache(decoder: TokenDecoder, slots: torch.Tensor, lookup: Callable) -> torch.Tensor:
-    """Run the whole past through the transformer for every token: (b, g, n)."""
+def generate_without_cache(
+    decoder: TokenDecoder, slots: torch.Tensor, lookup: Callable, written: torch.Tensor, positions: Sequence[int]
+) -> torch.Tensor:
+    """Choose the codes at some positions behind those written, the whole past passing the transformer for each.
+
+    Args:
+        decoder, slots, lookup: as in TokenDecoder.generate.
+        written: codes (b, g, h, w).
+        positions: in raster order; all of them is what an image costs.
+
+    Returns:
+        Codes (b, g, number of positions).
+    """
     slots = decoder.project_slots(slots)
-    x = decoder.begin.expand(len(slots), -1, -1)
-    written = []
-    for position in range(decoder.positions.shape[1]):
-        y = x + decoder.positions[:, : position + 1]
+    tokens = decoder.project_tokens(rearrange(lookup(written), "b d h w -> b (h w) d"))
+    x = torch.cat([decoder.begin.expand(len(slots), -1, -1), tokens[:, :-1]], 1) + decoder.positions
+    chosen = []
+    for position in positions:
+        y = x[:, : position + 1]
         for block in decoder.blocks:
             y = block(y, slots)
         y = decoder.norm(y[:, -1])
-        written.append(torch.stack([head(y).argmax(-1) for head in decoder.heads], 1))
-        features = lookup(written[-1][..., None, None])
-        x = torch.cat([x, decoder.project_tokens(features.flatten(2).transpose(1, 2))], 1)
-    return torch.stack(written, -1)
+        chosen.append(torch.stack([head(y).argmax(-1) for head in decoder.heads], 1))
+    return torch.stack(chosen, -1)

@@ -127,7 +127,7 @@ def peak_memory(build: Callable, name: str, options: argparse.Namespace, answer)
     torch.set_num_threads(options.threads)
     before = held_at_most(options.device)
     step = build(name, options)
-    for _ in range(min(3, options.warmup + options.repeat)):
+    for _ in range(min(2, options.warmup + options.repeat)):  # Adam's state exists from the first step on
         step()
     answer.send(held_at_most(options.device) - before)
 
@@ -140,9 +140,12 @@ def held_at_most(device: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def compare(build: Callable, names: List[str], unit: str, options: argparse.Namespace) -> None:
-    """Print time and peak memory of the steps that `build(name, options)` makes."""
+def compare(
+    build: Callable, names: List[str], unit: str, options: argparse.Namespace, parts: Optional[Dict[str, int]] = None
+) -> None:
+    """Print time and peak memory of the steps that `build(name, options)` makes, or parts of them, so many in one."""
     times = time_in_turns({name: build(name, options) for name in names}, options)
+    times = {name: seconds * (parts or {}).get(name, 1) for name, seconds in times.items()}
     memory = {}
     for name in names:
         ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -160,15 +163,17 @@ def stage1(options: argparse.Namespace) -> None:
 
 
 def stage2(options: argparse.Namespace) -> None:
-    """Steps of SLATE's decoder alone and of all of stage 2, against nn.TransformerDecoder with a float mask."""
-    for part in ("decoder", "stage 2"):
+    """Whole steps of SLATE, and on request its decoder's alone, against nn.TransformerDecoder with a float mask."""
+    for part in ["stage 2"] + ["decoder"] * options.decoder:
         compare(_stage2.build_step, [part, f"{part}, {_stage2.PLAIN}"], part, options)
         print()
 
 
 def generate(options: argparse.Namespace) -> None:
     """Images from slots, with the cache of keys and values and without."""
-    compare(_stage2.build_generation, ["cache", "no cache"], "cache", options)
+    if options.every > 1:
+        print(f"no cache: the time of every {options.every}th token, times {options.every}; --every 1 times all.\n")
+    compare(_stage2.build_generation, ["cache", "no cache"], "cache", options, {"no cache": options.every})
 
 
 def compile_if(options: argparse.Namespace, function: Callable) -> Callable:
@@ -278,14 +283,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    turns = {quantizer: 15, stage1: 15, stage2: 5, generate: 1, loader: 7, data: 3}
+    turns = {quantizer: 15, stage1: 15, stage2: 3, generate: 3, loader: 7, data: 3}
     for run, repeat in turns.items():
         name = run.__name__
         one = benchmarks.add_parser(name, help=run.__doc__, description=run.__doc__)
         one.set_defaults(run=run)
         one.add_argument("--size", type=int, default=128, help="height and width of the images (default: 128)")
         one.add_argument("--repeat", type=int, default=repeat, help="timed turns (default: %(default)s)")
-        warmup = min(repeat - 1, 2)
+        warmup = 1 if run in (stage2, generate) else 2
         one.add_argument("--warmup", type=int, default=warmup, help="turns before them (default: %(default)s)")
         if run is data:
             add_data_options(one)
@@ -293,6 +298,10 @@ def main() -> None:
             add_loader_options(one)
         else:
             add_model_options(one, {stage2: 8, generate: 1}.get(run, 16))
+        if run is stage2:
+            one.add_argument("--decoder", action="store_true", help="also the decoder alone")
+        if run is generate:
+            one.add_argument("--every", type=int, default=16, help="tokens per timed one without cache (default: 16)")
     options = parser.parse_args()
     if "threads" in options:
         torch.set_num_threads(options.threads)

@@ -1,5 +1,6 @@
 """The benchmarks run, small, and print their tables; how fast they are is nobody's test."""
 
+import argparse
 import runpy
 import subprocess
 import sys
@@ -20,7 +21,12 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
         ("stage1 --batch 1 --dim 8 --size 32 --repeat 1 --warmup 0", ["vq", "msf", "encoder + decoder"]),
         (
             "stage2 --batch 1 --dim 8 --size 16 --layers 1 --repeat 1 --warmup 0",
-            ["decoder", "decoder, nn.TransformerDecoder", "stage 2", "stage 2, nn.TransformerDecoder"],
+            ["stage 2", "stage 2, nn.TransformerDecoder"],
+        ),
+        pytest.param(
+            "stage2 --batch 1 --dim 8 --size 16 --layers 1 --repeat 1 --warmup 0 --decoder",
+            ["stage 2", "decoder", "decoder, nn.TransformerDecoder"],
+            marks=pytest.mark.slow,
         ),
         ("generate --batch 1 --dim 8 --size 16 --layers 1 --repeat 1 --warmup 0", ["cache", "no cache"]),
         ("loader --shards 2 --samples 8 --batch 4 --size 16 --repeat 1 --warmup 0", ["ours", "plain webdataset"]),
@@ -36,6 +42,40 @@ def test_a_benchmark_prints_its_table(arguments, rows):
     for row in rows:
         (cells,) = [line.split("|")[2:-1] for line in printed.splitlines() if line.startswith(f"| {row} |")]
         assert all(float(cell) >= 0 for cell in cells)
+
+
+@pytest.fixture
+def stage2():
+    torch.manual_seed(0)
+    options = argparse.Namespace(size=16, dim=16, layers=2)
+    module = runpy.run_path(str(SCRIPT.parent / "_stage2.py"))
+    decoder = module["build_decoder"]("decoder", options)
+    for vector in (x for x in decoder.parameters() if x.dim() == 1):
+        torch.nn.init.normal_(vector, std=0.3)  # away from ones and zeros
+    return argparse.Namespace(**module, decoder=decoder, plain=module["PlainTokenDecoder"](16, 16, 2).take(decoder))
+
+
+def test_the_plain_decoder_that_is_timed_computes_what_the_token_decoder_computes(stage2):
+    slots, guidance = torch.randn(2, 11, 16, requires_grad=True), torch.randn(2, 16, 4, 4)
+    outputs = [decoder.eval()(slots, guidance) for decoder in (stage2.decoder, stage2.plain)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
+    assert torch.equal(outputs[0].indices, outputs[1].indices)
+    gradients = [torch.autograd.grad(sum(x.square().sum() for x in output.logits), slots)[0] for output in outputs]
+    assert gradients[0].abs().amax(-1).min() > 0
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_generation_that_is_timed_without_cache_writes_what_the_cached_one_writes(stage2):
+    codes = torch.randn(2, stage2.CODES, 16)
+    slots = torch.randn(2, 11, 16)
+
+    def lookup(indices):
+        return (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
+
+    written = stage2.decoder.eval().generate(slots, lookup)
+    chosen = stage2.generate_without_cache(stage2.decoder, slots, lookup, written, range(1, 16, 2))
+    assert torch.equal(chosen, written.flatten(2)[..., 1::2])
+    assert len(written.unique()) > 4
 
 
 def test_the_listing_that_is_timed_computes_what_the_quantizer_computes(monkeypatch):

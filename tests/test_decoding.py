@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from ocl_msf.decoding import TokenDecoder, choose, split
+from ocl_msf.decoding import ROWS, TokenDecoder, attend_to_past, choose, split
 
 
 @pytest.fixture
@@ -39,6 +39,38 @@ def test_a_token_sees_only_the_tokens_before_it(decoder, slots):
     before, after = decoder(slots, guidance).logits[0], decoder(slots, changed).logits[0]
     torch.testing.assert_close(before[:, :7], after[:, :7])
     assert (before[:, 7:] - after[:, 7:]).abs().amax((0, 2)).min() > 1e-6
+
+
+def attention_weights(queries, keys):
+    n = queries.shape[2]
+    logits = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    return logits.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+
+
+@pytest.mark.parametrize("n", [5, 2 * ROWS, 2 * ROWS + 44])
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
+def test_attention_to_the_past_is_the_equation(n, dropout):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, n, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    answer, expected = attend_to_past(*inputs, dropout), attention_weights(*inputs[:2]) @ inputs[2]
+    torch.testing.assert_close(answer, expected)
+    weight = torch.randn_like(answer)
+    for ours, theirs in zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (answer, expected))):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_drops_every_weight_by_itself():
+    torch.manual_seed(0)
+    n = 2 * ROWS + 44
+    queries, keys = torch.randn(2, 2, 1, n, 4)
+    answer = attend_to_past(queries, keys, torch.eye(n).expand(2, 1, n, n), 0.3)  # the weights themselves
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    assert (answer[..., ~seen] == 0).all()
+    kept = answer != 0
+    torch.testing.assert_close(answer[kept], attention_weights(queries, keys)[kept] / 0.7)
+    assert abs(kept[..., seen].float().mean() - 0.7) < 0.01
+    for share in (kept[..., :100, :].sum(-2)[..., 0] / 100, kept[..., 100:, :100].float().mean(-1)):  # columns, rows
+        assert ((share > 0.45) & (share < 0.9)).all()
 
 
 def test_slots_are_a_set_and_matter(decoder, slots):
