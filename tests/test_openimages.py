@@ -128,8 +128,8 @@ def test_the_smaller_object_is_on_top_whatever_the_order_of_the_lines(raw, own):
 
 
 def test_the_filter_and_its_readings(raw):
-    """The object of 3 x 3 pixels in the original is one of 4 x 4 or more when 96 become 128."""
-    assert encode_all(raw)[1] == {ELEVEN: "more than 10 objects"}
+    """The object of 3 x 3 pixels in the original is one of 4 x 4 or more when 96 become 128 or 256."""
+    assert encode_all(raw)[1] == encode_all(raw, "--size", "128")[1] == {ELEVEN: "more than 10 objects"}
     assert encode_all(raw, "--max-objects", "11")[1] == {}
     assert encode_all(raw, "--max-objects", "11", "--size", "96")[1] == {TINY: TINY_BOX}
     assert encode_all(raw, "--max-objects", "11", "--measure", "original")[1] == {TINY: TINY_BOX}
@@ -157,6 +157,7 @@ def test_a_subset_is_converted_and_its_images_without_masks_are_named(raw, subse
     assert OTHER not in samples and set(samples) == {*TRAIN, *VAL} - {OTHER, BOXES_ONLY}
     assert rejected == {BOXES_ONLY: "no masks"}
     options = prepare(raw, "--ids", subset).options
+    assert options["size"] == 256  # from which the experiments make 128
     assert options["ids"]["number"] == len(RAW.SUBSET) and options["boxes"] == ["train", "val"]
 
 

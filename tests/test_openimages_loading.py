@@ -92,6 +92,16 @@ def test_both_stages_take_a_step(compose, tmp_path, model, vae, loss):
     assert list(config.losses) == [loss]
 
 
+def test_the_larger_input_has_stage_one_of_its_own(compose):
+    vae, slate = (
+        hydra.compose("training_config", overrides=[f"+experiment=msf/{leaf}"]).experiment
+        for leaf in ("vqvae_openimages_256", "slate_256_openimages")
+    )
+    assert vae.image_size == slate.image_size == slate.callbacks.load_guidance.wanted.image_size == 256
+    assert slate.callbacks.load_guidance.search_folder.endswith("/msf/vqvae_openimages_256")
+    assert "+experiment=msf/vqvae_openimages_256 " in slate.callbacks.load_guidance.command
+
+
 def contents(out):
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.suffix != ".partial")
     return {str(path.relative_to(out)): path.read_bytes() for path in files}

@@ -55,7 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text file with an image id in each line, as `id` or `split/id`: the subset to convert (default: all "
         "images with masks)",
     )
-    parser.add_argument("--size", type=positive, default=128, help="side of the output (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        default=256,
+        help="side of the output; the paper trains at 256 and 128, which experiments make of it (default: %(default)s)",
+    )
     add_filter_arguments(parser)
     parser.add_argument(
         "--measure",
