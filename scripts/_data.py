@@ -2,13 +2,14 @@
 
 import argparse
 import functools
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -19,14 +20,28 @@ from ocl_msf.data import LMDBDataModule, ShardDataModule
 from ocl_msf.data.scenes import make_scenes
 
 
-def rate(run: Callable[[], int], repeat: int) -> float:
-    """Median of images per second; `run` returns how many it made."""
-    rates = []
+def rates_in_turns(runs: Dict[str, Callable[[], int]], repeat: int) -> Dict[str, List[float]]:
+    """Images per second in every turn; `runs` return how many they made, and take turns."""
+    rates: Dict[str, List[float]] = {name: [] for name in runs}
     for _ in range(repeat):
-        start = time.perf_counter()
-        count = run()
-        rates.append(count / (time.perf_counter() - start))
-    return statistics.median(rates)
+        for name, run in runs.items():
+            start = time.perf_counter()
+            count = run()
+            rates[name].append(count / (time.perf_counter() - start))
+    return rates
+
+
+def make_raw(folder: Path, count: int, size: Tuple[int, int], distinct: int = 48) -> None:
+    """ClevrTex's files of `count` scenes, of which so many differ; the others are links to these."""
+    make_scenes(folder, min(count, distinct), size=size, workers=2)
+    for index in range(distinct, count):
+        for ending in (".png", "_flat.png"):
+            source, copy = (
+                folder / "clevrtex_full" / f"{number // 1000}" / f"CLEVRTEX_full_{number:06d}{ending}"
+                for number in (index % distinct, index)
+            )
+            copy.parent.mkdir(exist_ok=True)
+            os.link(source, copy)
 
 
 def same(value):
@@ -62,7 +77,7 @@ def convert(folder: Path, form: str, workers: int, options: argparse.Namespace) 
     """Run the converter as a user does, in a process of its own; returns the number of images."""
     command = [sys.executable, "-m", "ocl_msf.data.convert", "clevrtex", f"{folder}/raw", f"{folder}", "--overwrite"]
     chosen = {"--splits": "train=:", "--size": options.size, "--format": form, "--workers": workers}
-    chosen["--samples-per-shard"] = max(1, options.samples // 16)
+    chosen["--samples-per-shard"] = max(1, options.samples // 64)  # both workers are busy to the end
     command += [str(part) for pair in chosen.items() for part in pair]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return options.samples
@@ -73,21 +88,25 @@ def data(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_scenes(folder / "raw", options.samples, size=tuple(options.raw_size), workers=2)
-        rows = {
+        make_raw(folder / "raw", options.samples, tuple(options.raw_size))
+        converters = {
             f"convert to {form}, {workers} workers": functools.partial(convert, folder, form, workers, options)
             for form in ("webdataset", "lmdb")
             for workers in (1, 2)
         }
-        rates = {row: rate(run, options.repeat) for row, run in rows.items()}
-        rates.update({way: rate(run, options.repeat) for way, run in loaders(folder, options).items()})
+        rates = rates_in_turns(converters, options.repeat)
+        rates.update(rates_in_turns(loaders(folder, options), options.repeat))
     print("| | images per second |\n|---|---|")
-    for row, value in rates.items():
-        print(f"| {row} | {value:.0f} |")
+    for row, values in rates.items():
+        print(f"| {row} | {statistics.median(values):.0f} |")
+
+    def ratio(one: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[one], rates[other]))
+
     for form in ("webdataset", "lmdb"):
-        ratio = rates[f"convert to {form}, 2 workers"] / rates[f"convert to {form}, 1 workers"]
-        print(f"\ntwo workers / one, {form}: {ratio:.2f}")
-    print(f"\nread LMDB / decode raw files by PIL: {rates['read LMDB'] / rates['decode raw files by PIL']:.2f}")
+        speedup = ratio(f"convert to {form}, 2 workers", f"convert to {form}, 1 workers")
+        print(f"\ntwo workers / one, {form}: {speedup:.2f}")
+    print(f"\nread LMDB / decode raw files by PIL: {ratio('read LMDB', 'decode raw files by PIL'):.2f}")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -193,7 +193,7 @@ _opened: Dict[str, Tuple[int, int, Any]] = {}  # process, inode and environment 
 
 def _environment(path: Path) -> Any:
     """The file's environment, of which a process may have one; one from before a fork is not used after it."""
-    name, identity = str(path.resolve()), (os.getpid(), path.stat().st_ino)
+    name, identity = str(path), (os.getpid(), os.stat(path).st_ino)
     if name not in _opened or _opened[name][:2] != identity:
         _opened.pop(name, None)
         file = lmdb.open(name, subdir=False, readonly=True, lock=False, readahead=False)
@@ -209,7 +209,7 @@ class LMDBFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.resolve()
 
     def keys(self) -> List[str]:
         """The keys of all samples in their order.
