@@ -4,11 +4,11 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 
-from ocl_msf.checkpoints import Run, find_runs
+from ocl_msf.checkpoints import STEP, Run, find_runs
 from ocl_msf.paper import TABLES
 
 REPORTS = ("metrics.json", "separability.json")
@@ -24,6 +24,7 @@ class Event(NamedTuple):
     time: float
 
 
+Scores = Dict[str, float]  # by name, such as "ari"
 Log = Dict[str, List[Event]]  # by name, such as "val/ari_fg", in the order of steps
 
 
@@ -32,7 +33,7 @@ class ScoredRun(NamedTuple):
 
     run: Run
     overrides: Tuple[str, ...]
-    scores: Dict[str, float]
+    scores: Scores
     log: Log
 
     def chosen(self, name: str, default: str = "") -> str:
@@ -74,6 +75,7 @@ def collect(folders: Iterable[Path]) -> List[ScoredRun]:
 
     Raises:
         FileNotFoundError: a folder does not exist, or none holds a run.
+        ImportError, ValueError: see `read_log`, `read_scores`.
     """
     folders = list(folders)
     missing = [str(folder) for folder in folders if not folder.is_dir()]
@@ -85,9 +87,7 @@ def collect(folders: Iterable[Path]) -> List[ScoredRun]:
     for run in (run for parent in sorted(parents) for run in find_runs(parent)):
         if not any(folder in (run.folder, *run.folder.parents) for folder in wanted):
             continue
-        path = run.folder / "config" / "overrides.yaml"
-        overrides = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
-        scored = ScoredRun(run, tuple(overrides or ()), read_scores(run.folder), {})
+        scored = ScoredRun(run, _overrides(run.folder), read_scores(run.folder), {})
         key = scored.settings, scored.chosen("seed", str(run.folder))
         best = found.get(key)
         if best is None or (run.step, len(scored.scores)) > (best.run.step, len(best.scores)):
@@ -109,15 +109,40 @@ def _order(key: Tuple[Tuple[str, ...], str]) -> Tuple:
     return chosen.get("experiment", ""), place, settings, len(seed), seed
 
 
-def read_scores(folder: Path) -> Dict[str, float]:
-    """Read the scores on the validation set that evaluations left in a run's folder."""
-    scores: Dict[str, float] = {}
+def read_scores(folder: Path) -> Scores:
+    """Read the scores on the validation set that evaluations left in a run's folder.
+
+    Raises:
+        ValueError: a report is damaged.
+    """
+    scores: Scores = {}
     for name in REPORTS:
-        if (folder / name).is_file():
-            scores.update(json.loads((folder / name).read_text(encoding="utf-8"))["metrics"].get("val", {}))
-    if {"ari", "ari_fg"} <= set(scores):
-        scores["ari+ari_fg"] = scores["ari"] + scores["ari_fg"]
-    return scores
+        scores.update(_read(folder / name).get("metrics", {}).get("val", {}))
+    return _with_sum(scores)
+
+
+def read_protocol(folder: Path) -> Dict[str, Scores]:
+    """Read what `ocl_msf.protocol` has made of a run's last checkpoints on the validation set: "mean" and "best".
+
+    Raises:
+        ValueError: its report is damaged.
+    """
+    report = _read(folder / "protocol" / "val.json")
+    return {kind: _with_sum(report[kind]) for kind in ("mean", "best") if kind in report}
+
+
+def _read(path: Path) -> Dict[str, Any]:
+    """A report; empty where there is none."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it and evaluate again.") from error
+    return report if isinstance(report, dict) else {}
+
+
+def _with_sum(scores: Scores) -> Scores:
+    """Scores and, as the paper's ablations have it, the sum of the first two."""
+    return {**scores, **({"ari+ari_fg": scores["ari"] + scores["ari_fg"]} if {"ari", "ari_fg"} <= {*scores} else {})}
 
 
 def read_log(folder: Path) -> Log:
@@ -127,21 +152,40 @@ def read_log(folder: Path) -> Log:
         folder: of the run.
 
     Returns:
-        Events by name; of a run that was continued, all of its parts.
+        Events by name; of a run that went on from a checkpoint of another, that one's up to there as well.
 
     Raises:
         ImportError: there is a log, and TensorBoard is not installed.
     """
     events: Dict[str, Dict[int, Event]] = {}
+    source = _resumed(folder)
+    for name, earlier in read_log(source.parents[3]).items() if source else ():
+        events[name] = {e.step: e for e in earlier if e.step <= int(STEP.search(source.name).group(1))}
     versions = sorted({path.parent for path in folder.glob("lightning_logs/*/events.out.tfevents.*")})
-    if versions:  # what has logged to TensorBoard may have it installed, what only draws scenes does without
+    try:  # what has logged to TensorBoard has it installed, but the report may be made elsewhere
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        if versions:
+            raise ImportError(f"The log in {folder} needs tensorboard to be read: pip install tensorboard") from error
     for version in versions:
         logged = EventAccumulator(str(version), size_guidance={"scalars": 0, "images": 1}).Reload()
         for name in logged.Tags()["scalars"]:
             new = {event.step: Event(event.step, event.value, event.wall_time) for event in logged.Scalars(name)}
             events.setdefault(name, {}).update(new)
     return {name: [found[step] for step in sorted(found)] for name, found in sorted(events.items())}
+
+
+def _overrides(folder: Path) -> Tuple[str, ...]:
+    path = folder / "config" / "overrides.yaml"
+    return tuple(yaml.safe_load(path.read_text(encoding="utf-8")) or ()) if path.is_file() else ()
+
+
+def _resumed(folder: Path) -> Optional[Path]:
+    """The checkpoint of another run that a run went on from; None if there is none, or not any more."""
+    loads = [o.split("=", 1)[1] for o in _overrides(folder) if o.lstrip("+").startswith("load_checkpoint=")]
+    path = Path(loads[-1].strip("'\"").replace("\\=", "=")).resolve() if loads else folder
+    known = path.is_file() and STEP.search(path.name) and len(path.parents) > 3
+    return path if known and folder.resolve() not in path.parents else None
 
 
 def group(runs: Iterable[ScoredRun]) -> Dict[Tuple[str, ...], List[ScoredRun]]:

@@ -1,5 +1,7 @@
 """Figures: what they show, and that the same input gives the same bytes."""
 
+import json
+
 import hydra
 import numpy as np
 import ocl.cli.eval  # noqa: F401  registers the config that evaluations are composed of
@@ -222,6 +224,17 @@ def test_the_log_of_a_continued_run_is_one(tmp_path):
     assert list(events) == ["val/ari_fg"] and events["val/ari_fg"][0].time > 1e9
 
 
+def test_the_log_of_a_run_that_went_on_from_another_has_both(tmp_path):
+    first = make_run(tmp_path / "first", [])
+    log(first, "version_0", {1: 0.25, 2: 0.5, 3: 0.125})  # step 3 came after the checkpoint: it is not of this run
+    checkpoint = first / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=2.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    second = make_run(tmp_path / "second", [f"load_checkpoint='{checkpoint}'"])
+    log(second, "version_0", {4: 1.0})
+    assert [event[:2] for event in read_log(second)["val/ari_fg"]] == [(1, 0.25), (2, 0.5), (4, 1.0)]
+
+
 def test_curves(tmp_path):
     first, second = ({"val/ari_fg": [(1, value), (2, 0.5)]} for value in (0.25, 0.75))
     models = {"one": {"msf": [first]}, "again": {"msf": [first]}, "two": {"msf": [first, second]}}
@@ -250,7 +263,7 @@ def test_the_use_of_codebooks(tmp_path):
 def make_run(folder, overrides):
     (folder / "config").mkdir(parents=True)
     (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 10}\n", encoding="utf-8")
-    (folder / "config" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides), encoding="utf-8")
+    (folder / "config" / "overrides.yaml").write_text(json.dumps(overrides), encoding="utf-8")
     return folder
 
 

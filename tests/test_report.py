@@ -230,6 +230,34 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
     assert list(names)[:2] == ["vq", "gdr"]  # as in the paper's Table 1
 
 
+def test_the_last_checkpoints_have_a_table_of_their_own(runs, tmp_path):
+    for seed, ari in ((0, 0.125), (1, 0.25)):
+        kinds = {kind: {"ari": ari + more, "ari_fg": 0.5} for kind, more in (("mean", 0), ("best", 0.25))}
+        folder = runs / f"s{seed}" / "slate" / "now" / "protocol"
+        folder.mkdir()
+        (folder / "val.json").write_text(json.dumps({"by": "ari", **kinds}))
+    main([str(runs), "--out", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8")
+    spread = f"{statistics.stdev([12.5, 25]):.2f}"
+    assert f"| msf, mean | 2 | 18.75 ± {spread} | 50.00 ± 0.00 | 68.75 ± {spread} |" in text
+    assert f"| msf, best | 2 | 43.75 ± {spread} | 50.00 ± 0.00 | 93.75 ± {spread} |" in text
+    assert f"43.75 ± {spread}" in read(tmp_path / "report").text
+
+
+def test_competitors_have_their_own_numbers_in_the_paper(tmp_path):
+    folders = [["+experiment=msf/dinosaur_clevrtex"], ["+experiment=msf/sysbinder_clevrtex", "msf/variant=vq"]]
+    for number, overrides in enumerate(folders):
+        make_run(tmp_path / f"{number}" / "now", overrides, None)
+    found = {run.experiment: paper_value(run, "ari_fg") for run in collect([tmp_path])}
+    assert found == {"dinosaur_clevrtex": (45.75, "Table 3"), "sysbinder_clevrtex": (71.27, "Table 1")}
+
+
+def test_a_damaged_report_is_named(runs, tmp_path):
+    (runs / "s1" / "slate" / "now" / "metrics.json").write_text("{", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"metrics\.json is damaged"):
+        main([str(runs), "--out", str(tmp_path / "report")])
+
+
 def test_speed_is_that_between_two_entries_of_the_log(runs):
     (run,) = collect([runs / "s1" / "slate" / "now"])
     times = [0, 10, 20, 90, 100]  # a validation in between
@@ -260,6 +288,18 @@ def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeyp
     made = sorted((command[0], command[1].split("outputs/")[1].split("/")[0]) for command in called)
     assert made == [("+evaluation=msf/guidance_maps", "vae"), *(("+evaluation=msf/scenes", s) for s in ("s1", "s2"))]
     assert all("step=1000.ckpt" in command[2] for command in called)
+    (runs / "s1" / "slate" / "now" / "metrics.json").unlink()
+
+    def make_all(command):
+        called.append(command[3:])
+        (runs / "s1" / "slate" / "now" / "scenes.npz").write_bytes((scenes / "scenes.npz").read_bytes())
+        return 0
+
+    scenes = runs / "s0" / "slate" / "now"
+    called.clear()
+    monkeypatch.setattr("subprocess.call", make_all)  # one evaluation makes the scores and the scenes
+    main([str(runs / "s1"), "--out", str(tmp_path / "report"), "--evaluate"])
+    assert [command[0] for command in called] == ["+evaluation=msf/slate_clevrtex"]
     monkeypatch.setattr("subprocess.call", lambda command: 3)
     with pytest.raises(SystemExit, match="status 3"):
         main([str(runs), "--out", str(tmp_path / "report"), "--evaluate"])

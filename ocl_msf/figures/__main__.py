@@ -44,7 +44,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     with command_line():
         try:
             runs = collect(options.runs)
-        except (FileNotFoundError, ImportError) as error:
+        except (FileNotFoundError, ImportError, ValueError) as error:
             sys.exit(f"error: {error}")
         DRAW[options.figure](runs, options)
         print(options.out)

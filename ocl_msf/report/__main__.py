@@ -16,7 +16,15 @@ from typing import List, Optional, Sequence
 
 from ocl_msf.data._work import command_line, positive, replacing
 from ocl_msf.report.page import page, run_name
-from ocl_msf.report.tables import environment, experiments, markdown, missing_of, score_table, seed_table
+from ocl_msf.report.tables import (
+    environment,
+    experiments,
+    markdown,
+    missing_of,
+    protocol_table,
+    score_table,
+    seed_table,
+)
 from ocl_msf.runs import ScoredRun, collect
 
 
@@ -36,11 +44,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             runs = collect(options.runs)
             if options.evaluate and evaluate(runs):
                 runs = collect(options.runs)
-        except (FileNotFoundError, ImportError) as error:
+        except (FileNotFoundError, ImportError, ValueError) as error:
             sys.exit(f"error: {error}")
         date = options.date or datetime.date.today().isoformat()
         found = experiments(runs)
         tables = [score_table(*one) for one in found]
+        tables += filter(None, (protocol_table(*one) for one in found))
         tables += [seed_table(f"{name}, every run", mine) for name, mine in found]
         texts = {"index.html": page(runs, date, options.scenes), "scores.md": markdown([*tables, environment()])}
         for name, text in texts.items():
@@ -50,17 +59,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 def evaluate(runs: Sequence[ScoredRun]) -> int:
-    """Make what is missing of finished runs, one after the other; returns how many evaluations there were.
+    """Make what is missing of finished runs, one after the other; returns how many files that was.
 
     Raises:
         SystemExit: one failed; those before it are kept.
     """
-    missing = [(run, name) for run in runs if run.run.finished for _, name in missing_of(run)]
-    for number, (run, name) in enumerate(missing, 1):
-        print(f"[{number}/{len(missing)}] {run_name(run)}: {name}", flush=True)
-        status = subprocess.call(_command(run, name))
-        if status:
-            sys.exit(f"error: evaluation {name} of {run.run.folder} ended with status {status}.")
+    missing = [(run, file, name) for run in runs if run.run.finished for file, name in missing_of(run)]
+    for number, (run, file, name) in enumerate(missing, 1):
+        if not (run.run.folder / file).is_file():  # one evaluation may have made what another one makes, too
+            print(f"[{number}/{len(missing)}] {run_name(run)}: {name}", flush=True)
+            status = subprocess.call(_command(run, name))
+            if status:
+                sys.exit(f"error: evaluation {name} of {run.run.folder} ended with status {status}.")
     return len(missing)
 
 

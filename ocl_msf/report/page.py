@@ -11,7 +11,16 @@ from ocl_msf.figures.guidance import draw_maps, read_guidance
 from ocl_msf.figures.scenes import FILE as SCENES
 from ocl_msf.figures.scenes import Scenes, draw_segmentations, read_scenes, scene_strip
 from ocl_msf.report import html
-from ocl_msf.report.tables import commands, environment, experiments, missing_of, relative, score_table, seed_table
+from ocl_msf.report.tables import (
+    commands,
+    environment,
+    experiments,
+    missing_of,
+    protocol_table,
+    relative,
+    score_table,
+    seed_table,
+)
 from ocl_msf.runs import ScoredRun, name_rows, shared_settings
 
 Rows = Sequence[Tuple[str, List[ScoredRun]]]  # of name_rows
@@ -80,11 +89,11 @@ def _scores(runs: Sequence[ScoredRun], notes: Sequence[str]) -> List[str]:
         parts.append(html.paragraph(PRESET_NOTE, "note"))
     for experiment, found in experiments(runs):
         parts += [html.heading(3, experiment), html.table(score_table(experiment, found))]
-        shared = shared_settings(found)
-        parts.append(html.paragraph("All with", "soft", shared) if shared else "")
-        parts.append(
-            html.folded("Every run", [html.table(seed_table(experiment, found)), html.paragraph(SPEED_NOTE, "soft")])
-        )
+        shared, last = shared_settings(found), protocol_table(experiment, found)
+        parts += [html.paragraph("All with", "soft", shared)] if shared else []
+        parts += [html.folded("Mean and best of every run's last checkpoints", [html.table(last)])] if last else []
+        every = [html.table(seed_table(experiment, found)), html.paragraph(SPEED_NOTE, "soft")]
+        parts.append(html.folded("Every run", every))
     for run in runs:
         if not run.run.finished:
             notes = [*notes, f"{run_name(run)}: training is at step {run.run.step} of {run.run.max_steps}."]
@@ -92,7 +101,7 @@ def _scores(runs: Sequence[ScoredRun], notes: Sequence[str]) -> List[str]:
     if notes:
         how = "What is not there can be made by the commands below, or by --evaluate where training has finished."
         parts.append(html.folded(f"Not complete: {len(notes)} notes", [html.paragraph(how), html.code(notes, True)]))
-    return [part for part in parts if part]
+    return parts
 
 
 def _figures(runs: Sequence[ScoredRun], scenes: Dict[Path, Scenes]) -> List[str]:

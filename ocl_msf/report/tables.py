@@ -12,7 +12,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 from ocl_msf.figures.guidance import FILE as GUIDANCE
 from ocl_msf.figures.scenes import FILE as SCENES
 from ocl_msf.paper import TABLES
-from ocl_msf.runs import ScoredRun, name_rows
+from ocl_msf.runs import ScoredRun, name_rows, read_protocol
 
 METRICS = {
     "ari": "ARI",
@@ -81,6 +81,20 @@ def seed_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
     return Table(experiment, ["", "seed", *(METRICS[m] for m in metrics), "steps", "steps per s"], rows)
 
 
+def protocol_table(experiment: str, runs: Sequence[ScoredRun]) -> Optional[Table]:
+    """The mean of a run's last checkpoints, and the best of them, over the seeds; None where none is scored so."""
+    rows, metrics = [], []
+    for name, found in name_rows(runs):
+        read = [read_protocol(run.run.folder) for run in found]
+        for kind in ("mean", "best"):
+            scored = [run._replace(scores=made[kind]) for run, made in zip(found, read) if kind in made]
+            metrics = metrics or metrics_of(scored)
+            values = [mean_and_spread(scored, metric) for metric in metrics]
+            rows += [[Cell(f"{name}, {kind}"), Cell(str(len(scored))), *map(Cell, values)]] if scored else []
+    title = f"{experiment}, last checkpoints"
+    return Table(title, ["", "seeds", *(METRICS[metric] for metric in metrics)], rows) if rows else None
+
+
 def mean_and_spread(runs: Sequence[ScoredRun], metric: str) -> str:
     """Mean ± sample standard deviation over the runs that have the score; in percent, but for distances."""
     scale, digits = (1, 3) if metric in ("inter", "intra") else (100, 2)
@@ -97,8 +111,7 @@ def paper_value(run: ScoredRun, metric: str) -> Optional[Tuple[float, str]]:
     for name, parts in TABLES.items():
         for part in parts.values():
             for row in part.rows:
-                name_of = f"{part.model}_{{}}" if part.model else part.pretraining
-                same = name_of.format(row.dataset) == run.experiment and row.variant == variant
+                same = part.experiments(row)[-1:] == [run.experiment] and row.variant in (variant, None)
                 wanted = dict(o.split("=", 1) for o in row.overrides).get("msf/guidance", "scale_1")
                 if same and metric in part.metrics and (part.model is None or wanted == guidance):
                     return row.values[part.metrics.index(metric)], f"Table {name[5:]}"
