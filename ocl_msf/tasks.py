@@ -1,16 +1,21 @@
 """Commands that need each other's results, run one after the other or side by side."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import shlex
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 AGAIN = "Run the same command again to go on from here."
 PROGRESS = "[ocl_msf.progress]"  # in the lines of a log that are repeated, before " - " and the words
@@ -73,8 +78,8 @@ def gpu_workers(gpus: str) -> List[List[str]]:
 def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> None:
     """Run the tasks whose results are missing, each as soon as those that it needs are done.
 
-    What a task prints goes to its log, and its lines of progress are repeated. Where a single worker has a terminal, it
-    lets its task draw there: what goes to stderr is on the terminal instead.
+    What a task prints goes to its log, and its lines of progress are repeated; so are its bars, where a single worker
+    has a terminal.
 
     Args:
         tasks: in the order in which they are to start.
@@ -117,12 +122,17 @@ class _Process:
         command = [*words, *task.command()]
         print(f"{task.title}: started, log in {task.log}", flush=True)
         task.log.parent.mkdir(parents=True, exist_ok=True)
-        errors = None if shown else subprocess.STDOUT
+        ours, errors = _open_terminal() if shown else (None, subprocess.STDOUT)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        self.copier = threading.Thread(target=self._copy, daemon=True)
-        self.copier.start()
+        self.copiers = [threading.Thread(target=self._copy, daemon=True)]
+        if ours is not None:
+            os.close(errors)
+            self.copiers.append(threading.Thread(target=self._draw, args=(ours,), daemon=True))
+        for copier in self.copiers:
+            copier.start()
 
     def _copy(self) -> None:
+        """Log what it prints, and repeat its lines of progress."""
         with self.process.stdout as printed, open(self.task.log, "ab") as log:
             for line in printed:
                 log.write(line)
@@ -132,13 +142,27 @@ class _Process:
                     with contextlib.suppress(BrokenPipeError):
                         print(f"{self.task.title}: {words.strip()}", flush=True)
 
+    def _draw(self, terminal: int) -> None:
+        """Log what it writes to stderr, but for bars, which begin with a carriage return: show these."""
+        bar = False
+        with open(self.task.log, "ab", buffering=0) as log, contextlib.suppress(OSError):  # when nobody writes any more
+            while True:
+                written = os.read(terminal, 65536)
+                bar = written.startswith(b"\r") or (bar and written == b"\n")
+                if bar:
+                    os.write(sys.stderr.fileno(), written)
+                else:
+                    log.write(written)
+        os.close(terminal)
+
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
 
     def complaints(self) -> List[str]:
         """What went wrong, with the end of the log; nothing if nothing did."""
-        self.copier.join()
+        for copier in self.copiers:
+            copier.join()
         title, status = self.task.title, self.process.returncode
         if not status and (self.task.done is None or self.task.done()):
             print(f"{title}: done in {time.monotonic() - self.begin:.0f} s", flush=True)
@@ -152,4 +176,16 @@ class _Process:
         if ask:
             self.process.terminate()
         self.process.wait()
-        self.copier.join(timeout=5)
+        for copier in self.copiers:
+            copier.join(timeout=5)
+
+
+def _open_terminal() -> Tuple[int, int]:
+    """A terminal as wide as this one, its two ends: ours, to read, and that for a process to write to."""
+    ours, theirs = pty.openpty()
+    settings = termios.tcgetattr(theirs)
+    settings[1] &= ~termios.OPOST  # bytes pass as they are
+    termios.tcsetattr(theirs, termios.TCSANOW, settings)
+    size = shutil.get_terminal_size()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", size.lines, size.columns, 0, 0))
+    return ours, theirs

@@ -91,8 +91,11 @@ def save(number, frame):
     sys.exit(130)
 signal.signal(signal.SIGINT, save)
 signal.signal(signal.SIGTERM, save)
-print("a bar:", sys.stderr.isatty(), file=sys.stderr, flush=True)
 print("words", flush=True)
+print("a warning", file=sys.stderr, flush=True)
+time.sleep(0.1)
+print(chr(13) + "bar", end="", file=sys.stderr, flush=True) if sys.stderr.isatty() else None
+time.sleep(0.1)
 open(sys.argv[1] + "/started", "w")
 time.sleep(60)
 '''
@@ -120,15 +123,15 @@ def test_what_runs_may_save_before_all_ends(tmp_path, number):
     assert complaint == ("" if number == signal.SIGTERM else interrupted)
 
 
-def test_a_single_task_may_draw_on_the_terminal(tmp_path):
+def test_a_single_task_may_draw_bars_on_the_terminal_and_nothing_else(tmp_path):
     ours, theirs = pty.openpty()
     process = start(tmp_path, stdout=theirs, stderr=theirs)
     os.killpg(process.pid, signal.SIGINT)
     process.wait(timeout=30)
     os.close(theirs)
     seen = os.read(ours, 10000).decode()
-    assert "a bar: True" in seen and "words" not in seen
-    assert (tmp_path / "log").read_text() == "words\nsaving\n"
+    assert "\rbar" in seen and "words" not in seen and "a warning" not in seen
+    assert set((tmp_path / "log").read_text().splitlines()) == {"words", "a warning", "saving"}
 
 
 def test_commands_can_be_pasted():
