@@ -364,16 +364,15 @@ def archive_in_parts(folder):
     return {f"clevrtex_full_part{n + 1}.tar.gz": whole[cuts[n] : cuts[n + 1]] for n in range(3)}
 
 
-@pytest.mark.parametrize("archives", [one_archive, archives_by_part, archive_in_parts])
-def test_archives_and_folders_give_the_same_bytes(raw, tmp_path, archives):
+@pytest.mark.parametrize("archives, workers", [(one_archive, 1), (archives_by_part, 1), (archive_in_parts, 2)])
+def test_archives_and_folders_give_the_same_bytes(raw, tmp_path, archives, workers):
     (tmp_path / "packed").mkdir()
     for name, content in archives(raw / "clevrtex_full").items():
         (tmp_path / "packed" / name).write_bytes(content)
     (tmp_path / "packed" / "clevrtex_fullest.tar.gz").write_bytes(b"another one's")
     convert(raw, tmp_path / "plain", "--splits", "train=:")
-    for workers in ("1", "2"):
-        convert(tmp_path / "packed", tmp_path / workers, "--splits", "train=:", "--workers", workers)
-        assert contents(tmp_path / workers) == contents(tmp_path / "plain")
+    convert(tmp_path / "packed", tmp_path / "out", "--splits", "train=:", "--workers", str(workers))
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
 
 
 def test_archives_that_are_not_whole_are_named(raw, tmp_path):

@@ -27,7 +27,6 @@ TINY = [
     "dataset.eval_batch_size=2",
     "dataset.num_workers=0",
     "experiment.pretraining={steps:2,warmup_steps:0,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}",
-    "experiment.training={steps:2,warmup_steps:0,validate_every:2,learning_rate:1e-3,clip_norm:1}",
     "experiment.vae={dim:8,hidden_dim:8}",
     "experiment.slots={number:3,dim:8}",
     "experiment.encoder.dim=4",
@@ -131,14 +130,6 @@ def test_the_hosts_transforms_for_voc_take_the_samples(prefix, module, name):
 def test_stage_one_trains(compose, tmp_path, dataset):
     train_config(compose("vqvae_voc", f"dataset={dataset}"))
     assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt"))
-
-
-@pytest.mark.parametrize("model, guide", [("slate", "vqvae_voc"), ("slotdiffusion", "vqvae_voc_c4")])
-def test_stage_two_trains_and_is_scored(compose, tmp_path, model, guide):
-    train_config(compose(guide))
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
-    train_config(compose(f"{model}_voc", f"experiment.vae_checkpoint='{checkpoint}'"))
-    assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
 
 
 def test_the_summary_names_what_was_left_out(prefix):
