@@ -104,13 +104,13 @@ def runs(tmp_path):
 def test_scores_are_means_over_seeds_beside_the_paper(runs, tmp_path):
     main([str(runs), "--out", str(tmp_path / "report")])
     lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
-    (row,) = [line for line in lines if line.startswith("| msf | 3 |")]
+    (row,) = [line for line in lines if line.startswith("| msf (+MSF) | 3 |")]
     spread = statistics.stdev([25, 35, 50])
     assert f"36.67 ± {spread:.2f} (paper 32.7, Table 1)" in row
     assert f"86.67 ± {spread:.2f} (paper 100.71, Table 5)" in row
     assert "50.00 ± 0.00 (paper 80.7, Table 1)" in row
-    assert "| msf | 1 | 3.500 (paper 0.786, Table 4) | 0.250 (paper 0.038, Table 4) |" in lines
-    assert [line for line in lines if line.startswith("| vq | 0 (of 1) | - (paper 20.56, Table 1)")]
+    assert "| msf (+MSF) | 1 | 3.500 (paper 0.786, Table 4) | 0.250 (paper 0.038, Table 4) |" in lines
+    assert [line for line in lines if line.startswith("| vq (SLATE_r) | 0 (of 1) | - (paper 20.56, Table 1)")]
     assert "| msf | 2 | 50.00 | 50.00 | 12.50 | 25.00 | 100.00 | 1000 of 1000 | - |" in lines
     assert "| vq | 0 | - | - | - | - | - | 10 of 1000 | - |" in lines
 
@@ -118,7 +118,7 @@ def test_scores_are_means_over_seeds_beside_the_paper(runs, tmp_path):
 def test_the_page_has_the_numbers_of_the_table(runs, tmp_path):
     main([str(runs), "--out", str(tmp_path / "report")])
     lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
-    rows = [[text.strip() for text in line.strip("| ").split(" | ")] for line in lines if line.startswith("| msf |")]
+    rows = [[text.strip() for text in line.strip("| ").split(" | ")] for line in lines if line.startswith("| msf ")]
     shown = [[text.strip() for text in row] for row in read(tmp_path / "report").rows]
     assert len(rows) == 6
     for row in rows:
@@ -161,6 +161,29 @@ def test_the_gallery_goes_from_the_best_to_the_worst(runs, tmp_path):
     assert scores == [f"{100 * FOUND[ranking[p]]:.1f}" for p in places]
     main([str(runs), "--out", str(tmp_path / "all"), "--scenes", "3"])
     assert len(re.findall("<b>ARI_fg", (tmp_path / "all" / "index.html").read_text(encoding="utf-8"))) == 7
+
+
+def test_the_page_has_every_figure(runs, tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = runs / "vae" / "now"
+    np.savez(folder / "guidance.npz", **{f"a/{kind}/0": np.zeros((4, 4, 3), np.uint8) for kind in ("input", "X")})
+    with SummaryWriter(str(folder / "lightning_logs" / "version_0")) as writer:
+        for step in range(3):
+            writer.add_scalar("codebooks/codebook.perplexity", step + 1, step)
+            writer.add_scalar("train/reconstruction", 1 / (step + 1), step)
+    for name in "ab":
+        main([str(runs), "--out", str(tmp_path / name), "--date", "2025-01-01"])
+    titles = [text.split(".")[0] for text in read(tmp_path / "a").alternatives]
+    assert titles[:5] == [
+        "Segmentations, slate_clevrtex",
+        "Scores of scenes, slate_clevrtex",
+        "Training curves, vqvae_clevrtex",
+        "Use of codebooks, vqvae_clevrtex",
+        "Guidance maps of scene a, vqvae_clevrtex",
+    ]
+    pages = [(tmp_path / name / "index.html").read_bytes() for name in "ab"]
+    assert pages[0] == pages[1]
 
 
 def test_scenes_of_another_checkpoint_are_noticed(runs, tmp_path):

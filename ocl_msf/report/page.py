@@ -28,7 +28,7 @@ CURVES = ("val/ari_fg", "val/ari", "val/miou", "val/mbo", "val/reconstruction", 
 CHAPTERS = ("Scores", "Figures", "Scenes", "Commands", "Settings", "Environment")
 SCORES_NOTE = (
     "On the validation set, in percent but for distances between clusters: mean over seeds ± sample standard "
-    "deviation, and below it the number that the paper reports."
+    "deviation. The small print is the paper's: its name of the row, its number and its table."
 )
 SPEED_NOTE = "Speed is the median between entries of the log; runs that share a machine slow each other down."
 PRESET_NOTE = (

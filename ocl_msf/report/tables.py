@@ -7,11 +7,11 @@ import re
 import shlex
 import statistics
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ocl_msf.figures.guidance import FILE as GUIDANCE
 from ocl_msf.figures.scenes import FILE as SCENES
-from ocl_msf.paper import TABLES
+from ocl_msf.paper import TABLES, Part, Row
 from ocl_msf.runs import ScoredRun, name_rows, read_protocol
 
 METRICS = {
@@ -61,7 +61,8 @@ def score_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
     rows = []
     for name, found in name_rows(runs):
         scored = [run for run in found if any(metric in run.scores for metric in metrics)]
-        row = [Cell(name), Cell(str(len(scored)), f"of {len(found)}" if len(scored) < len(found) else "")]
+        label = next((row.label for _, _, row in paper_rows(found[0])), "")
+        row = [Cell(name, label), Cell(str(len(scored)), f"of {len(found)}" if len(scored) < len(found) else "")]
         for metric in metrics:
             paper = paper_value(found[0], metric)
             row.append(Cell(mean_and_spread(found, metric), f"paper {paper[0]:g}, {paper[1]}" if paper else ""))
@@ -105,17 +106,22 @@ def mean_and_spread(runs: Sequence[ScoredRun], metric: str) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def paper_value(run: ScoredRun, metric: str) -> Optional[Tuple[float, str]]:
-    """What the paper reports for runs of this kind, and in which table; None where it does not."""
+def paper_rows(run: ScoredRun) -> Iterator[Tuple[str, Part, Row]]:
+    """The rows of the paper's tables that runs of this kind answer: name of the table, its part, the row."""
     variant, guidance = run.variant or "msf", run.chosen("msf/guidance", "scale_1")
     for name, parts in TABLES.items():
         for part in parts.values():
             for row in part.rows:
                 same = part.experiments(row)[-1:] == [run.experiment] and row.variant in (variant, None)
                 wanted = dict(o.split("=", 1) for o in row.overrides).get("msf/guidance", "scale_1")
-                if same and metric in part.metrics and (part.model is None or wanted == guidance):
-                    return row.values[part.metrics.index(metric)], f"Table {name[5:]}"
-    return None
+                if same and (part.model is None or wanted == guidance):
+                    yield f"Table {name[5:]}", part, row
+
+
+def paper_value(run: ScoredRun, metric: str) -> Optional[Tuple[float, str]]:
+    """What the paper reports for runs of this kind, and in which table; None where it does not."""
+    rows = [(table, part, row) for table, part, row in paper_rows(run) if metric in part.metrics]
+    return next(((row.values[part.metrics.index(metric)], table) for table, part, row in rows), None)
 
 
 def evaluations_of(run: ScoredRun) -> List[Tuple[str, str]]:
