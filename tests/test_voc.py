@@ -160,6 +160,13 @@ def test_images_of_sbd_serve_where_voc_lacks_them(own):
     assert encode_all(own, "--variant", "trainaug")[1]["2008_000008"] == "missing image"
 
 
+def test_voc_2007_may_be_there_too(own):
+    shutil.copytree(own / VOC, own / "VOCdevkit" / "VOC2007")
+    (own / "VOCdevkit" / "VOC2007" / "ImageSets" / "Segmentation" / "train.txt").write_text("000032\n")
+    (own / "VOCtrainval_06-Nov-2007.tar").write_bytes(b"not looked into")
+    assert list(encode_all(own, "--no-filter", "--size", "8")[0]) == list(IMAGES)
+
+
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
@@ -250,8 +257,8 @@ def test_missing_parts_are_named(own):
     shutil.rmtree(own / "benchmark_RELEASE")
     with pytest.raises(DataError, match=r"--variant trainaug needs SBD: put benchmark\.tgz"):
         prepare(own, "--variant", "trainaug")
-    (own / "VOCtrainval.tar").write_bytes(b"cut off")
-    with pytest.raises(DataError, match=r"VOCtrainval\.tar is no intact tar archive"):
+    (own / "VOCtrainval-2012.tar").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"VOCtrainval-2012\.tar is no intact tar archive"):
         prepare(own)
 
 

@@ -54,6 +54,7 @@ class Sources:
         folders: Names of the folders whose files are wanted.
         files: Names of the files that are wanted in whatever folder.
         tars: Patterns of the names of tar archives to look into, such as "VOC*.tar"; into zips it looks always.
+        without: Names of folders in which nothing is wanted.
 
     Files that are unpacked come before those in archives. Hidden files and `__MACOSX` do not count.
 
@@ -62,13 +63,19 @@ class Sources:
     """
 
     def __init__(
-        self, root: Path, folders: Collection[str], files: Collection[str] = (), tars: Collection[str] = ()
+        self,
+        root: Path,
+        folders: Collection[str],
+        files: Collection[str] = (),
+        tars: Collection[str] = (),
+        without: Collection[str] = (),
     ) -> None:
         if not root.is_dir():
             raise DataError(f"{root} is no folder. Give the one with the downloaded files.")
         self._folders, self._files = frozenset(folders), frozenset(files)
+        self._without = frozenset([*without, "__MACOSX"])
         self._sources: Dict[str, AnySource] = {}
-        paths = list(_walk(root))
+        paths = list(self._walk(root))
         for path in paths:
             self._add(path.parent.name, path.name, Source(str(path)))
         for path in paths:
@@ -85,6 +92,14 @@ class Sources:
         """How many files of a wanted folder there are."""
         return sum(name.startswith(folder + "/") for name in self._sources)
 
+    def _ignored(self, parts: Collection[str]) -> bool:
+        return any(part.startswith(".") or part in self._without for part in parts)
+
+    def _walk(self, root: Path) -> Iterator[Path]:
+        for folder, folders, names in os.walk(str(root)):
+            folders[:] = sorted(name for name in folders if not self._ignored([name]))
+            yield from (Path(folder, name) for name in sorted(names) if not self._ignored([name]))
+
     def _add(self, folder: str, name: str, source: AnySource) -> None:
         if name in self._files:
             self._sources.setdefault(name, source)
@@ -95,7 +110,7 @@ class Sources:
         try:
             for member in list_members([path]):
                 parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                if parts and not _ignored(parts):
+                if parts and not self._ignored(parts):
                     self._add(parts[-2] if len(parts) > 1 else "", parts[-1], member)
         except READ_ERRORS as error:
             raise DataError(
@@ -112,22 +127,12 @@ class Sources:
         stem = (source.member or (source.path,))[-1].rsplit("/", 1)[-1][: -len(".zip")]
         for member in archive.namelist():
             parts = member.split("/")
-            if not parts[-1] or _ignored(parts):
+            if not parts[-1] or self._ignored(parts):
                 continue
             inner = Source(source.path, (*source.member, member))
             self._add(parts[-2] if len(parts) > 1 else stem, parts[-1], inner)
             if not source.member and parts[-1][: -len(".zip")] in self._folders and member.endswith(".zip"):
                 self._add_archive(inner)
-
-
-def _ignored(parts: Collection[str]) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(str(root)):
-        folders[:] = sorted(name for name in folders if not _ignored([name]))
-        yield from (Path(folder, name) for name in sorted(names) if not _ignored([name]))
 
 
 def _state(path: str) -> Tuple[int, ...]:

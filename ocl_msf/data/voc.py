@@ -25,7 +25,8 @@ CLASSES = 20  # numbered from 1
 VOID = 255  # borders of objects, and what is too difficult to tell
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Segmentation")
 _SBD_FOLDERS = ("img", "cls", "inst", "dataset")
-_TARS = ("VOCtrainval*.tar", "VOCtrainval*.t*gz", "benchmark*.t*gz", "benchmark*.tar")
+_TARS = ("VOCtrainval*2012*.tar", "VOCtrainval*2012*.t*gz")
+_SBD_TARS = ("benchmark*.t*gz", "benchmark*.tar")
 
 
 class Settings(NamedTuple):
@@ -90,7 +91,8 @@ def prepare(options: argparse.Namespace) -> Conversion:
         objects = ObjectFilter(options.max_objects, options.min_box_area, options.small)
     settings = Settings(options.size, objects, options.count, options.measure)
     augmented = options.variant == "trainaug"
-    sources = Sources(options.raw, _FOLDERS + (_SBD_FOLDERS if augmented else ()), tars=_TARS[: 4 if augmented else 2])
+    folders, tars = (_FOLDERS + _SBD_FOLDERS, _TARS + _SBD_TARS) if augmented else (_FOLDERS, _TARS)
+    sources = Sources(options.raw, folders, tars=tars, without=["VOC2007"])
     if not sources.count("JPEGImages"):
         raise DataError(
             f"No files of a folder JPEGImages in {options.raw}. Give the folder with VOCtrainval_11-May-2012.tar or "
