@@ -106,9 +106,9 @@ def test_scores_are_means_over_seeds_beside_the_paper(runs, tmp_path):
     lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
     (row,) = [line for line in lines if line.startswith("| msf (+MSF) | 3 |")]
     spread = statistics.stdev([25, 35, 50])
-    assert f"36.67 ± {spread:.2f} (paper 32.7, Table 1)" in row
+    assert f"36.67 ± {spread:.2f} (paper 32.70, Table 1)" in row
     assert f"86.67 ± {spread:.2f} (paper 100.71, Table 5)" in row
-    assert "50.00 ± 0.00 (paper 80.7, Table 1)" in row
+    assert "50.00 ± 0.00 (paper 80.70, Table 1)" in row
     assert "| msf (+MSF) | 1 | 3.500 (paper 0.786, Table 4) | 0.250 (paper 0.038, Table 4) |" in lines
     assert [line for line in lines if line.startswith("| vq (SLATE_r) | 0 (of 1) | - (paper 20.56, Table 1)")]
     assert "| msf | 2 | 50.00 | 50.00 | 12.50 | 25.00 | 100.00 | 1000 of 1000 | - |" in lines

@@ -11,7 +11,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ocl_msf.figures.guidance import FILE as GUIDANCE
 from ocl_msf.figures.scenes import FILE as SCENES
-from ocl_msf.paper import TABLES, Part, Row
+from ocl_msf.paper import TABLES, Part, Row, value_of
 from ocl_msf.runs import ScoredRun, name_rows, read_protocol
 
 METRICS = {
@@ -65,7 +65,11 @@ def score_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
         row = [Cell(name, label), Cell(str(len(scored)), f"of {len(found)}" if len(scored) < len(found) else "")]
         for metric in metrics:
             paper = paper_value(found[0], metric)
-            row.append(Cell(mean_and_spread(found, metric), f"paper {paper[0]:g}, {paper[1]}" if paper else ""))
+            row.append(
+                Cell(
+                    mean_and_spread(found, metric), f"paper {paper[0]:.{_digits(metric)}f}, {paper[1]}" if paper else ""
+                )
+            )
         rows.append(row)
     return Table(experiment, ["", "seeds", *(METRICS[metric] for metric in metrics)], rows)
 
@@ -98,12 +102,16 @@ def protocol_table(experiment: str, runs: Sequence[ScoredRun]) -> Optional[Table
 
 def mean_and_spread(runs: Sequence[ScoredRun], metric: str) -> str:
     """Mean ± sample standard deviation over the runs that have the score; in percent, but for distances."""
-    scale, digits = (1, 3) if metric in ("inter", "intra") else (100, 2)
-    values = [scale * run.scores[metric] for run in runs if metric in run.scores]
+    digits = _digits(metric)
+    values = [value_of(metric, run.scores) for run in runs if metric in run.scores]
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def _digits(metric: str) -> int:
+    return 3 if metric in ("inter", "intra") else 2
 
 
 def paper_rows(run: ScoredRun) -> Iterator[Tuple[str, Part, Row]]:
