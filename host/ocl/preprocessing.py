@@ -2,7 +2,8 @@
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode, Normalize
+from torchvision.transforms.functional import center_crop, resize
 
 from ocl._box_preprocessing import AddEmptyBboxes, AddImageSize, CanonicalizeBboxes, RescaleBboxes
 from ocl._mask_preprocessing import (
@@ -105,25 +106,17 @@ class ToSingleFrameVideo:
         return image[None]
 
 
-def _per_channel(values):
-    return torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1)
-
-
-class NormalizeVideo:
-    """Subtract a mean from and divide by a standard deviation per channel.
+class NormalizeVideo(Normalize):
+    """Subtract a mean from and divide by a standard deviation per channel, for float videos (T, C, H, W).
 
     Args:
         mean: one number per channel.
         std: one number per channel.
     """
 
-    def __init__(self, mean, std):
-        self.mean = _per_channel(mean)
-        self.std = _per_channel(std)
 
-    def __call__(self, video):
-        """Map (T, C, H, W) to the same shape."""
-        return (video - self.mean) / self.std
+def _per_channel(values):
+    return torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
 class Denormalize(nn.Module):
@@ -161,7 +154,7 @@ class ResizeNearestExact:
     """
 
     def __init__(self, size, max_size=None):
-        self.size = (size,) if isinstance(size, int) else tuple(size)
+        self.size = size if isinstance(size, int) else list(size)
         self.max_size = max_size
 
     def __call__(self, input):
@@ -170,23 +163,7 @@ class ResizeNearestExact:
         Raises:
             ValueError: `max_size` is not larger than `size`.
         """
-        batch = input if input.ndim == 4 else input[None]
-        size = self._output_size(*batch.shape[-2:])
-        # Interpolation knows few integer types; double holds their values exactly.
-        exact = batch if batch.is_floating_point() or batch.dtype == torch.uint8 else batch.double()
-        resized = F.interpolate(exact, size=size, mode="nearest-exact").to(input.dtype)
-        return resized if input.ndim == 4 else resized[0]
-
-    def _output_size(self, height, width):
-        if len(self.size) == 2:
-            return self.size
-        (shorter,) = self.size
-        if self.max_size is not None and self.max_size <= shorter:
-            raise ValueError(f"max_size={self.max_size} has to be larger than size={shorter}.")
-        longer = int(shorter * max(height, width) / min(height, width))
-        if self.max_size is not None and longer > self.max_size:
-            shorter, longer = int(self.max_size * shorter / longer), self.max_size
-        return (shorter, longer) if height <= width else (longer, shorter)
+        return resize(input, self.size, InterpolationMode.NEAREST_EXACT, self.max_size)
 
 
 class OrigCenterCrop:
@@ -194,10 +171,7 @@ class OrigCenterCrop:
 
     def __call__(self, input):
         """Map a tensor (..., H, W) to (..., S, S) with S = min(H, W)."""
-        height, width = input.shape[-2:]
-        side = min(height, width)
-        top, left = round((height - side) / 2), round((width - side) / 2)
-        return input[..., top : top + side, left : left + side]
+        return center_crop(input, min(input.shape[-2:]))
 
 
 class CheckFormat:
