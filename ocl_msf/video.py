@@ -34,21 +34,28 @@ def in_chunks(function: Callable[..., Any], size: int, *inputs: Optional[torch.T
     Returns:
         What `function(*inputs)` returns, if it treats every image by itself.
     """
-    starts = range(0, len(inputs[0]), size)
-    parts = [function(*(None if x is None else x[i : i + size] for x in inputs)) for i in starts]
-    return parts[0] if len(parts) == 1 else _concatenate(parts)
+    total = len(inputs[0])
+    if total <= size:
+        return function(*inputs)
+    whole = None
+    for start in range(0, total, size):
+        part = function(*(None if x is None else x[start : start + size] for x in inputs))
+        if whole is None:  # room for all, so that parts need not wait for one another
+            whole = _map(lambda x: x.new_empty(total, *x.shape[1:]), part)
+        _map(lambda x, y, start=start: x[start : start + size].copy_(y), whole, part)
+    return whole
 
 
-def _concatenate(parts: Any) -> Any:
-    first = parts[0]
+def _map(function: Callable[..., torch.Tensor], first: Any, *others: Any) -> Any:
+    """Apply a function to the tensors of answers of the same structure."""
     if first is None:
         return None
     if isinstance(first, torch.Tensor):
-        return torch.cat(parts)
+        return function(first, *others)
     if isinstance(first, tuple):
-        return tuple(_concatenate(list(same)) for same in zip(*parts))
-    names = [field.name for field in dataclasses.fields(first)]
-    return type(first)(**{name: _concatenate([getattr(part, name) for part in parts]) for name in names})
+        return tuple(_map(function, *same) for same in zip(first, *others))
+    fields = [field.name for field in dataclasses.fields(first)]
+    return type(first)(**{name: _map(function, *(getattr(x, name) for x in (first, *others))) for name in fields})
 
 
 class ChunkedBigLittle(BigLittle):
