@@ -2,14 +2,17 @@
 
 import json
 import os
+import runpy
 import shlex
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ocl_msf import paper, tables
+from ocl_msf.data.convert import main as convert
 from ocl_msf.paper import TABLES
 
 TINY = [
@@ -305,3 +308,22 @@ def test_table_four_from_nothing(tmp_path, shards, monkeypatch, capfd):
     assert all(float(row[1]) >= 0 and float(row[3]) >= 0 and row[5] == "1 |" for row in rows)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is missing"))
     tables.main(command)
+
+
+@pytest.mark.slow
+def test_table_seven_from_a_miniature_of_coco(tmp_path, monkeypatch, capfd):
+    """Both stages of both rows, on 4 images, and mIoU of small, medium, large and all things of 3."""
+    raw = runpy.run_path(str(Path(__file__).with_name("raw_coco.py")))
+    raw["write_folder"](tmp_path / "raw")
+    convert(["coco", str(tmp_path / "raw"), str(tmp_path), "--workers", "1"])
+    monkeypatch.setenv("DATASET_PREFIX", str(tmp_path))
+    settings = [*TINY, "dataset.batch_size=2", "experiment.slots={number:3,dim:8}", "experiment.encoder.dim=4"]
+    settings += ["experiment.training={steps:2,warmup_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}"]
+    settings += ["experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}"]
+    command = ["table7", "--dataset", "coco", "--seeds", "0", "--preset", "cpu", "--out", str(tmp_path / "out")]
+    tables.main([*command, "--set", *settings])
+    rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")][-2:]
+    assert [row[0] for row in rows] == ["| SLATE", "| +MSF"]
+    for row in rows:
+        assert all(0 <= float(row[column]) <= 100 for column in (1, 3, 5, 7)) and float(row[7]) > 0
+        assert row[9] == "1 |"
