@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ import time
 import pytest
 
 from ocl_msf.data._lmdb import write_lmdb
-from ocl_msf.data._work import DataError, Filtered, Rejected
+from ocl_msf.data._work import DataError, Filtered, Rejected, run_tasks
 from ocl_msf.data.scenes import make_scenes
 from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
 
@@ -183,3 +185,21 @@ def test_a_layout_names_folders_and_numbers_of_shards(tmp_path):
 def test_a_split_without_samples_is_empty(tmp_path):
     summary = write_dataset(tmp_path, dataclasses.replace(conversion(), splits={"train": [], "val": range(4)}), 5, 1)
     assert [content["samples"] for content in summary["splits"].values()] == [0, 2]
+
+
+def end_process(item):
+    os._exit(1)  # like a process that the system kills
+
+
+def test_the_end_of_a_worker_is_an_error_and_no_wait_for_ever(tmp_path):
+    with pytest.raises(DataError, match="A worker process was killed.*go on"):
+        write_dataset(tmp_path, dataclasses.replace(conversion(), encode=end_process), 5, 2)
+
+
+def test_an_interruption_ends_the_workers(tmp_path):
+    before = set(multiprocessing.active_children())
+    results = run_tasks(time.sleep, [0, 600, 600], 2, "sleep")
+    assert next(results) is None
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    results.close()
+    assert set(multiprocessing.active_children()) == before

@@ -2,13 +2,16 @@
 
 import argparse
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, List, Sequence, Set
 
 from tqdm import tqdm
 
@@ -103,11 +106,49 @@ def run_tasks(
         workers: Processes; 0 and 1 work in this one.
         description: Title of the progress bar.
         chunk: Tasks handed to a process at a time.
+
+    Raises:
+        DataError: A process was killed.
     """
     progress = {"total": len(tasks), "desc": description, "disable": not tasks}
     if workers <= 1 or len(tasks) <= 1:
         yield from tqdm(map(function, tasks), **progress)
         return
+    chunks = [tasks[start : start + chunk] for start in range(0, len(tasks), chunk)]
+    with tqdm(**progress) as bar:
+        for results in _spread(functools.partial(_each, function), chunks, min(workers, len(chunks))):
+            for result in results:
+                yield result
+                bar.update()
+
+
+def _each(function: Callable[[Any], Any], tasks: Sequence[Any]) -> List[Any]:
+    return [function(task) for task in tasks]
+
+
+def _spread(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results as they come; the processes end at once when this does."""
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(tasks)), initializer=_prepare_worker) as pool:
-        yield from tqdm(pool.imap_unordered(function, tasks, chunksize=chunk), **progress)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    waiting: Set[Future[Any]] = set()
+    try:
+        for task in tasks:
+            waiting.add(pool.submit(function, task))
+            if len(waiting) == 2 * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A worker process was killed, perhaps because the memory is full. Run the same command again to go on, "
+            "with fewer --workers."
+        ) from error
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
