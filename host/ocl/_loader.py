@@ -7,6 +7,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 
+from ocl._pipe import group
 from ocl._randomness import draw_seed, with_own_randomness
 from ocl._shards import Damage, ShardError, gather, new_pass, world_size
 
@@ -48,17 +49,7 @@ class Batches(IterableDataset):
 
     def form(self, samples, rest):
         """Yield batches of samples, and leave in the list `rest` those that do not fill one."""
-        return self.finish.run(self._group(samples, rest))
-
-    def _group(self, samples, rest):
-        for sample in samples:
-            rest.append(sample)
-            if len(rest) == self.batch_size:
-                yield rest[:]
-                rest.clear()
-        if rest and self.keep_partial:
-            yield rest[:]
-            rest.clear()
+        return self.finish.run(group(samples, self.batch_size, self.keep_partial, rest))
 
 
 def _empty(items):

@@ -1,5 +1,6 @@
 """Lazy pipelines of samples."""
 import random
+from functools import partial
 
 from torch.utils.data import IterableDataset
 
@@ -48,95 +49,76 @@ class Pipe(IterableDataset):
 
     def map(self, fn):
         """Apply `fn` to each sample."""
-        return self.then(_Map(fn))
+        return self.then(partial(_map, fn=fn))
 
     def map_dict(self, fns):
         """Apply `fns[field]` to each named field of (a copy of) each sample."""
-        return self.then(_Map(_MapFields(fns)))
+        return self.map(partial(_map_fields, fns=dict(fns)))
 
     def filter(self, predicate):
         """Keep the samples for which `predicate(sample)` holds."""
-        return self.then(_Filter(predicate))
+        return self.then(partial(_filter, predicate=predicate))
 
     def shuffle(self, buffer_size):
         """Shuffle the samples within a buffer; the order follows from torch's random state."""
-        return self.then(_Shuffle(buffer_size))
+        return self.then(partial(_shuffle, buffer_size=buffer_size))
 
     def batch(self, batch_size, drop_last=False):
         """Group consecutive samples into lists."""
-        return self.then(_Batch(batch_size, drop_last))
+        return self.then(partial(group, size=batch_size, keep_partial=not drop_last))
 
     def collate(self, collate_fn):
         """Apply `collate_fn` to each list of samples."""
         return self.map(collate_fn)
 
 
-# Stages are classes, not closures, so that pipes can be pickled. They loop themselves: in the builtins `map`
-# and `filter`, a StopIteration that escapes from a user's function would end the stream unnoticed.
+# Stages are no closures, so that pipes can be pickled. They loop themselves: in the builtins `map` and
+# `filter`, a StopIteration that escapes from a user's function would end the stream unnoticed.
 
 
-class _Map:
-    def __init__(self, fn):
-        self.fn = fn
-
-    def __call__(self, stream):
-        for sample in stream:
-            yield self.fn(sample)
+def _map(stream, fn):
+    for sample in stream:
+        yield fn(sample)
 
 
-class _Filter:
-    def __init__(self, predicate):
-        self.predicate = predicate
-
-    def __call__(self, stream):
-        for sample in stream:
-            if self.predicate(sample):
-                yield sample
+def _map_fields(sample, fns):
+    sample = dict(sample)
+    for field, fn in fns.items():
+        sample[field] = fn(get_field(sample, field))
+    return sample
 
 
-class _MapFields:
-    def __init__(self, fns):
-        self.fns = dict(fns)
-
-    def __call__(self, sample):
-        sample = dict(sample)
-        for field, fn in self.fns.items():
-            sample[field] = fn(get_field(sample, field))
-        return sample
+def _filter(stream, predicate):
+    for sample in stream:
+        if predicate(sample):
+            yield sample
 
 
-class _Shuffle:
-    def __init__(self, buffer_size):
-        self.buffer_size = buffer_size
-
-    def __call__(self, stream):
-        rng = random.Random(draw_seed())
-        buffer = []
-        for sample in stream:
-            if len(buffer) < self.buffer_size:
-                buffer.append(sample)
-            else:
-                chosen = rng.randrange(self.buffer_size)
-                buffer[chosen], sample = sample, buffer[chosen]
-                yield sample
-        rng.shuffle(buffer)
-        yield from buffer
+def _shuffle(stream, buffer_size):
+    rng = random.Random(draw_seed())
+    buffer = []
+    for sample in stream:
+        if len(buffer) < buffer_size:
+            buffer.append(sample)
+        else:
+            chosen = rng.randrange(buffer_size)
+            buffer[chosen], sample = sample, buffer[chosen]
+            yield sample
+    rng.shuffle(buffer)
+    yield from buffer
 
 
-class _Batch:
-    def __init__(self, batch_size, drop_last):
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-
-    def __call__(self, stream):
-        batch = []
-        for sample in stream:
-            batch.append(sample)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch and not self.drop_last:
-            yield batch
+def group(stream, size, keep_partial, rest=None):
+    """Yield lists of `size` samples; the last samples form a shorter one, or are left in the list `rest`."""
+    rest = [] if rest is None else rest
+    for sample in stream:
+        rest.append(sample)
+        if len(rest) == size:
+            yield rest[:]
+            rest.clear()
+    if rest and keep_partial:
+        yield rest[:]
+        rest.clear()
 
 
 def get_field(sample, field):

@@ -32,16 +32,11 @@ def decode_sample(raw_sample):
     return sample
 
 
-class Decode:
-    """Stage of a pipe that decodes samples, and leaves out damaged ones if the reader tolerates them."""
-
-    def __init__(self, reader):
-        self.reader = reader
-
-    def __call__(self, stream):
-        for raw_sample in stream:
-            with self.reader.tolerance():
-                yield decode_sample(raw_sample)
+def decode_samples(stream, reader):
+    """Yield the decoded samples of a stream, without damaged ones if the reader tolerates them."""
+    for raw_sample in stream:
+        with reader.tolerance():
+            yield decode_sample(raw_sample)
 
 
 def decode_field(name, data):

@@ -1,4 +1,5 @@
 """Data modules."""
+import functools
 import logging
 import warnings
 
@@ -10,7 +11,7 @@ from ocl._pipe import Pipe
 from ocl._random_samples import RandomSamples
 from ocl._randomness import draw_seed, get_random_state, set_random_state
 from ocl._shards import ShardError, ShardReader, expand_shards, gather
-from ocl.data_decoding import Decode
+from ocl.data_decoding import decode_samples
 
 __all__ = [
     "DummyDataModule",
@@ -196,7 +197,7 @@ class WebdatasetDataModule(_SplitDataModule):
         pipe = Pipe(reader)
         if split == "train" and self.shuffle_train:
             pipe = pipe.shuffle(self.shuffle_buffer_size)
-        pipe = pipe.then(Decode(reader))
+        pipe = pipe.then(functools.partial(decode_samples, reader=reader))
         for transform in transforms:
             pipe = transform(pipe)
         return pipe.with_size(self._size(split))
