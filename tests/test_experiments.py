@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import hydra
+import ocl.cli.eval  # noqa: F401  registers the configs that evaluations are composed of
 import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import initialize_config_module
+from hydra.utils import instantiate
 from ocl.callbacks import UpdateHyperparameterScheduling
 from ocl.cli.train import build_and_register_datamodule_from_config, build_model_from_config
 from ocl.cli.train import train as train_config
@@ -193,9 +195,13 @@ def test_sizes_are_areas_of_things_in_the_original_image(compose):
     assert sizes == {"miou": float("inf"), "miou_small": 1024, "miou_medium": 9216, "miou_large": float("inf")}
 
 
-def test_every_model_of_stage_two_has_its_evaluation():
-    evaluations = {path.stem for path in (CONFIGS / "evaluation" / "msf").glob("[!_]*.yaml")}
-    assert {name for name in LEAVES if not name.startswith("vqvae")} <= evaluations
+@pytest.mark.parametrize("experiment", [name for name in LEAVES if "vqvae" not in name])
+def test_every_model_of_stage_two_has_its_evaluation(compose, experiment):
+    chosen = [f"+evaluation=msf/{experiment}", "train_config_path=RUN/config/config.yaml", "output_dir=RUN"]
+    config = hydra.compose("evaluation_config", overrides=chosen)
+    assert config.eval_batch_size == (4 if "movi" in experiment else 32)
+    for module in (config.modules or {}).values():
+        instantiate(module)
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "msf"])
@@ -207,16 +213,19 @@ def test_every_variant_trains_both_stages(compose, variant):
     check_step(config, *step(config, trained.models["vqvae"]))
 
 
-GUIDED = [
+CHOICES = [
     ("slate_clevrtex", ["msf/guidance=scale_2"], {"tokens"}),
     ("slate_clevrtex", ["msf/guidance=both"], {"tokens", "tokens_2"}),
+    ("steve_movi_c", ["msf/variant=gdr"], {"tokens"}),
     ("steve_movi_c", ["msf/guidance=both", "+msf/heads=joint"], {"tokens", "tokens_2"}),
     ("slotdiffusion_clevrtex", ["msf/guidance=both"], {"noise", "noise_2"}),
+    ("slate_clevrtex", ["experiment.encoder.vit=vit_tiny_patch16_224"], {"tokens"}),
+    ("steve_movi_c", ["experiment.encoder.vit=vit_tiny_patch16_224"], {"tokens"}),
 ]
 
 
-@pytest.mark.parametrize("experiment, chosen, losses", GUIDED)
-def test_any_scale_may_guide(compose, experiment, chosen, losses):
+@pytest.mark.parametrize("experiment, chosen, losses", CHOICES)
+def test_any_guidance_and_encoder_serve_any_model(compose, experiment, chosen, losses):
     config = compose(f"+experiment=msf/{experiment}", *chosen)
     before, model, logged = step(config)
     check_step(config, before, model, logged)
