@@ -96,6 +96,8 @@ class ObjectSeparability(torchmetrics.Metric):
         num_clusters: clusters in an image, or in the set.
         over: "image": every image is clustered on its own, and images are averaged. "set": the super-pixels of all
             images, of all ranks, are clustered once; all of them are kept until then.
+        per_image: how many super-pixels of an image are clustered, of all those at equal distances in the order of
+            rows; by default all. It bounds what a set takes.
 
     Raises:
         ValueError: an argument is none of these.
@@ -104,16 +106,20 @@ class ObjectSeparability(torchmetrics.Metric):
     full_state_update = False
     is_differentiable = False
 
-    def __init__(self, distance: str = "inter", num_clusters: int = 11, over: str = "image"):
+    def __init__(
+        self, distance: str = "inter", num_clusters: int = 11, over: str = "image", per_image: Optional[int] = None
+    ):
         super().__init__()
-        if distance not in ("inter", "intra") or over not in ("image", "set") or num_clusters < 2:
+        few = num_clusters < 2 or (per_image is not None and per_image < 1)
+        if distance not in ("inter", "intra") or over not in ("image", "set") or few:
             raise ValueError(
-                "distance must be inter or intra, over image or set, num_clusters at least 2, "
-                f"got {distance!r}, {over!r}, {num_clusters}."
+                "distance must be inter or intra, over image or set, num_clusters at least 2, per_image positive, "
+                f"got {distance!r}, {over!r}, {num_clusters}, {per_image}."
             )
         self.index = ("inter", "intra").index(distance)
         self.num_clusters = num_clusters
         self.over = over
+        self.per_image = per_image
         _add_sums(self, "total")
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
@@ -123,11 +129,14 @@ class ObjectSeparability(torchmetrics.Metric):
         Raises:
             ValueError: another shape.
         """
-        guidance = _images(guidance)
+        images = _images(guidance).detach().flatten(2).transpose(1, 2)  # (b, h*w, c)
+        if self.per_image is not None and self.per_image < images.shape[1]:
+            places = torch.linspace(0, images.shape[1] - 1, self.per_image, dtype=torch.float64)
+            images = images[:, places.round().long()]
         if self.over == "set":
-            self.rows.append(guidance.detach().movedim(1, -1).flatten(0, -2).float())
+            self.rows.append(images.flatten(0, 1).float())
             return
-        scores = [_separate(image.flatten(1).T, self.num_clusters)[self.index] for image in guidance]
+        scores = [_separate(image, self.num_clusters)[self.index] for image in images]
         self.total += sum(scores)
         self.count += len(scores)
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from ocl import metrics as host
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import pdist
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, jaccard_score
 
 from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU, object_separability
@@ -82,6 +84,82 @@ def test_miou_of_all_sizes_is_miou(shape):
         ours.update(masks(predicted, 4), masks(true, 7), ignore=ignored)
         theirs.update(masks(predicted, 4), masks(true, 7), ignored)
         assert 0 < ours.compute().item() == pytest.approx(theirs.compute().item(), abs=1e-12)
+
+
+def sized_reference(size, true, predicted, true_number, predicted_number, area, ignored):
+    """Mean IoU of the true masks of a size: matched by scipy with IoUs by scikit-learn, counted by their area."""
+    low, high = {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, np.inf), "all": (0, np.inf)}[size]
+    scores = []
+    for t, p, a, i in zip(true, predicted, area, ignored):
+        present = [n for n in range(true_number) if (t[~i] == n).any()]
+        ious = iou_table(t, p, true_number, predicted_number, ~i)[:, present]
+        matched = np.zeros(true_number)
+        for row, column in zip(*linear_sum_assignment(-ious)):
+            matched[present[column]] = ious[row, column]
+        counted = [matched[n] for n in present if low <= a[n] <= high]
+        scores += [np.mean(counted)] if counted else []
+    return np.mean(scores) if scores else 0
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large", "all"])
+@pytest.mark.parametrize("true_number, predicted_number", [(4, 4), (3, 7), (7, 3), (1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(3, 6, 7), (2, 3, 6, 7)])
+@pytest.mark.parametrize("void", [False, True])
+def test_sizes_are_exact(size, true_number, predicted_number, shape, void):
+    """Random masks with areas around the limits and on them, void pixels, padding, images and videos."""
+    true, predicted = draw(5, shape, true_number, predicted_number)
+    rng = np.random.default_rng(6)
+    ignored = (rng.random(shape) < 0.4) & void
+    area = rng.choice([0.0, 1023.5, 1024.0, 1025.0, 9216.0, 9217.0, 1e5], (shape[0], true_number + 2))
+    score = SizedMaskIoU(size)
+    masked = torch.from_numpy(ignored).unsqueeze(-3)
+    score.update(masks(predicted, predicted_number), masks(true, true_number + 2), torch.from_numpy(area), masked)
+    expected = sized_reference(size, true, predicted, true_number, predicted_number, area, ignored)
+    assert score.compute().item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_images_that_are_void_everywhere_change_no_score_but_ari():
+    """ARI counts all of no pairs of pixels as right; the others leave out what has no true masks."""
+    true, predicted = draw(7, (2, 6, 7), 4, 4)
+    void = torch.zeros(2, 1, 6, 7, dtype=torch.bool)
+    void[1] = True
+    for make, of_void in [
+        (partial(host.ARIMetric, False), 1.0),
+        (host.ARIMetric, 1.0),
+        (host.UnsupervisedMaskIoUMetric, None),
+        (host.AverageBestOverlapMetric, None),
+        (SizedMaskIoU, None),
+    ]:
+        one, both = make(), make()
+        one.update(masks(predicted[:1], 4), masks(true[:1], 4))
+        both.update(masks(predicted, 4), masks(true, 4), ignore=void)
+        expected = one.compute().item() if of_void is None else (one.compute().item() + of_void) / 2
+        assert both.compute().item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_sample_without_true_masks_is_left_out_of_overlaps():
+    true, predicted = draw(8, (1, 6, 7), 4, 4)
+    for make in (host.UnsupervisedMaskIoUMetric, host.AverageBestOverlapMetric, SizedMaskIoU):
+        one, both = make(), make()
+        one.update(masks(predicted, 4), masks(true, 4))
+        both.update(masks(predicted, 4), masks(true, 4))
+        both.update(masks(predicted, 4), torch.zeros(1, 4, 6, 7))
+        assert both.compute() == one.compute() > 0
+
+
+def test_soft_masks_count_as_their_highest_slot_and_ties_as_the_first():
+    true, predicted = draw(9, (2, 6, 7), 4, 5)
+    hard = masks(predicted, 5)
+    soft = 0.2 * torch.rand(hard.shape, generator=torch.Generator().manual_seed(0)) + 0.3 * hard
+    tied = torch.cat([hard, hard], 1)
+    makers = (partial(host.ARIMetric, False), host.ARIMetric, host.UnsupervisedMaskIoUMetric)
+    for make in (*makers, host.AverageBestOverlapMetric, SizedMaskIoU):
+        values = []
+        for prediction in (hard, soft, tied):
+            score = make()
+            score.update(prediction, masks(true, 4))
+            values.append(score.compute().item())
+        assert values == pytest.approx([values[0]] * 3, abs=1e-12)
 
 
 def scene():
@@ -164,6 +242,27 @@ def test_separability_of_known_clusters():
     assert object_separability(2 * blobs(0.1), 3) == pytest.approx((2 * inter, 2 * intra))
 
 
+@pytest.mark.parametrize("over", ["image", "set"])
+def test_separability_is_what_scikit_learn_clusters(over):
+    maps = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    rows = [image.reshape(5, -1).T.double().numpy() for image in maps]
+    inter, intra = [], []
+    for points in rows if over == "image" else [np.concatenate(rows)]:
+        found = KMeans(4, n_init=4, random_state=0).fit(points)
+        inter.append(pdist(found.cluster_centers_).mean())
+        intra.append(found.transform(points).min(1).mean())
+    assert object_separability(maps, 4, over) == pytest.approx((np.mean(inter), np.mean(intra)), rel=1e-9)
+
+
+def test_some_super_pixels_of_every_image_stand_for_it():
+    """Of 16 in a row, 6 are every third; as many as there are, or more, are all."""
+    maps = torch.randn(3, 5, 1, 16, generator=torch.Generator().manual_seed(2))
+    for number, chosen in ((6, maps[..., ::3]), (16, maps), (99, maps)):
+        metric = ObjectSeparability("intra", 3, "set", number)
+        metric.update(maps)
+        assert metric.compute().item() == pytest.approx(object_separability(chosen, 3, "set")[1], rel=1e-6)
+
+
 def test_clusters_of_an_image_and_of_the_set_differ():
     """Two images, each of two values of its own."""
     first = torch.arange(16).view(1, 1, 4, 4) % 2 * 1.0
@@ -189,7 +288,7 @@ def test_metric_agrees_with_function(over):
 
 
 def test_unknown_choices_are_named():
-    for arguments in [("between",), ("inter", 1), ("inter", 4, "batch")]:
+    for arguments in [("between",), ("inter", 1), ("inter", 4, "batch"), ("inter", 4, "set", 0)]:
         with pytest.raises(ValueError, match="distance must be"):
             ObjectSeparability(*arguments)
     with pytest.raises(ValueError, match="Expected guidance"):
@@ -197,23 +296,35 @@ def test_unknown_choices_are_named():
 
 
 RANKS = {
+    "ari": partial(host.ARIMetric, False),
+    "ari_fg": host.ARIMetric,
+    "miou": host.UnsupervisedMaskIoUMetric,
+    "mbo": host.AverageBestOverlapMetric,
     "small": partial(SizedMaskIoU, "small"),
+    "large": partial(SizedMaskIoU, "large"),
     "image": partial(ObjectSeparability, "inter", 3),
     "set": partial(ObjectSeparability, "intra", 3, "set"),
 }
 
 PROCESS = """
 import sys, torch
+from ocl import metrics as host
 from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU
 rank, store, data = int(sys.argv[1]), sys.argv[2], torch.load(sys.argv[3], weights_only=True)
 torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 metrics = {
+    "ari": host.ARIMetric(False),
+    "ari_fg": host.ARIMetric(),
+    "miou": host.UnsupervisedMaskIoUMetric(),
+    "mbo": host.AverageBestOverlapMetric(),
     "small": SizedMaskIoU("small"),
+    "large": SizedMaskIoU("large"),  # of which no sample has any
     "image": ObjectSeparability("inter", 3),
     "set": ObjectSeparability("intra", 3, "set"),
 }
 part = slice(0, 1) if rank == 0 else slice(1, None)
-metrics["small"].update(data["prediction"][part], data["target"][part])
+for name in list(metrics)[:6]:
+    metrics[name].update(data["prediction"][part], data["target"][part])
 metrics["image"].update(data["maps"][part])
 metrics["set"].update(data["maps"][part])
 for name, metric in metrics.items():
@@ -239,7 +350,7 @@ def test_two_processes_score_as_one(tmp_path):
     found = {line.split()[0]: float(line.split()[1]) for line in printed[0].splitlines()}
     for name, make in RANKS.items():
         metric = make()
-        metric.update(*(data["prediction"], data["target"]) if name == "small" else (maps,))
+        metric.update(*(maps,) if name in ("image", "set") else (data["prediction"], data["target"]))
         assert found[name] == pytest.approx(metric.compute().item(), rel=1e-6), name
 
 
