@@ -11,7 +11,6 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
-from scipy.io import loadmat
 
 from ocl_msf.data._filter import ObjectFilter, add_filter_arguments
 from ocl_msf.data._images import bounding_box, box_area, central_square, crop_image, crop_mask, read_image
@@ -188,6 +187,8 @@ def _read_png(name: str, what: str, source: Optional[AnySource], size: Tuple[int
 
 def _read_mat(name: str, what: str, source: Optional[AnySource], size: Tuple[int, int]) -> np.ndarray:
     """A mask of SBD: (H, W) uint8."""
+    from scipy.io import loadmat  # here, because it takes longer to start than all the rest of a conversion
+
     if source is None:
         raise Rejected(f"missing {what}", name)
     variable = "GTcls" if what == "class mask" else "GTinst"
