@@ -122,6 +122,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(whole, tmp_path, mo
     folder = tmp_path / "data_lmdb"
 
     def interrupted(path, shards):
+        list(shards)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -12,12 +12,14 @@ import dataclasses
 import functools
 import gzip
 import io
+import itertools
 import json
+import operator
 import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import lmdb
 import numpy as np
@@ -35,10 +37,11 @@ from ocl_msf.data.shards import (
     has_damage,
     overview,
     read_json,
+    read_summary,
     sha256,
     shard_records,
-    write_dataset,
     write_json,
+    write_shards,
 )
 
 SCHEMA = b"1"
@@ -111,17 +114,19 @@ def _shard_samples(path: Path) -> Iterator[Tuple[bytes, bytes]]:
             yield member.name.split(".")[0].encode(), tar.extractfile(member).read()
 
 
-def _pack(path: Path, records: List[Dict[str, Any]]) -> None:
+def _pack(path: Path, records: Iterable[Dict[str, Any]]) -> None:
     """Write the samples of shards into one file, which takes its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     if partial.exists():
         partial.unlink()
-    # A value takes whole pages of 4 KiB; a fresh map needs no more than this, on any file system.
-    bound = (16 << 20) + sum(record["bytes"] + 3 * 4096 * record["samples"] for record in records)
+    bound = 16 << 20
     keys: List[bytes] = []
     try:
         with lmdb.open(str(partial), subdir=False, map_size=bound, lock=False, sync=False, metasync=False) as file:
-            for record in tqdm(records, desc=path.name, disable=not records):
+            for record in tqdm(records, desc=path.name):
+                # A value takes whole pages of 4 KiB; a fresh map needs no more than this, on any file system.
+                bound += record["bytes"] + 3 * 4096 * record["samples"]
+                file.set_mapsize(bound)
                 with file.begin(write=True) as writing:
                     for key, value in _shard_samples(path.parent / PARTS / record["name"]):
                         if not writing.put(key, value, overwrite=False):
@@ -155,8 +160,8 @@ def write_lmdb(
 ) -> Dict[str, Any]:
     """Write a data set's LMDB files and summary; whole ones of an earlier run with the same options stay.
 
-    Samples are encoded into shards first, by all workers, and then packed by this process; for this time
-    they take twice the room. An interrupted run goes on with the shards that are there.
+    Samples are encoded into shards by all workers, and packed by this process in their order as they come; until
+    the end they take twice the room. An interrupted run goes on with the shards that are there.
 
     Arguments, result and errors are those of `write_dataset`.
     """
@@ -175,13 +180,16 @@ def write_lmdb(
         path.unlink()
     encode = functools.partial(_to_safetensors, conversion.encode)
     plan = dataclasses.replace(conversion, options=options, encode=encode)
-    parts = write_dataset(folder / PARTS, plan, samples_per_shard, workers, strict=strict)
+    written = write_shards(folder / PARTS, plan, samples_per_shard, workers, strict)
     records = {}
-    for split, content in parts["splits"].items():
+    for split, shards in itertools.groupby(written, key=operator.itemgetter(0)):
         name = f"{split}.lmdb"
-        _pack(folder / name, content["shards"])
+        _pack(folder / name, (record for _, record in shards))
         size, digest = (folder / name).stat().st_size, sha256(folder / name)
-        records[split] = [{"name": name, "samples": content["samples"], "bytes": size, "sha256": digest}]
+        records[split] = [{"name": name, "bytes": size, "sha256": digest}]
+    parts = read_summary(folder / PARTS)
+    for split, (record,) in records.items():
+        record["samples"] = parts["splits"][split]["samples"]
     summary = dict(overview(folder.name, options, records), rejected=parts["rejected"])
     write_json(path, summary)
     shutil.rmtree(folder / PARTS)

@@ -274,9 +274,18 @@ def write_dataset(
     Raises:
         DataError: The folder holds shards of other options, a raw file is broken, or the disk is full.
     """
-    options = dict(conversion.options, samples_per_shard=samples_per_shard)
     if overwrite:
         _remove(folder)
+    for _ in write_shards(folder, conversion, samples_per_shard, workers, strict):
+        pass
+    return read_summary(folder)
+
+
+def write_shards(
+    folder: Path, conversion: Conversion, samples_per_shard: Optional[int], workers: int, strict: bool
+) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Do what `write_dataset` does, and give split and record of every shard in order as soon as it is there."""
+    options = dict(conversion.options, samples_per_shard=samples_per_shard)
     intact = _intact_records(folder, options)
     records = {record["name"]: record for record in intact if not (strict and has_damage(record))}
     plan = _plan(conversion, samples_per_shard)
@@ -291,10 +300,15 @@ def write_dataset(
         if (folder / SUMMARY).exists():
             (folder / SUMMARY).unlink()
     write = functools.partial(_write_shard, folder, conversion.encode, strict)
-    for record in run_tasks(write, missing, workers, f"{folder.name} shards"):
-        records[record["name"]] = record
-        write_json(folder / _UNFINISHED, so_far(), indent=None)
+    written = iter(run_tasks(write, missing, workers, f"{folder.name} shards"))
+    for split, tasks in plan.items():
+        for name, _ in tasks:
+            while name not in records:
+                record = next(written)
+                records[record["name"]] = record
+                write_json(folder / _UNFINISHED, so_far(), indent=None)
+            yield split, records[name]
+    next(written, None)  # lets the progress bar come to its end
     write_json(folder / SUMMARY, so_far())
     if (folder / _UNFINISHED).exists():
         (folder / _UNFINISHED).unlink()
-    return so_far()
