@@ -19,7 +19,7 @@ LEAVES = sorted(path.stem for path in (CONFIGS / "experiment" / "msf").glob("[!_
 SHARDS = sorted(
     path.stem
     for path in (CONFIGS / "dataset").glob("*.yaml")
-    if OmegaConf.load(path)._target_ == "ocl_msf.data.datamodule.ShardDataModule"
+    if OmegaConf.load(path).get("_target_") == "ocl_msf.data.datamodule.ShardDataModule"
 )
 TINY = [
     "+msf/preset=cpu",
