@@ -192,7 +192,27 @@ class HPScheduler(nn.Module, abc.ABC):
         return other / float(self)
 
 
-class LinearHPScheduler(HPScheduler):
+class _Ramp(HPScheduler):
+    """A way from one value to another between two steps, constant before and after."""
+
+    def __init__(self, start_value: float, end_value: float, start_step: int, end_step: int):
+        super().__init__()
+        if start_step > end_step:
+            raise ValueError(f"start_step={start_step} is after end_step={end_step}.")
+        self.start_value = start_value
+        self.end_value = end_value
+        self.start_step = start_step
+        self.end_step = end_step
+
+    def progress(self) -> float:
+        """Return the share of the steps that is done, in 0..1."""
+        step, start, end = self.last_global_step, self.start_step, self.end_step
+        if step >= end:
+            return 1.0
+        return 0.0 if step <= start else (step - start) / (end - start)
+
+
+class LinearHPScheduler(_Ramp):
     """Go linearly from one value to another, constant before and after.
 
     Args:
@@ -206,17 +226,10 @@ class LinearHPScheduler(HPScheduler):
     """
 
     def __init__(self, end_value: float, end_step: int, start_value: float = 0.0, start_step: int = 0):
-        super().__init__()
-        if start_step > end_step:
-            raise ValueError(f"start_step={start_step} is after end_step={end_step}.")
-        self.start_value = start_value
-        self.end_value = end_value
-        self.start_step = start_step
-        self.end_step = end_step
+        super().__init__(start_value, end_value, start_step, end_step)
 
     def compute_scheduled_value(self) -> float:
-        progress = _progress(self.last_global_step, self.start_step, self.end_step)
-        return self.start_value + progress * (self.end_value - self.start_value)
+        return self.start_value + self.progress() * (self.end_value - self.start_value)
 
 
 class StepHPScheduler(HPScheduler):
@@ -238,7 +251,7 @@ class StepHPScheduler(HPScheduler):
         return self.start_value if self.last_global_step < self.switch_step else self.end_value
 
 
-class CosineAnnealingHPScheduler(HPScheduler):
+class CosineAnnealingHPScheduler(_Ramp):
     """Fall along half a cosine from one value to a lower one, constant before and after.
 
     Args:
@@ -252,24 +265,10 @@ class CosineAnnealingHPScheduler(HPScheduler):
     """
 
     def __init__(self, start_value: float, end_value: float, start_step: int, end_step: int):
-        super().__init__()
+        super().__init__(start_value, end_value, start_step, end_step)
         if start_value < end_value:
             raise ValueError(f"start_value={start_value} is below end_value={end_value}.")
-        if start_step > end_step:
-            raise ValueError(f"start_step={start_step} is after end_step={end_step}.")
-        self.start_value = start_value
-        self.end_value = end_value
-        self.start_step = start_step
-        self.end_step = end_step
 
     def compute_scheduled_value(self) -> float:
-        progress = _progress(self.last_global_step, self.start_step, self.end_step)
         amplitude = (self.start_value - self.end_value) / 2
-        return amplitude * math.cos(math.pi * progress) + (self.start_value + self.end_value) / 2
-
-
-def _progress(step: int, start: int, end: int) -> float:
-    """Share of the way from `start` to `end`, clipped to 0..1."""
-    if step >= end:
-        return 1.0
-    return 0.0 if step <= start else (step - start) / (end - start)
+        return amplitude * math.cos(math.pi * self.progress()) + (self.start_value + self.end_value) / 2
