@@ -5,17 +5,18 @@ from torch import nn
 from ocl.neural_networks.slate import Conv2dBlockWithGroupNorm
 
 
-def _upsampling_layer(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    return nn.ConvTranspose2d(
-        in_channels, out_channels, kernel_size=5, stride=stride, padding=2, output_padding=stride - 1
-    )
+def _upsampling_layers(in_channels: int, channels: int, strides: tuple[int, ...]) -> list[nn.Module]:
+    layers = []
+    for stride in strides:
+        options = dict(kernel_size=5, stride=stride, padding=2, output_padding=stride - 1)
+        layers += [nn.ConvTranspose2d(in_channels, channels, **options), nn.ReLU(inplace=True)]
+        in_channels = channels
+    return layers
 
 
 def get_slotattention_decoder_backbone(object_dim: int, output_dim: int = 4) -> nn.Module:
     """Build the decoder of slot attention (Locatello et al., 2020), from 8x8 to 128x128."""
-    layers = []
-    for index, stride in enumerate((2, 2, 2, 2, 1)):
-        layers += [_upsampling_layer(object_dim if index == 0 else 64, 64, stride), nn.ReLU(inplace=True)]
+    layers = _upsampling_layers(object_dim, 64, strides=(2, 2, 2, 2, 1))
     return nn.Sequential(*layers, nn.ConvTranspose2d(64, output_dim, kernel_size=3, padding=1))
 
 
@@ -24,10 +25,7 @@ def get_savi_decoder_backbone(
 ) -> nn.Module:
     """Build the decoder of SAVi (Kipf et al., 2022), from 8x8 to 64x64, or 128x128 for larger inputs."""
     channels = int(64 * channel_multiplier)
-    layers = []
-    for index, stride in enumerate((2, 2, 2, 2 if larger_input_arch else 1)):
-        in_channels = object_dim if index == 0 else channels
-        layers += [_upsampling_layer(in_channels, channels, stride), nn.ReLU(inplace=True)]
+    layers = _upsampling_layers(object_dim, channels, strides=(2, 2, 2, 2 if larger_input_arch else 1))
     return nn.Sequential(*layers, nn.ConvTranspose2d(channels, output_dim, kernel_size=1))
 
 
