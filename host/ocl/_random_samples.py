@@ -1,6 +1,4 @@
 """Random samples in place of real data."""
-import functools
-
 import numpy as np
 import torch
 
@@ -31,39 +29,21 @@ class RandomSamples:
 def _generator(kind, shape):
     """Return the function that draws a value of a type from a numpy generator."""
     if kind == "image":
-        return functools.partial(_integers, shape=shape, low=0, high=256)
+        return lambda rng: rng.integers(0, 256, shape, dtype=np.uint8)
     if kind == "binary":
-        return functools.partial(_booleans, shape=shape)
+        return lambda rng: rng.integers(0, 2, shape, dtype=np.uint8).astype(bool)
     if kind == "uniform":
-        return functools.partial(_uniform, shape=shape)
+        return lambda rng: rng.random(shape, dtype=np.float32)
     if kind == "mask":
         if len(shape) != 4:
             raise ValueError(f"A random mask has the four axes K, H, W, 1, not the shape {shape}.")
-        return functools.partial(_one_hot, shape=shape)
+        classes = np.arange(shape[0]).reshape(-1, 1, 1, 1)
+        return lambda rng: (rng.integers(0, shape[0], shape[1:]) == classes).astype(np.uint8)
     name, *bounds = kind.split("_")
     if name == "categorical" and len(bounds) in (1, 2) and all(bound.isdigit() for bound in bounds):
         low, high = map(int, bounds if len(bounds) == 2 else (0, *bounds))
-        return functools.partial(_integers, shape=shape, low=low, high=high)
+        return lambda rng: rng.integers(low, high, shape, dtype=np.uint8 if high <= 256 else np.int64)
     raise ValueError(
         f"Random data cannot be of type `{kind}`; the types are image, binary, uniform, mask, "
         "categorical_<n> and categorical_<low>_<high>."
     )
-
-
-def _integers(rng, shape, low, high):
-    return rng.integers(low, high, shape, dtype=np.uint8 if high <= 256 else np.int64)
-
-
-def _booleans(rng, shape):
-    return rng.integers(0, 2, shape, dtype=np.uint8).astype(bool)
-
-
-def _uniform(rng, shape):
-    return rng.random(shape, dtype=np.float32)
-
-
-def _one_hot(rng, shape):
-    n_classes, *rest = shape
-    winners = rng.integers(0, n_classes, rest)
-    classes = np.arange(n_classes).reshape(-1, 1, 1, 1)
-    return (winners == classes).astype(np.uint8)
