@@ -18,7 +18,7 @@ from ocl.cli.train import (
 )
 from ocl.combined_model import CombinedModel
 from ocl.utils.checkpoints import load_weights
-from ocl.utils.trees import get_tree_element
+from ocl.utils.trees import get_tree_element, map_tree
 
 
 def build_from_train_config(
@@ -130,7 +130,7 @@ class ExtractDataFromPredictions(pl.Callback):
         if self.max_samples is not None and len(self._outputs) >= self.max_samples:
             return
         found = {
-            name: to_cpu(get_tree_element(outputs, path.split(".")))
+            name: map_tree(get_tree_element(outputs, path.split(".")), lambda tensor: tensor.detach().cpu())
             for name, path in zip(self.output_paths, self.paths)
         }
         if self.transform is not None:
@@ -141,17 +141,6 @@ class ExtractDataFromPredictions(pl.Callback):
             del self._outputs[self.max_samples :]
 
     on_validation_batch_end = on_predict_batch_end
-
-
-def to_cpu(value: Any) -> Any:
-    """Return the same value with its tensors in main memory, without gradients."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {name: to_cpu(item) for name, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(to_cpu(item) for item in value)
-    return value
 
 
 def pick(value: Any, index: int, batch_size: int) -> Any:

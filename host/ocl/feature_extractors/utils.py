@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from ocl.typing import FeatureExtractorOutput, ImageData, ImageFeatures, ImageOrVideoData, Positions
+from ocl.utils.resizing import square_side
+from ocl.utils.trees import map_tree
 
 ForwardOutput = Union[
     ImageFeatures,
@@ -41,10 +43,7 @@ def transformer_compute_positions(features: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: If the number of tokens is not a square.
     """
-    n_tokens = features.shape[1]
-    side = round(n_tokens**0.5)
-    if side * side != n_tokens:
-        raise ValueError(f"Expected the tokens of a square grid, but {n_tokens} is not a square number.")
+    side = square_side(features.shape[1])
     return grid_positions(side, side, device=features.device).flatten(0, 1)
 
 
@@ -83,9 +82,13 @@ class ImageFeatureExtractor(FeatureExtractor):
                 "Expected images (B, C, H, W) or videos (B, T, C, H, W), "
                 f"but the input has shape {tuple(video.shape)}."
             )
+
+        def unfold(value):
+            has_frames = torch.is_tensor(value) and value.dim()
+            return value.unflatten(0, video.shape[:2]) if has_frames else value
+
         features, positions, aux = _normalize_output(self.forward_images(video.flatten(0, 1)))
-        lead = video.shape[:2]
-        return FeatureExtractorOutput(features.unflatten(0, lead), positions, _unfold_frames(aux, lead))
+        return FeatureExtractorOutput(unfold(features), positions, map_tree(aux, unfold))
 
 
 def _normalize_output(output: ForwardOutput) -> tuple[ImageFeatures, Optional[Positions], Any]:
@@ -97,15 +100,3 @@ def _normalize_output(output: ForwardOutput) -> tuple[ImageFeatures, Optional[Po
             f"auxiliary features), not {len(output)} values."
         )
     return (*output, None)[:3]
-
-
-def _unfold_frames(value: Any, lead: torch.Size) -> Any:
-    """Split the first axis of all tensors in nested containers into batch and frames."""
-    if isinstance(value, torch.Tensor):
-        return value.unflatten(0, lead) if value.dim() else value
-    if isinstance(value, dict):
-        return {key: _unfold_frames(entry, lead) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        entries = [_unfold_frames(entry, lead) for entry in value]
-        return tuple(entries) if isinstance(value, tuple) else entries
-    return value

@@ -10,12 +10,17 @@ from torch.nn import functional as F
 RESIZE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 
 
-def _patches_to_grid(patches: torch.Tensor) -> torch.Tensor:
-    """Arrange patches (..., P) as (..., sqrt(P), sqrt(P))."""
-    n_patches = patches.shape[-1]
+def square_side(n_patches: int) -> int:
+    """Return the side of a square of patches, or raise a `ValueError` if they do not form one."""
     side = math.isqrt(n_patches)
     if side * side != n_patches:
         raise ValueError(f"Expected the patches of a square image, but {n_patches} is not a square number.")
+    return side
+
+
+def _patches_to_grid(patches: torch.Tensor) -> torch.Tensor:
+    """Arrange patches (..., P) as (..., sqrt(P), sqrt(P))."""
+    side = square_side(patches.shape[-1])
     return patches.unflatten(-1, (side, side))
 
 
