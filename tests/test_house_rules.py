@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "conditioning": NETWORKS,
     "perceptual_grouping": NETWORKS,
     "sysbinder": NETWORKS,
+    "video_grouping": NETWORKS,
     "decoding": NETWORKS,
     "diffusion": NETWORKS,
     "video": MATHS | {"ocl_msf.decoding", "ocl_msf.diffusion", "ocl_msf.feature_extractors", "ocl_msf.guidance"},
