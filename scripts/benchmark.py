@@ -144,9 +144,7 @@ def compare(
     build: Callable, names: List[str], unit: str, options: argparse.Namespace, parts: Optional[Dict[str, int]] = None
 ) -> None:
     """Print time and peak memory of the steps that `build(name, options)` makes, or parts of them, so many in one."""
-    times = time_in_turns({name: build(name, options) for name in names}, options)
-    times = {name: seconds * (parts or {}).get(name, 1) for name, seconds in times.items()}
-    memory = {}
+    memory = {}  # first, while this process holds none itself
     for name in names:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(build, name, options, theirs))
@@ -154,6 +152,8 @@ def compare(
         theirs.close()
         memory[name] = ours.recv()
         process.join()
+    times = time_in_turns({name: build(name, options) for name in names}, options)
+    times = {name: seconds * (parts or {}).get(name, 1) for name, seconds in times.items()}
     print_table(times, unit, memory)
 
 
