@@ -27,10 +27,11 @@ class Transform(abc.ABC):
 
 
 class FieldTransform(Transform):
-    """A transform whose fields are an argument."""
+    """A transform that is told its fields, and whether it works on batches."""
 
-    def __init__(self, fields):
+    def __init__(self, fields, batch_transform=False):
         self._fields = tuple(fields)
+        self.is_batch_transform = batch_transform
 
     @property
     def fields(self):

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-class SimpleTransform(Transform):
+class SimpleTransform(FieldTransform):
     """Apply a function to each named field.
 
     Args:
@@ -28,12 +28,8 @@ class SimpleTransform(Transform):
     """
 
     def __init__(self, transforms, batch_transform):
+        super().__init__(transforms, batch_transform)
         self.transforms = dict(transforms)
-        self.is_batch_transform = batch_transform
-
-    @property
-    def fields(self):
-        return tuple(self.transforms)
 
     def __call__(self, input_pipe):
         return input_pipe.map_dict(self.transforms)
@@ -49,9 +45,8 @@ class Map(FieldTransform):
     """
 
     def __init__(self, transform, fields, batch_transform):
-        super().__init__(fields)
+        super().__init__(fields, batch_transform)
         self.transform = transform
-        self.is_batch_transform = batch_transform
 
     def __call__(self, input_pipe):
         return input_pipe.map(self.transform)
@@ -71,7 +66,7 @@ class Filter(FieldTransform):
         return self.predicate(*(get_field(sample, field) for field in self.fields))
 
 
-class DuplicateFields(Transform):
+class DuplicateFields(FieldTransform):
     """Give fields a second name.
 
     Args:
@@ -80,12 +75,8 @@ class DuplicateFields(Transform):
     """
 
     def __init__(self, mapping, batch_transform):
+        super().__init__(mapping, batch_transform)
         self.mapping = dict(mapping)
-        self.is_batch_transform = batch_transform
-
-    @property
-    def fields(self):
-        return tuple(self.mapping)
 
     def __call__(self, input_pipe):
         return input_pipe.map(self._duplicate)
