@@ -7,7 +7,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
 from ocl.cli.cli_utils import hydra_main
-from ocl.cli.resolvers import register_resolvers
 from ocl.cli.train import build_and_register_datamodule_from_config
 
 log = logging.getLogger(__name__)
@@ -20,7 +19,6 @@ class ComputeSizeConfig:
     dataset: Any = MISSING
 
 
-register_resolvers()
 ConfigStore.instance().store(name="compute_size_config", node=ComputeSizeConfig)
 
 

@@ -114,14 +114,7 @@ def build_two_layer_mlp(
     )
 
 
-def _transformer_layer_options(
-    input_dim: int,
-    n_heads: int,
-    hidden_dim: Optional[int],
-    dropout: float,
-    activation_fn: Activation,
-    layer_norm_eps: float,
-) -> dict:
+def _transformer_layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps):
     return dict(
         d_model=input_dim,
         nhead=n_heads,
