@@ -19,6 +19,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import hydra
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ocl_msf._host import require_host
 from ocl_msf.checkpoints import STEP, Run, find_runs
@@ -28,7 +29,7 @@ from ocl_msf.tasks import Task, command_line, gpu_workers, pasteable, run_all
 with require_host():
     import ocl.cli.train  # noqa: F401  registers the configs that experiments are composed of
 
-SLURM = ["--multirun", "hydra/launcher=submitit_slurm"]  # with what a job needs: one GPU, its workers, two days
+SLURM = ["hydra/launcher=submitit_slurm"]  # and what a job needs: one GPU, its workers, two days
 SLURM += [f"hydra.launcher.{x}" for x in ("gres=gpu:1", "tasks_per_node=1", "cpus_per_task=8", "timeout_min=2880")]
 PROGRAMS = {"ocl.cli.train": "ocl_train", "ocl.cli.eval": "ocl_eval"}
 
@@ -108,10 +109,14 @@ def _overrides(run: Run) -> List[str]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or []
 
 
-def _what(overrides: Sequence[str]) -> Set[str]:
-    """The overrides that say what is trained, without those that say where it is and where it went on from."""
-    places = ("load_checkpoint=", "+experiment.root_output_folder=")
-    return {override for override in overrides if not override.startswith(places)}
+def _what(overrides: Sequence[str]) -> Set[Tuple[str, str]]:
+    """The overrides that say what is trained, without those that say where it is and where it went on from.
+
+    They are compared as Hydra reads them, because it does not always record them as they were written: 1e-3 or 0.001.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    pairs = {(override.key_or_group, override.get_value_element_as_str()) for override in parsed}
+    return {(key, value) for key, value in pairs if key not in ("load_checkpoint", "experiment.root_output_folder")}
 
 
 def configs() -> Path:
@@ -293,7 +298,7 @@ def _work(cells: List[Cell], options: argparse.Namespace) -> None:
     Raises:
         ValueError: --gpus is not understood.
     """
-    launcher = [] if options.slurm is None else [*SLURM, *options.slurm]
+    launcher = [] if options.slurm is None else [*SLURM, *options.slurm, "--multirun"]  # Hydra wants flags at the end
     tasks = tasks_of(cells, launcher)
     workers = gpu_workers(options.gpus) if options.slurm is None else [[]] * max(len(tasks), 2)
     jobs = list(dict.fromkeys(job for cell in cells for job in cell.jobs))

@@ -182,6 +182,15 @@ def test_a_run_is_recognised_where_it_has_been_moved_to(tmp_path):
     assert tables.plan(part, "clevrtex", [0], tmp_path / "new")[0].jobs[0].run.finished
 
 
+def test_a_run_is_recognised_however_its_numbers_are_written(tmp_path):
+    """Hydra's launchers write 0.001 for 1e-3."""
+    part, where = TABLES["table4"]["c256"], tmp_path / "out"
+    settings = [["a=1e-3", "b={c:1e-3,d:[1,x]}"], ["a=0.001", "b={c:0.001,d:[1,x]}"], ["a=0.002", "b={c:1e-3,d:[1,x]}"]]
+    first, same, other = (tables.plan(part, "clevrtex", [0], where, settings=chosen)[0].jobs[0] for chosen in settings)
+    finish(first, 1000)
+    assert same.run is not None and other.run is None
+
+
 FAKE = """
 import json, os, pathlib, signal, sys
 words = sys.argv[1:]
@@ -267,8 +276,8 @@ def test_through_slurm_every_command_is_a_job_of_one_gpu(runner, capsys):
     message, printed, calls = runner(capsys, "--slurm", "hydra.launcher.partition=fast")
     assert message == "" and len(calls) == 12
     for words, _ in calls:
-        assert {"--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.gres=gpu:1"} < set(words)
-        assert words[-1] == "hydra.launcher.partition=fast"
+        assert {"hydra/launcher=submitit_slurm", "hydra.launcher.gres=gpu:1"} < set(words)
+        assert words[-2:] == ["hydra.launcher.partition=fast", "--multirun"]  # Hydra takes no override behind a flag
     assert printed.count("| 75.00 | ") == 4
 
 
