@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from ocl.transforms import Filter, Map, SimpleTransform
+from ocl.transforms import Filter, Map, SampleConsecutive, SimpleTransform
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -133,7 +133,7 @@ class Journal(LightningModule):
 
 def fit(prefix, folder, workers, checkpoint=None, steps=12):
     """What a training run sees, 5 batches an epoch; it leaves a checkpoint of each step."""
-    draw = {"a": Map(shaken, fields=("image",), batch_transform=False)}
+    draw = {"a": Map(shaken, fields=("image",), batch_transform=False), "b": SampleConsecutive(2, fields=("mask",))}
     options = dict(batch_size=4, num_workers=workers, seed=3)
     data = LMDBDataModule(prefix, "clevrtex_lmdb", draw, draw, **options)
     save = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1, save_on_train_epoch_end=False)
@@ -174,6 +174,15 @@ def test_data_neither_disturb_nor_follow_the_generators_outside(prefix):
         )
         assert [random.random(), np.random.rand(), torch.rand(()).item()] == expected
     assert passes[0] == passes[1]
+
+
+def test_a_window_of_each_sample_keeps_the_number_of_batches(prefix):
+    window = {"a": SampleConsecutive(5, fields=("mask",))}
+    data = LMDBDataModule(prefix, "clevrtex_lmdb", window, window, batch_size=4, num_workers=0)
+    for loader, count in ((data.train_dataloader(), 5), (data.val_dataloader(), 2)):
+        batches = list(loader)
+        assert len(loader) == len(batches) == count
+        assert all(batch["mask"].shape[1] == 5 for batch in batches)
 
 
 def test_what_may_drop_samples_does_not_train_on_several_ranks(prefix, monkeypatch):
