@@ -201,13 +201,13 @@ class _Batches(IterableDataset):
         return self.samples // ranks * ranks if self.is_train else self.samples
 
     def __iter__(self) -> Iterator[Dict[str, Any]]:
-        pipe = Pipe(self._read())
+        pipe = Pipe(self._read())  # not before the first batch is asked for, and the generators are seeded
         for transform in self.on_samples:
             pipe = transform(pipe)
         pipe = pipe.batch(self.batch_size, drop_last=self.is_train).collate(self.collate)
         for transform in self.on_batches:
             pipe = transform(pipe)
-        return iter(pipe)
+        yield from pipe
 
     def __len__(self) -> int:
         if self.unsure:
