@@ -345,7 +345,7 @@ def test_two_processes_score_as_one(tmp_path):
         )
         for rank in range(2)
     ]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+    printed = [process.communicate(timeout=600)[0] for process in processes]
     assert printed[0] == printed[1]
     found = {line.split()[0]: float(line.split()[1]) for line in printed[0].splitlines()}
     for name, make in RANKS.items():

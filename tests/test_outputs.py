@@ -160,7 +160,7 @@ def test_two_processes_save_into_one_folder(tmp_path):
     arguments = [str(tmp_path / "store"), str(tmp_path / "outputs")]
     command = [sys.executable, "-c", PROCESS]
     processes = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     found = dict(read_outputs(tmp_path / "outputs" / "val"))
     assert set(found) == {str(index) for index in range(7)}
     assert all((sample["slots"] == int(key)).all() for key, sample in found.items())
