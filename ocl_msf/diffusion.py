@@ -43,16 +43,17 @@ class DiffusionDecoder(nn.Module):
         object_dim: channels of a slot.
         guidance_dim: channels of the guidance, 4 in the paper.
         size: h = w of what `generate` draws by default; `forward` takes any.
-        channels: of the UNet's levels, each at half the resolution of the one before. The first has no attention,
-            being the largest, unless it is the only one.
+        channels: of the UNet's levels, each at half the resolution of the one before.
         num_layers: residual blocks of a level.
         num_heads: of each attention; divides the channels of every level.
         num_timesteps: length of the noise schedule.
         eval_levels: timesteps at which evaluation measures; its time grows with them, its memory does not.
+        attention_from: the first level that looks at slots. The paper's sizes leave out level 0, the largest; below
+            the last one the UNet always looks at them.
 
     Raises:
-        ValueError: there are no channels or they cannot be split into heads, or eval_levels is not in
-            1 to num_timesteps.
+        ValueError: there are no channels or they cannot be split into heads, eval_levels is not in
+            1 to num_timesteps, or there is no level attention_from.
     """
 
     def __init__(
@@ -65,20 +66,23 @@ class DiffusionDecoder(nn.Module):
         num_heads: int = 8,
         num_timesteps: int = 1000,
         eval_levels: int = 4,
+        attention_from: int = 1,
     ):
         super().__init__()
         if not channels or any(width % num_heads for width in channels):
             raise ValueError(f"channels must be one or more multiples of num_heads={num_heads}, got {list(channels)}.")
         if not 1 <= eval_levels <= num_timesteps:
             raise ValueError(f"eval_levels must be 1 to num_timesteps={num_timesteps}, got {eval_levels}.")
-        deeper = len(channels) - 1
+        if not 0 <= attention_from <= len(channels):
+            raise ValueError(f"attention_from must be 0 to {len(channels)}, as there are levels, got {attention_from}.")
+        plain, attending = attention_from, len(channels) - attention_from
         self.object_dim, self.guidance_dim, self.size = object_dim, guidance_dim, size
         self.eval_levels = eval_levels
         self.unet = UNet2DConditionModel(
             in_channels=guidance_dim,
             out_channels=guidance_dim,
-            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
-            up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
+            down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attending,
+            up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
             block_out_channels=tuple(channels),
             layers_per_block=num_layers,
             attention_head_dim=num_heads,  # diffusers' name for the number of heads

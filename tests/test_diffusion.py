@@ -233,3 +233,15 @@ def test_it_learns_to_name_noise(decoder):
         optimizer.step()
     output = decoder.eval()(slots, guidance)
     assert torch.nn.functional.mse_loss(output.prediction, output.noise) < 0.6
+
+
+def test_attention_begins_at_the_level_asked_for():
+    def attends(block):
+        return hasattr(block, "attentions")
+
+    for first in (0, 1, 2):
+        decoder = DiffusionDecoder(6, 4, size=8, channels=[8, 16], num_layers=1, num_heads=2, attention_from=first)
+        assert [attends(block) for block in decoder.unet.down_blocks] == [level >= first for level in range(2)]
+        assert [attends(block) for block in decoder.unet.up_blocks] == [level >= first for level in (1, 0)]
+    with pytest.raises(ValueError, match="attention_from must be 0 to 2"):
+        DiffusionDecoder(6, 4, size=8, channels=[8, 16], num_heads=2, attention_from=3)
