@@ -31,8 +31,12 @@ class _SplitDataModule(pl.LightningDataModule):
     goes on with the next batch, and everything random as if there had been no interruption.
     """
 
-    def __init__(self):
+    def __init__(self, batch_size, eval_batch_size, train_transforms, eval_transforms):
         super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.train_transforms = dict(train_transforms or {})
+        self.eval_transforms = dict(eval_transforms or {})
         self._seed = None  # of the current pass over the training data
         self._n_batches_before = 0
         self._resumed = None
@@ -151,7 +155,7 @@ class WebdatasetDataModule(_SplitDataModule):
         use_autopadding=False,
         on_error="raise",
     ):
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is either raise or skip, not {on_error!r}.")
         if train_shards is None and val_shards is None and test_shards is None:
@@ -159,10 +163,6 @@ class WebdatasetDataModule(_SplitDataModule):
         self.train_shards = train_shards
         self.val_shards = val_shards
         self.test_shards = test_shards
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.train_transforms = dict(train_transforms or {})
-        self.eval_transforms = dict(eval_transforms or {})
         self.num_workers = num_workers
         self.train_size = train_size
         self.val_size = val_size
@@ -253,13 +253,9 @@ class DummyDataModule(_SplitDataModule):
         test_shards=None,
         num_workers=None,
     ):
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms)
         self.data_shapes = {field: tuple(shape) for field, shape in data_shapes.items()}
         self.data_types = dict(data_types)
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.train_transforms = dict(train_transforms or {})
-        self.eval_transforms = dict(eval_transforms or {})
         self.train_size = 3 * batch_size + 1 if train_size is None else train_size
         self.val_size = 2 * batch_size if val_size is None else val_size
         self.test_size = 2 * batch_size if test_size is None else test_size
