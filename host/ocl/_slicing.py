@@ -139,7 +139,7 @@ class SplitConsecutive(_SlicingTransform):
         return [(index, slice(start, start + self.n_consecutive)) for index, start in enumerate(starts)]
 
 
-class SampleConsecutive(_SlicingTransform):
+class SampleConsecutive(SplitConsecutive):
     """Replace each sample by one of its full windows, chosen at random among those of `SplitConsecutive`.
 
     Args:
@@ -149,17 +149,15 @@ class SampleConsecutive(_SlicingTransform):
     """
 
     def __init__(self, n_consecutive, fields, dim=0):
-        super().__init__(fields, dim)
-        self.n_consecutive = n_consecutive
+        super().__init__(n_consecutive, fields, dim, shuffle_buffer_size=1)
 
     def chooser(self):
         rng = stream_rng()
 
         def choose(key, length):
-            n_windows = length // self.n_consecutive
-            if n_windows == 0:
+            windows = self._windows(key, length)
+            if not windows:
                 raise ValueError(f"Sample {key!r} has {length} frames, too few for {self.n_consecutive}.")
-            index = rng.randrange(n_windows)
-            return [(index, slice(index * self.n_consecutive, (index + 1) * self.n_consecutive))]
+            return [rng.choice(windows)]
 
         return choose
