@@ -159,7 +159,7 @@ def _cell(row: Row, seed: int, part: Part, out: Path, preset: str, settings: Seq
     common = [f"msf/variant={row.variant}"] if row.variant not in ("msf", None) else []
     common += ([f"+msf/preset={preset}"] if preset else []) + [f"seed={seed}", *settings]
     names = part.experiments(row)
-    jobs = [Job(name, root, (*(row.overrides if name == names[-1] else ()), *common)) for name in names]
+    jobs = [Job(name, root, (*common, *(row.overrides if name == names[-1] else ()))) for name in names]
     if names[-1].startswith("vqvae"):
         return Cell(row, seed, jobs, Scoring(jobs[-1], "separability", "separability.json"))
     return Cell(row, seed, jobs, Scoring(jobs[-1], names[-1], "metrics.json"))
