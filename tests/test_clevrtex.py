@@ -183,7 +183,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(raw, tmp_path):
     while not list(killed.glob("clevrtex/train/*.tar")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=120)  # returns when the workers, who share the pipe, have ended too
+    process.communicate(timeout=600)  # returns when the workers, who share the pipe, have ended too
     convert(raw, killed, *options)
     whole = contents(tmp_path / "whole")
     assert contents(tmp_path / "two") == whole

@@ -166,7 +166,7 @@ def test_an_open_file_is_read_by_other_processes(whole, method):
     file = LMDBFile(whole / "val.lmdb")
     file.read("000090")
     with multiprocessing.get_context(method).Pool(1) as pool:
-        sample = pool.apply_async(file.read, ("000091",)).get(timeout=60)
+        sample = pool.apply_async(file.read, ("000091",)).get(timeout=600)
     np.testing.assert_array_equal(sample["image"], image(91))
 
 

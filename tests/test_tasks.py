@@ -117,7 +117,7 @@ def test_what_runs_may_save_before_all_ends(tmp_path, number):
     """Ctrl-C goes to everything on the terminal, SIGTERM to the runner alone."""
     process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, complaint = process.communicate(timeout=30)
+    _, complaint = process.communicate(timeout=600)
     assert process.returncode == 128 + number and (tmp_path / "saved").exists()
     interrupted = "Interrupted. Run the same command again to go on from here.\n"
     assert complaint == ("" if number == signal.SIGTERM else interrupted)
@@ -127,7 +127,7 @@ def test_a_single_task_may_draw_bars_on_the_terminal_and_nothing_else(tmp_path):
     ours, theirs = pty.openpty()
     process = start(tmp_path, stdout=theirs, stderr=theirs)
     os.killpg(process.pid, signal.SIGINT)
-    process.wait(timeout=30)
+    process.wait(timeout=600)
     os.close(theirs)
     seen = os.read(ours, 10000).decode()
     assert "\rbar" in seen and "words" not in seen and "a warning" not in seen

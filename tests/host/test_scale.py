@@ -160,7 +160,7 @@ def train(tmp_path_factory):
         command += [f"hydra.run.dir={folder / name}", *overrides]
         variables = {**environment, **variables}
         result = subprocess.run(
-            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240
+            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=600
         )
         journals = [json.loads(path.read_text()) for path in sorted((folder / name).glob("journal*.json"))]
         assert journals, result.stdout + result.stderr
