@@ -63,7 +63,8 @@ def test_a_wheel_offers_its_experiments(tmp_path, wheel):
 
 
 def test_a_wheel_holds_every_module_and_config_once(wheel):
-    modules = {path.relative_to(ROOT) for path in (ROOT / "ocl_msf").rglob("*.py")}
+    kinds = ("*.py", "*.css")  # the report has a style sheet
+    modules = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "ocl_msf").rglob(kind)}
     modules = {path for path in modules if "_plugins" not in path.parts}
     modules.add(Path("hydra_plugins/ocl_msf/__init__.py"))
     configs = {"ocl_msf" / path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*") if path.is_file()}
