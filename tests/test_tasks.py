@@ -1,5 +1,6 @@
 """Commands that need each other: their order, their number at a time, what is said of them, and how they end."""
 
+import functools
 import os
 import pty
 import signal
@@ -105,7 +106,9 @@ with command_line():
 
 
 def start(folder, **options):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], start_new_session=True, **options)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it would be ignored
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=heed, **options)
     while not (folder / "started").exists():
         assert process.poll() is None
         time.sleep(0.02)
