@@ -20,6 +20,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from ocl_msf._host import require_host
 from ocl_msf.checkpoints import STEP, Run, find_runs
@@ -159,21 +160,28 @@ def _cell(row: Row, seed: int, part: Part, out: Path, preset: str, settings: Seq
     common = [f"msf/variant={row.variant}"] if row.variant not in ("msf", None) else []
     common += ([f"+msf/preset={preset}"] if preset else []) + [f"seed={seed}", *settings]
     names = part.experiments(row)
-    jobs = [Job(name, root, (*common, *(row.overrides if name == names[-1] else ()))) for name in names]
+    own = [override for override in row.overrides if _matters(override, names[-1], tuple(common))]
+    jobs = [Job(name, root, (*common, *(own if name == names[-1] else ()))) for name in names]
     if names[-1].startswith("vqvae"):
         return Cell(row, seed, jobs, Scoring(jobs[-1], "separability", "separability.json"))
     return Cell(row, seed, jobs, Scoring(jobs[-1], names[-1], "metrics.json"))
 
 
+def _matters(override: str, experiment: str, others: Tuple[str, ...]) -> bool:
+    """Whether it changes anything; if not, rows that differ in it alone share a run, as under a preset that sets it."""
+    chosen = (f"+experiment=msf/{experiment}", *others)
+    return _compose(chosen) != _compose((*chosen, override))
+
+
 def steps_of(job: Job) -> int:
     """How many steps a job trains, from its composed configuration."""
-    return _steps(tuple(argument for argument in job.arguments if "root_output_folder=" not in argument))
+    return int(_compose(tuple(word for word in job.arguments if "root_output_folder=" not in word)).trainer.max_steps)
 
 
 @functools.lru_cache(maxsize=None)
-def _steps(arguments: Tuple[str, ...]) -> int:
+def _compose(arguments: Tuple[str, ...]) -> DictConfig:
     with hydra.initialize_config_module("configs", version_base="1.3"):
-        return int(hydra.compose("training_config", overrides=list(arguments)).trainer.max_steps)
+        return hydra.compose("training_config", overrides=list(arguments))
 
 
 def seconds_per_step(run: Run) -> float:

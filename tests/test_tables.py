@@ -55,7 +55,7 @@ def test_the_paper_s_numbers_are_complete():
 
 
 def test_runs_of_a_part(tmp_path):
-    cells = tables.plan(TABLES["table5"]["upper-left"], "clevrtex", [0, 1], tmp_path, "cpu", ["a=1"])
+    cells = tables.plan(TABLES["table5"]["upper-left"], "clevrtex", [0, 1], tmp_path, "cpu", ["training_vis_frequency=9"])
     assert [(cell.row.variant, cell.seed) for cell in cells[:3]] == [("msf", 0), ("msf", 1), ("no_intra", 0)]
     assert len(cells) == 8 and len({job for cell in cells for job in cell.jobs}) == 16
     one, two = cells[2].jobs
@@ -65,7 +65,7 @@ def test_runs_of_a_part(tmp_path):
         "msf/variant=no_intra",
         "+msf/preset=cpu",
         "seed=0",
-        "a=1",
+        "training_vis_frequency=9",
     ]
     assert one.root == two.root and two.arguments[0] == "+experiment=msf/slate_clevrtex"
     assert "+evaluation=msf/slate_clevrtex" in cells[2].scoring.command
@@ -75,6 +75,16 @@ def test_guidance_of_any_scale_shares_its_stage_one(tmp_path):
     cells = tables.plan(TABLES["table5"]["lower-right"], "clevrtex", [0], tmp_path)
     assert len({cell.jobs[0] for cell in cells}) == 1
     assert len({cell.jobs[1] for cell in cells}) == 3
+
+
+def test_rows_that_differ_in_what_the_preset_sets_share_their_runs(tmp_path):
+    """Table 5 takes the small CNN, and so does the preset: its runs are then those of Table 1."""
+    for preset in ("", "cpu"):
+        *_, first = tables.plan(TABLES["table1"][""], "clevrtex", [0], tmp_path, preset)
+        fifth = tables.plan(TABLES["table5"]["upper-left"], "clevrtex", [0], tmp_path, preset)[0]
+        assert first.jobs[0] == fifth.jobs[0]
+        assert (first.jobs[1] == fifth.jobs[1]) == (preset == "cpu")
+        assert ("experiment.encoder.vit=null" in fifth.jobs[1].arguments) == (preset == "")
 
 
 def test_competitors_have_experiments_of_their_own(tmp_path):
