@@ -55,7 +55,8 @@ def test_the_paper_s_numbers_are_complete():
 
 
 def test_runs_of_a_part(tmp_path):
-    cells = tables.plan(TABLES["table5"]["upper-left"], "clevrtex", [0, 1], tmp_path, "cpu", ["training_vis_frequency=9"])
+    part = TABLES["table5"]["upper-left"]
+    cells = tables.plan(part, "clevrtex", [0, 1], tmp_path, "cpu", ["training_vis_frequency=9"])
     assert [(cell.row.variant, cell.seed) for cell in cells[:3]] == [("msf", 0), ("msf", 1), ("no_intra", 0)]
     assert len(cells) == 8 and len({job for cell in cells for job in cell.jobs}) == 16
     one, two = cells[2].jobs
