@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -10,15 +11,17 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data._work import DataError, Rejected, replacing
+from ocl_msf.data._work import Rejected, replacing
 from ocl_msf.data.clevrtex import encode_scene, find_scenes
 from ocl_msf.data.convert import main
 
+SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 COLOURS = [0, 0, 0, 255, 0, 0, 0, 100, 0, 0, 0, 255, 255, 255, 0, 75, 75, 75, 9, 200, 30]
 
 
@@ -63,22 +66,7 @@ def convert(raw, out, *options):
 
 def read_samples(out, split):
     """{key: {field: array}} of all shards of a split."""
-    samples = {}
-    for path in sorted(out.glob(f"clevrtex*/{split}/shard-*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar.getmembers():
-                key, field, *_ = member.name.split(".")
-                content = tar.extractfile(member).read()
-                if field == "image":
-                    value = np.asarray(Image.open(io.BytesIO(content)))
-                else:
-                    value = np.load(io.BytesIO(gzip.decompress(content)))
-                samples.setdefault(key, {})[field] = value
-    return samples
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return SHARED.read_samples(out.glob(f"clevrtex*/{split}/shard-*.tar"))
 
 
 def test_splits_are_the_benchmarks(raw, tmp_path):
@@ -185,14 +173,14 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(raw, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=600)  # returns when the workers, who share the pipe, have ended too
     convert(raw, killed, *options)
-    whole = contents(tmp_path / "whole")
-    assert contents(tmp_path / "two") == whole
-    assert contents(killed) == whole
+    whole = SHARED.contents(tmp_path / "whole")
+    assert SHARED.contents(tmp_path / "two") == whole
+    assert SHARED.contents(killed) == whole
 
 
 def test_only_whole_shards_of_an_interrupted_run_are_kept(raw, tmp_path):
     convert(raw, tmp_path, "--splits", "train=:")
-    whole = contents(tmp_path)
+    whole = SHARED.contents(tmp_path)
     folder = tmp_path / "clevrtex"
     shards = sorted(folder.glob("train/*.tar"))
     (folder / "summary.json").rename(folder / "unfinished.json")
@@ -203,22 +191,22 @@ def test_only_whole_shards_of_an_interrupted_run_are_kept(raw, tmp_path):
     shards[2].write_bytes(changed)
     kept = shards[3].stat().st_ino
     convert(raw, tmp_path, "--splits", "train=:")
-    assert contents(tmp_path) == whole
+    assert SHARED.contents(tmp_path) == whole
     assert shards[3].stat().st_ino == kept
 
 
 def test_other_options_need_another_folder_or_overwrite(raw, tmp_path):
     convert(raw, tmp_path, "--samples-per-shard", "1")
-    before = contents(tmp_path)
+    before = SHARED.contents(tmp_path)
     with pytest.raises(
         SystemExit, match=r'other options: .*"crop": 1\.0.* there, .*"crop": 0\.8.*--overwrite'
     ):
         convert(raw, tmp_path, "--crop", "0.8")
-    assert contents(tmp_path) == before
+    assert SHARED.contents(tmp_path) == before
     convert(raw, tmp_path, "--crop", "0.8", "--overwrite")
     convert(raw, tmp_path / "new", "--crop", "0.8")
-    new = contents(tmp_path / "new")
-    assert {name: c for name, c in contents(tmp_path).items() if not name.startswith("new")} == new
+    new = SHARED.contents(tmp_path / "new")
+    assert {name: c for name, c in SHARED.contents(tmp_path).items() if not name.startswith("new")} == new
 
 
 def test_verify_names_what_has_changed(raw, tmp_path, capsys):
@@ -317,7 +305,7 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
     with pytest.raises(KeyError), replacing(path) as file:
         file.write(b"second, cut")
         raise KeyError
-    assert contents(tmp_path) == {"new/file": b"first"}
+    assert SHARED.contents(tmp_path) == {"new/file": b"first"}
 
 
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(raw, tmp_path):
@@ -335,8 +323,8 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(raw, tmp_path):
     assert [path.name for path in tmp_path.glob("clevrtex/train/*")] == ["shard-000000.tar"]
     convert(raw, tmp_path, "--splits", "train=:")
     convert(raw, tmp_path / "whole", "--splits", "train=:")
-    whole = contents(tmp_path / "whole")
-    assert {name: c for name, c in contents(tmp_path).items() if not name.startswith("whole")} == whole
+    whole = SHARED.contents(tmp_path / "whole")
+    assert {name: c for name, c in SHARED.contents(tmp_path).items() if not name.startswith("whole")} == whole
 
 
 def pack(folder, *names):
@@ -372,7 +360,7 @@ def test_archives_and_folders_give_the_same_bytes(raw, tmp_path, archives, worke
     (tmp_path / "packed" / "clevrtex_fullest.tar.gz").write_bytes(b"another one's")
     convert(raw, tmp_path / "plain", "--splits", "train=:")
     convert(tmp_path / "packed", tmp_path / "out", "--splits", "train=:", "--workers", str(workers))
-    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+    assert SHARED.contents(tmp_path / "out") == SHARED.contents(tmp_path / "plain")
 
 
 def test_archives_that_are_not_whole_are_named(raw, tmp_path):
@@ -387,26 +375,10 @@ def test_archives_that_are_not_whole_are_named(raw, tmp_path):
         convert(tmp_path, tmp_path / "out")
 
 
-def mutate(content, rng):
-    """Flip bits, cut off, or put other bytes somewhere."""
-    changed = bytearray(content)
-    kind = rng.integers(3)
-    if kind == 0:
-        for place in rng.integers(0, len(changed), rng.integers(1, 8)):
-            changed[place] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        changed = changed[: rng.integers(len(changed))]
-    else:
-        start = int(rng.integers(len(changed)))
-        changed[start : start + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(0, 9)))
-    return bytes(changed)
-
-
 def is_valid(sample):
     """Whether a sample of 8 x 8 pixels is one that the data modules take."""
     key, files = sample
-    image = np.asarray(Image.open(io.BytesIO(files["image.png"])))
-    mask, visibility = (np.load(io.BytesIO(gzip.decompress(files[f"{n}.npy.gz"]))) for n in ("mask", "visibility"))
+    image, mask, visibility = (SHARED.decode(name, files[name]) for name in sorted(files))
     shapes = [(array.shape, array.dtype.name) for array in (image, mask, visibility)]
     expected = [((8, 8, 3), "uint8"), ((11, 8, 8, 1), "uint8"), ((11,), "float32")]
     return key.isdigit() and shapes == expected and (mask.sum(axis=0) == 1).all()
@@ -414,7 +386,7 @@ def is_valid(sample):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_damage_ends_in_a_valid_sample_or_a_named_rejection(tmp_path, packed):
-    """300 damaged files; what is neither a sample, nor rejected, nor a DataError raises here."""
+    """150 damaged files each; what is neither a sample, nor rejected, nor a DataError raises here."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "clevrtex_full" / "0"
     folder.mkdir(parents=True)
@@ -426,26 +398,25 @@ def test_damage_ends_in_a_valid_sample_or_a_named_rejection(tmp_path, packed):
         Image.fromarray(pixels).save(folder / f"CLEVRTEX_full_{index:06d}.png")
     paths = sorted(folder.iterdir())
     if packed:
-        paths = [tmp_path / "packed" / name for name in ("clevrtex_full.tar", "clevrtex_full.tar.gz")]
-        paths[0].parent.mkdir()
-        contents = [pack(folder.parent, ""), gzip.compress(pack(folder.parent, ""))]
-    outcomes = {"samples": 0, "rejected": 0, "refused": 0}
-    for i in range(150):
-        path = paths[i % len(paths)]
-        whole = contents[i % 2] if packed else path.read_bytes()
-        path.write_bytes(mutate(whole, rng))
-        try:
-            for scene in find_scenes(path.parent if packed else tmp_path, "full"):
-                try:
-                    assert is_valid(encode_scene(1.0, 8, scene))
-                    outcomes["samples"] += 1
-                except Rejected as error:
-                    assert error.sample == f"scene {scene.index}" and "damaged" in error.reason
-                    outcomes["rejected"] += 1
-        except DataError as error:
-            assert path.name in str(error) or "Scene" in str(error) or "No ClevrTex scenes" in str(error)
-            outcomes["refused"] += 1
-        path.unlink() if packed else path.write_bytes(whole)
+        paths = [tmp_path / "plain" / "clevrtex_full.tar", tmp_path / "packed" / "clevrtex_full.tar.gz"]
+        for path, compress in zip(paths, (bytes, gzip.compress)):
+            path.parent.mkdir()
+            path.write_bytes(compress(pack(folder.parent, "")))
+
+    def encode(path):
+        rejected = []
+        for scene in find_scenes(path.parent if packed else tmp_path, "full"):
+            try:
+                assert is_valid(encode_scene(1.0, 8, scene))
+            except Rejected as error:
+                assert error.sample == f"scene {scene.index}" and "damaged" in error.reason
+                rejected.append(error)
+        return rejected
+
+    names = ("Scene", "No ClevrTex scenes")
+    outcomes = SHARED.damage_in_turn(
+        paths, 150, encode, lambda path, message: any(name in message for name in (path.name, *names))
+    )
     assert outcomes["samples"] and outcomes["rejected"], outcomes
     assert bool(outcomes["refused"]) == packed, outcomes
 

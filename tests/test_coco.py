@@ -1,10 +1,6 @@
-import argparse
-import gzip
-import io
 import json
 import pickle
 import runpy
-import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,56 +17,19 @@ from ocl_msf.data._work import DataError, Rejected
 from ocl_msf.data.convert import main
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py"))))  # the fixture's maker
+SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 TRAIN, VAL = RAW.TRAIN, RAW.VAL
 TINY = "an object whose box is smaller than 16 pixels"
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    raw = tmp_path_factory.mktemp("coco") / "raw"
-    RAW.write_folder(raw)
-    return raw
-
-
-@pytest.fixture
-def own(raw, tmp_path):
-    """A copy to damage."""
-    shutil.copytree(raw, tmp_path / "own")
-    return tmp_path / "own"
+raw, own = SHARED.miniature(RAW.write_folder), SHARED.own
 
 
 def prepare(raw, *options):
-    parser = argparse.ArgumentParser()
-    coco.add_arguments(parser)
-    parser.set_defaults(raw=raw)
-    return coco.prepare(parser.parse_args(options))
+    return SHARED.prepare(coco, raw, *options)
 
 
 def encode_all(raw, *options):
     """(samples, reasons for what is left out), each {image id: ...}; arrays instead of files."""
-    conversion = prepare(raw, *options)
-    samples, rejected = {}, {}
-    for item in [item for items in conversion.splits.values() for item in items]:
-        try:
-            key, files = conversion.encode(item)
-            samples[int(key)] = {name.split(".")[0]: decode(name, files[name]) for name in files}
-        except Rejected as error:
-            rejected[item.record.id] = error.reason
-    return samples, rejected
-
-
-def decode(name, content):
-    if name.endswith(".png"):
-        return np.asarray(Image.open(io.BytesIO(content)))
-    return np.load(io.BytesIO(gzip.decompress(content)))
-
-
-def crop_and_resize(mask, size):
-    """The largest central square, then the pixels under the centres of the new ones."""
-    side = min(mask.shape)
-    top, left = ((length - side) // 2 for length in mask.shape)
-    places = np.floor((np.arange(size) + 0.5) * side / size).astype(int)
-    return mask[top:, left:][np.ix_(places, places)]
+    return SHARED.encode_all(prepare(raw, *options), lambda item: str(item.record.id), lambda item: item.record.id)
 
 
 @pytest.mark.parametrize("size", [128, 47])
@@ -79,7 +38,7 @@ def test_samples_equal_a_plain_reference(raw, size):
     assert not rejected and set(samples) == set(TRAIN) | set(VAL)
     for number, (shape, segments) in {**TRAIN, **VAL}.items():
         sample, ids = samples[number], RAW.segment_ids(shape, segments)
-        resized = crop_and_resize(ids, size)
+        resized = SHARED.crop_and_resize(ids, size)
         left_over = [segment for segment in segments if (resized == segment).any()]
         expected = np.zeros((size, size), int)
         for position, segment in enumerate(left_over, 1):
@@ -139,7 +98,7 @@ def test_instances_keep_what_the_crop_leaves(raw):
     samples, _ = encode_all(raw, "--no-filter", "--size", "60")
     sample = samples[142238]  # 60 x 80: the square starts at 10; crowd first, as in the file
     crowd, ball = sample["instance_mask"][..., 0]
-    expected = crop_and_resize((RAW.segment_ids(*TRAIN[142238]) == 131079).astype(np.uint8), 60)
+    expected = SHARED.crop_and_resize((RAW.segment_ids(*TRAIN[142238]) == 131079).astype(np.uint8), 60)
     np.testing.assert_array_equal(crowd, expected)
     assert ball[10:22, 40:50].all() and ball[40:50, 2:8].sum() in range(25, 36)
     assert ball.sum() == ball[10:22, 40:50].sum() + ball[40:50, 2:8].sum()
@@ -187,17 +146,13 @@ def test_polygons_own_the_pixels_whose_centres_they_hold():
     assert rasterize([[-9, -9, 99, -9, 99, 99, -9, 99]], 40, 50).all()
 
 
-def shard_contents(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.*"))}
-
-
 @pytest.mark.parametrize("inner", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_zips_and_folders_give_the_same_bytes(raw, tmp_path, inner):
     RAW.write_zips(raw, tmp_path / "zips", inner)
     outs = [tmp_path / "out" / name for name in ("folder", "zips", "workers")]
     for source, out, workers in zip((raw, *[tmp_path / "zips"] * 2), outs, "112"):
         main(["coco", str(source), str(out), "--no-filter", "--size", "24", "--workers", workers])
-    folder, zips, workers = map(shard_contents, outs)
+    folder, zips, workers = map(SHARED.contents, outs)
     assert "coco_panoptic/train/shard-000000.tar" in folder
     assert folder == zips == workers
 
@@ -262,42 +217,19 @@ def test_damaged_json_and_archives_are_named(own):
         prepare(own)
 
 
-def mutate(content, rng):
-    """Flip bits, cut off, or put other bytes somewhere."""
-    changed = bytearray(content)
-    kind = rng.integers(3)
-    if kind == 0:
-        for place in rng.integers(0, len(changed), rng.integers(1, 8)):
-            changed[place] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        changed = changed[: rng.integers(len(changed))]
-    else:
-        start = int(rng.integers(len(changed)))
-        changed[start : start + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(0, 9)))
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_damage_ends_in_a_named_rejection(raw, own, tmp_path, packed):
-    """150 damaged inputs; what is neither a sample, nor rejected, nor a DataError raises here."""
+    """150 damaged inputs each; what is neither a sample, nor rejected, nor a DataError raises here."""
     root = own
     if packed:
         root = tmp_path / "zips"
         RAW.write_zips(raw, root)
     paths = sorted(path for path in root.rglob("*") if path.is_file() and "train" in path.name + path.parent.name)
-    rng = np.random.default_rng(0)
-    outcomes = {"samples": 0, "rejected": 0, "refused": 0}
-    for i in range(150):
-        path = paths[i % len(paths)]
-        whole = path.read_bytes()
-        path.write_bytes(mutate(whole, rng))
-        try:
-            samples, rejected = encode_all(root, "--splits", "train", "--size", "8", "--no-filter")
-            outcomes["rejected" if rejected else "samples"] += 1
-        except DataError as error:
-            assert path.name in str(error) or packed
-            outcomes["refused"] += 1
-        path.write_bytes(whole)
+
+    def encode(path):
+        return encode_all(root, "--splits", "train", "--size", "8", "--no-filter")[1]
+
+    outcomes = SHARED.damage_in_turn(paths, 150, encode, lambda path, message: packed or path.name in message)
     assert outcomes["rejected"] and outcomes["refused"], outcomes
 
 

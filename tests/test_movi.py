@@ -1,8 +1,9 @@
-import gzip
 import io
 import json
-import tarfile
+import runpy
 from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ocl_msf.data._tfrecord import encode_example, write_records
 from ocl_msf.data._work import DataError, Rejected
 from ocl_msf.data.convert import main
 
+SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 TIMES, SIDE = 24, 32
 
 
@@ -95,21 +97,9 @@ def encode(tmp_path, features, **options):
     conversion = prepare(tmp_path, **options)
     (item,) = conversion.splits["train"]
     files = conversion.encode(item)[1]
-    assert sorted(files) == ["instance_bbox.npy.gz", "segmentations.npy.gz", "video.npy.gz"]
-    names = ("video", "segmentations", "instance_bbox")
-    return [np.load(io.BytesIO(gzip.decompress(files[f"{name}.npy.gz"]))) for name in names]
-
-
-def read_samples(folder, split):
-    """{key: {field: array}} of all shards of a split."""
-    samples = {}
-    for path in sorted((folder / split).glob("shard-*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar.getmembers():
-                key, field, *_ = member.name.split(".")
-                content = gzip.decompress(tar.extractfile(member).read())
-                samples.setdefault(key, {})[field] = np.load(io.BytesIO(content))
-    return samples
+    names = [f"{field}.npy.gz" for field in ("video", "segmentations", "instance_bbox")]
+    assert sorted(files) == sorted(names)
+    return [SHARED.decode(name, files[name]) for name in names]
 
 
 @pytest.mark.parametrize("variant, most", [("c", 10), ("d", 23), ("e", 23)])
@@ -124,9 +114,9 @@ def test_every_video_arrives_whole(tmp_path, variant, most):
     summary = json.loads((folder / "summary.json").read_text())
     counts = {name: split["samples"] for name, split in summary["splits"].items()}
     assert counts == {"train": 3, "val": 1}
-    samples = read_samples(folder, "train")
+    samples = SHARED.read_samples(folder.glob("train/shard-*.tar"))
     assert sorted(samples) == ["0000000", "0000001", "0000002"]
-    assert list(read_samples(folder, "val")) == ["0000000"]
+    assert list(SHARED.read_samples(folder.glob("val/shard-*.tar"))) == ["0000000"]
     for seed, count in enumerate([1, most, 5]):
         sample = samples[f"{seed:07d}"]
         frames = np.random.default_rng(seed).integers(0, 256, (TIMES, SIDE, SIDE, 3), np.uint8)
@@ -289,7 +279,7 @@ def test_shards_must_be_there_once(tmp_path):
 
 
 def test_mutated_records_end_in_a_rejection_or_a_sample(tmp_path):
-    """Bits flipped, parts cut out or swapped within payloads, whose checksums are right again."""
+    """Payloads damaged, shuffled in part, or with other numbers; their checksums are right again."""
     masks = moving_masks(0, 3, times=2, side=16)
     features = features_of(masks, boxes_of(masks, 3))
     payload = encode_example(features)
@@ -298,14 +288,11 @@ def test_mutated_records_end_in_a_rejection_or_a_sample(tmp_path):
     rng = np.random.default_rng(0)
     rejected = set()
     for trial in range(400):
-        mutated = bytearray(payload)
-        start, stop = sorted(rng.integers(0, len(payload), 2))
-        if trial % 4 == 0:
-            for position in rng.integers(0, len(payload), rng.integers(1, 6)):
-                mutated[position] ^= 1 << rng.integers(0, 8)
-        elif trial % 4 == 1:
-            del mutated[start : min(stop, start + rng.integers(1, 50))]
-        elif trial % 4 == 2:
+        if trial % 2:
+            mutated = SHARED.damaged(payload, rng)
+        elif trial % 4:
+            mutated = bytearray(payload)
+            start, stop = sorted(rng.integers(0, len(payload), 2))
             mutated[start:stop] = rng.permutation(mutated[start:stop]).tolist()
         else:
             key = str(rng.choice(numeric))

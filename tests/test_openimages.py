@@ -1,6 +1,3 @@
-import argparse
-import gzip
-import io
 import runpy
 import shutil
 from pathlib import Path
@@ -11,27 +8,15 @@ import pytest
 from PIL import Image
 
 from ocl_msf.data import openimages
-from ocl_msf.data._work import DataError, Filtered, Rejected
+from ocl_msf.data._work import DataError, Filtered
 from ocl_msf.data.convert import main
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_openimages.py"))))  # the fixture's maker
+SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 TRAIN, VAL = RAW.TRAIN, RAW.VAL
 FACES, CHAIR, BOXES_ONLY, ELEVEN, TINY, ODD, OTHER = TRAIN
 TINY_BOX = "an object whose box is smaller than 16 pixels"
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    raw = tmp_path_factory.mktemp("openimages") / "raw"
-    RAW.write_folder(raw)
-    return raw
-
-
-@pytest.fixture
-def own(raw, tmp_path):
-    """A copy to damage."""
-    shutil.copytree(raw, tmp_path / "own")
-    return tmp_path / "own"
+raw, own = SHARED.miniature(RAW.write_folder), SHARED.own
 
 
 @pytest.fixture
@@ -41,29 +26,12 @@ def subset(tmp_path):
 
 
 def prepare(raw, *options):
-    parser = argparse.ArgumentParser()
-    openimages.add_arguments(parser)
-    parser.set_defaults(raw=raw)
-    return openimages.prepare(parser.parse_args(options))
+    return SHARED.prepare(openimages, raw, *options)
 
 
 def encode_all(raw, *options):
     """(samples, reasons for what is left out), each {image id: ...}; arrays instead of files."""
-    conversion = prepare(raw, *options)
-    samples, rejected = {}, {}
-    for item in [item for items in conversion.splits.values() for item in items]:
-        try:
-            key, files = conversion.encode(item)
-            samples[f"{int(key):016x}"] = {name.split(".")[0]: decode(name, files[name]) for name in files}
-        except Rejected as error:
-            rejected[error.sample] = error.reason
-    return samples, rejected
-
-
-def decode(name, content):
-    if name.endswith(".png"):
-        return np.asarray(Image.open(io.BytesIO(content)))
-    return np.load(io.BytesIO(gzip.decompress(content)))
+    return SHARED.encode_all(prepare(raw, *options), lambda item: str(int(item.name, 16)))
 
 
 def nearest(pixels, width, height):
@@ -271,10 +239,6 @@ def test_missing_parts_are_named(own, tmp_path):
         prepare(own)
 
 
-def contents(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.*"))}
-
-
 @pytest.mark.parametrize("form", ["webdataset", "lmdb"])
 def test_zips_and_folders_give_the_same_bytes(raw, tmp_path, form):
     RAW.write_zips(raw, tmp_path / "zips")
@@ -283,25 +247,10 @@ def test_zips_and_folders_give_the_same_bytes(raw, tmp_path, form):
         out = tmp_path / f"out{len(found)}"
         main(["openimages", str(source), str(out), "--size", "24", "--workers", workers, "--format", form])
         main(["openimages", str(source), str(out), "--format", form, "--verify"])
-        found.append(contents(out))
+        found.append(SHARED.contents(out))
     folder, zips, parallel = found
     name = "openimages/train/shard-000000.tar" if form == "webdataset" else "openimages_lmdb/train.lmdb"
     assert name in folder and folder == zips == parallel
-
-
-def mutate(content, rng):
-    """Flip bits, cut off, or put other bytes somewhere."""
-    changed = bytearray(content)
-    kind = rng.integers(3)
-    if kind == 0:
-        for place in rng.integers(0, len(changed), rng.integers(1, 8)):
-            changed[place] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        changed = changed[: rng.integers(len(changed))]
-    else:
-        start = int(rng.integers(len(changed)))
-        changed[start : start + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(0, 9)))
-    return bytes(changed)
 
 
 def check(sample):
@@ -314,27 +263,20 @@ def check(sample):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_damage_ends_in_a_named_rejection(raw, own, tmp_path, packed):
-    """150 damaged inputs; what is neither a sample, nor rejected, nor a DataError raises here."""
+    """150 damaged inputs each; what is neither a sample, nor rejected, nor a DataError raises here."""
     root = own
     if packed:
         root = tmp_path / "zips"
         RAW.write_zips(raw, root)
     paths = sorted(path for path in root.rglob("*") if path.is_file() and "validation" not in str(path))
-    rng = np.random.default_rng(0)
-    outcomes = {"samples": 0, "rejected": 0, "refused": 0}
-    for i in range(150):
-        path = paths[i % len(paths)]
-        whole = path.read_bytes()
-        path.write_bytes(mutate(whole, rng))
-        try:
-            samples, rejected = encode_all(root, "--splits", "train", "--size", "8", "--no-filter")
-            outcomes["rejected" if rejected else "samples"] += 1
-            for sample in samples.values():
-                check(sample)
-        except DataError as error:
-            assert path.name in str(error)
-            outcomes["refused"] += 1
-        path.write_bytes(whole)
+
+    def encode(path):
+        samples, rejected = encode_all(root, "--splits", "train", "--size", "8", "--no-filter")
+        for sample in samples.values():
+            check(sample)
+        return rejected
+
+    outcomes = SHARED.damage_in_turn(paths, 150, encode)
     assert all(outcomes.values()), outcomes
 
 

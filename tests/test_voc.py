@@ -1,6 +1,3 @@
-import argparse
-import gzip
-import io
 import json
 import runpy
 import shutil
@@ -17,66 +14,27 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from ocl_msf.data import voc
-from ocl_msf.data._work import DataError, Rejected
+from ocl_msf.data._work import DataError
 from ocl_msf.data.convert import main
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_voc.py"))))  # the fixture's maker
+SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 TRAIN, VAL, SBD, VOID = RAW.TRAIN, RAW.VAL, RAW.SBD, RAW.VOID
 IMAGES = {**TRAIN, **VAL}
 TINY = "an object whose box is smaller than 16 pixels"
 MANY = "more than 10 objects"
 VOC = Path("VOCdevkit") / "VOC2012"
 DATASET = Path("benchmark_RELEASE") / "dataset"
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    raw = tmp_path_factory.mktemp("voc") / "raw"
-    RAW.write_folder(raw)
-    return raw
-
-
-@pytest.fixture
-def own(raw, tmp_path):
-    """A copy to damage."""
-    shutil.copytree(raw, tmp_path / "own")
-    return tmp_path / "own"
+raw, own = SHARED.miniature(RAW.write_folder), SHARED.own
 
 
 def prepare(raw, *options):
-    parser = argparse.ArgumentParser()
-    voc.add_arguments(parser)
-    parser.set_defaults(raw=raw)
-    return voc.prepare(parser.parse_args(options))
+    return SHARED.prepare(voc, raw, *options)
 
 
 def encode_all(raw, *options):
     """(samples, reasons for what is left out), each {id: ...}; arrays instead of files."""
-    conversion = prepare(raw, *options)
-    samples, rejected = {}, {}
-    for item in [item for items in conversion.splits.values() for item in items]:
-        try:
-            key, files = conversion.encode(item)
-            assert key == item.name.replace("_", "")
-            samples[item.name] = {name.split(".")[0]: decode(name, files[name]) for name in files}
-        except Rejected as error:
-            assert error.sample == item.name
-            rejected[item.name] = error.reason
-    return samples, rejected
-
-
-def decode(name, content):
-    if name.endswith(".png"):
-        return np.asarray(Image.open(io.BytesIO(content)))
-    return np.load(io.BytesIO(gzip.decompress(content)))
-
-
-def crop_and_resize(mask, size):
-    """The largest central square, then the pixels under the centres of the new ones."""
-    side = min(mask.shape)
-    top, left = ((length - side) // 2 for length in mask.shape)
-    places = np.floor((np.arange(size) + 0.5) * side / size).astype(int)
-    return mask[top:, left:][np.ix_(places, places)]
+    return SHARED.encode_all(prepare(raw, *options), lambda item: item.name.replace("_", ""))
 
 
 def renumbered(mask):
@@ -95,7 +53,7 @@ def test_samples_equal_a_plain_reference(raw, size):
     for name, sample in samples.items():
         read = [Image.open(raw / VOC / f"Segmentation{kind}" / f"{name}.png") for kind in ("Class", "Object")]
         assert [image.mode for image in read] == ["P", "P"]
-        classes, objects = (crop_and_resize(np.asarray(image), size) for image in read)
+        classes, objects = (SHARED.crop_and_resize(np.asarray(image), size) for image in read)
         np.testing.assert_array_equal(sample["segmentation-class"][..., 0], classes)
         expected, count = renumbered(objects)
         np.testing.assert_array_equal(sample["segmentation-instance"][..., 0], expected)
@@ -147,7 +105,7 @@ def test_trainaug_adds_sbd_without_what_voc_has(raw):
     samples, rejected = encode_all(raw, "--variant", "trainaug", "--no-filter", "--size", "60")
     assert not rejected
     for name in ("2008_000008", "2008_000015"):
-        classes, objects = (crop_and_resize(mask, 60) for mask in RAW.masks(*SBD[name], outlined=False))
+        classes, objects = (SHARED.crop_and_resize(mask, 60) for mask in RAW.masks(*SBD[name], outlined=False))
         np.testing.assert_array_equal(samples[name]["segmentation-class"][..., 0], classes)
         np.testing.assert_array_equal(samples[name]["segmentation-instance"][..., 0], objects)
     assert (samples["2007_000032"]["segmentation-class"] == VOID).any()  # VOC's own masks, with outlines
@@ -167,10 +125,6 @@ def test_voc_2007_may_be_there_too(own):
     assert list(encode_all(own, "--no-filter", "--size", "8")[0]) == list(IMAGES)
 
 
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
-
-
 def test_tars_and_folders_give_the_same_bytes_in_both_formats(raw, tmp_path):
     RAW.write_tars(raw, tmp_path / "tars")
     outs = [tmp_path / "out" / name for name in ("folder", "tars", "workers")]
@@ -179,7 +133,7 @@ def test_tars_and_folders_give_the_same_bytes_in_both_formats(raw, tmp_path):
             options = ["--variant", "trainaug", "--size", "24", "--no-filter", "--workers", workers, "--format", kind]
             main(["voc", str(source), str(out), *options])
             main(["voc", "nowhere", str(out), "--variant", "trainaug", "--format", kind, "--verify"])
-    folder, tars, workers = map(contents, outs)
+    folder, tars, workers = map(SHARED.contents, outs)
     assert {"voc_trainaug/val/shard-000002.tar", "voc_trainaug_lmdb/train.lmdb"} <= set(folder)
     assert folder == tars == workers
 
@@ -196,8 +150,8 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(raw, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not list(killed.rglob("summary.json"))
     main(["voc", str(tmp_path / "tars"), str(killed), *options])
-    left = {name: content for name, content in contents(killed).items() if not name.endswith(".partial")}
-    assert left == contents(tmp_path / "whole")
+    left = {name: content for name, content in SHARED.contents(killed).items() if not name.endswith(".partial")}
+    assert left == SHARED.contents(tmp_path / "whole")
 
 
 def test_odd_samples_are_read_or_named(own):
@@ -262,21 +216,6 @@ def test_missing_parts_are_named(own):
         prepare(own)
 
 
-def mutate(content, rng):
-    """Flip bits, cut off, or put other bytes somewhere."""
-    changed = bytearray(content)
-    kind = rng.integers(3)
-    if kind == 0:
-        for place in rng.integers(0, len(changed), rng.integers(1, 4)):
-            changed[place] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        changed = changed[: rng.integers(len(changed))]
-    else:
-        start = int(rng.integers(len(changed)))
-        changed[start : start + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(0, 9)))
-    return bytes(changed)
-
-
 def check(sample):
     """A sample of 8 x 8 pixels is one that the data modules and the host's transforms for VOC take."""
     classes, objects = (sample[f"segmentation-{kind}"] for kind in ("class", "instance"))
@@ -292,28 +231,21 @@ def check(sample):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_damage_ends_in_a_valid_sample_or_a_named_rejection(own, tmp_path, packed):
-    """250 damaged inputs; what is neither a sample, nor rejected, nor a DataError raises here."""
+    """125 damaged inputs each; what is neither a sample, nor rejected, nor a DataError raises here."""
     root = own
     if packed:
         root = tmp_path / "tars"
         RAW.write_tars(own, root)
     paths = sorted(path for path in root.rglob("*") if path.suffix and path.stem not in VAL)
-    rng = np.random.default_rng(0)
-    outcomes = {"samples": 0, "rejected": 0, "refused": 0}
-    for i in range(125):
-        path = paths[i % len(paths)]
-        whole = path.read_bytes()
-        path.write_bytes(mutate(whole, rng))
+
+    def encode(path):
         options = ("--variant", "trainaug", "--splits", "train", "--size", "8", "--no-filter")
-        try:
-            samples, rejected = encode_all(root, *options)
-            for sample in samples.values():
-                check(sample)
-            outcomes["rejected" if rejected else "samples"] += 1
-        except DataError as error:
-            assert path.name in str(error) or packed
-            outcomes["refused"] += 1
-        path.write_bytes(whole)
+        samples, rejected = encode_all(root, *options)
+        for sample in samples.values():
+            check(sample)
+        return rejected
+
+    outcomes = SHARED.damage_in_turn(paths, 125, encode, lambda path, message: packed or path.name in message)
     assert outcomes["samples"] and outcomes["refused"] and (outcomes["rejected"] or packed), outcomes
 
 
