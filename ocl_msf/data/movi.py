@@ -17,6 +17,7 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
+from ocl_msf.data._images import crop_mask
 from ocl_msf.data._tfrecord import Feature, parse_example, read_record, record_offsets
 from ocl_msf.data._work import DataError, Rejected, positive
 from ocl_msf.data.shards import Conversion, Sample, encode_array
@@ -208,21 +209,15 @@ def encode_video(max_objects: int, size: int, item: Item) -> Sample:
         boxes = dense_boxes(features, len(video))
     except ValueError as error:
         raise Rejected("boxes do not fit", sample, str(error)) from error
-    side = video[0].width
-    # Nearest exact: output pixel i shows input pixel floor((i + 0.5) * input / output).
-    nearest = (2 * np.arange(size) + 1) * side // (2 * size)
-    numbers = np.stack([np.asarray(mask)[nearest[:, None], nearest] for mask in masks])[..., None]
+    frame = (0, 0, *video[0].size)
+    numbers = np.stack([crop_mask(np.asarray(mask), frame, size) for mask in masks])[..., None]
     if numbers.max() > boxes.shape[1]:
         raise Rejected("mask of an unknown object", sample, f"{numbers.max()} of {boxes.shape[1]}")
     table = np.zeros((len(video), max_objects, 4), np.float32)
     table[:, : boxes.shape[1]] = boxes[:, :max_objects]
     files = {
-        "video.npy.gz": encode_array(np.stack([_resized(frame, size) for frame in video])),
+        "video.npy.gz": encode_array(np.stack([image.resize((size, size), Image.BILINEAR) for image in video])),
         "segmentations.npy.gz": encode_array(np.where(numbers > max_objects, 0, numbers).astype(np.uint8)),
         "instance_bbox.npy.gz": encode_array(table),
     }
     return f"{number:07d}", files
-
-
-def _resized(frame: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(frame if frame.width == size else frame.resize((size, size), Image.BILINEAR))
