@@ -67,6 +67,12 @@ def gather(value):
     return values
 
 
+def share_of_rank(samples):
+    """Iterate every n-th of the samples that all n processes have, each process other ones."""
+    rank = distributed.get_rank() if world_size() > 1 else 0
+    return itertools.islice(samples, rank, None, world_size())
+
+
 def expand_shards(shards):
     """Expand the braces in one or several shard names.
 

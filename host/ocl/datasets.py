@@ -10,7 +10,7 @@ from ocl._loader import Batches, EvaluationLoader, PlainLoader, TrainingLoader
 from ocl._pipe import Pipe
 from ocl._random_samples import RandomSamples
 from ocl._randomness import draw_seed, get_random_state, set_random_state
-from ocl._shards import ShardError, ShardReader, expand_shards, gather
+from ocl._shards import ShardError, ShardReader, expand_shards, gather, share_of_rank
 from ocl.data_decoding import decode_samples
 
 __all__ = [
@@ -268,6 +268,7 @@ class DummyDataModule(_SplitDataModule):
         return pipe.with_size(size)
 
     def _loader(self, split):
-        batches = self._samples(split).batch(self._batch_size(split)).collate(collate_with_autopadding)
+        samples = self._samples(split) if split == "train" else self._samples(split).then(share_of_rank)
+        batches = samples.batch(self._batch_size(split)).collate(collate_with_autopadding)
         n_batches = -(-self._size(split) // self._batch_size(split))
         return PlainLoader(batches.with_size(n_batches), self._begin_pass if split == "train" else None)

@@ -316,6 +316,9 @@ def test_evaluation_says_what_is_missing(run, evaluate, tmp_path):
         evaluate(f"train_config_path={run}", "checkpoint_path=none.ckpt")
     with pytest.raises(ValueError, match="`outputs_to_store`"):
         evaluate(f"train_config_path={run}", "save_outputs=true")
+    with pytest.raises(ValueError, match=r"leave \+trainer.devices out"):
+        store = ["save_outputs=true", "outputs_to_store=[net]"]  # files are numbered one after another
+        evaluate(f"train_config_path={run}", *store, "+trainer.devices=2")
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "config.yaml").write_text((run / "config" / "config.yaml").read_text())
     with pytest.raises(ValueError, match="No checkpoint"):

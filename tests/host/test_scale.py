@@ -94,6 +94,18 @@ class Net(torch.nn.Module):
         return dict(output=output, zeros=zeros, predicted_masks=masks[0].float(), true_masks=masks[1])
 
 
+class Seen(torch.nn.Module):
+    def __init__(self, common, output_dir):
+        super().__init__()
+        self.rank = os.environ.get("LOCAL_RANK", "0")
+        self.paths = [f"{common}/seen{self.rank}", f"{output_dir}/seen_by"]
+
+    def forward(self, key):
+        for path, text in zip(self.paths, (" ".join(key), self.rank)):
+            with open(path, "a") as file:
+                print(text, file=file)
+
+
 class Journal(pl.Callback):
     def setup(self, trainer, pl_module, stage):
         self.lines = {"train": [], "val": []}
@@ -146,25 +158,43 @@ def keys_of(batches):
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
-    """Start a training by the command line; returns its exit status, folder and journals by rank."""
+def folder(tmp_path_factory):
+    """Folder with an experiment, the modules that it needs, and shards."""
     folder = tmp_path_factory.mktemp("scale")
     (folder / "experiment").mkdir()
     (folder / "experiment" / "scaled.yaml").write_text(CONFIG.lstrip())
     (folder / "journal.py").write_text(JOURNAL)
+    write_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(folder):
+    """Run a program of the host; returns its exit status and everything that it printed."""
     paths = os.pathsep.join([str(folder), *sys.path])
-    environment = {**os.environ, "SHARDS": write_shards(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    shards = f"{folder}/{{0..{len(COUNTS) - 1}}}.tar"
+    environment = {**os.environ, "SHARDS": shards, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+    def run(program, *overrides, **variables):
+        command = [sys.executable, "-m", f"ocl.cli.{program}", "--config-dir", str(folder), *overrides]
+        variables = {**environment, **variables}
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        result = subprocess.run(command, cwd=folder, env=variables, timeout=600, **pipes)
+        return result.returncode, result.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def train(call, folder):
+    """Start a training by the command line; returns its exit status, folder and journals by rank."""
 
     def run(name, *overrides, **variables):
-        command = [sys.executable, "-m", "ocl.cli.train", "--config-dir", str(folder), "+experiment=scaled"]
-        command += [f"hydra.run.dir={folder / name}", *overrides]
-        variables = {**environment, **variables}
-        result = subprocess.run(
-            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=600
-        )
+        command = ["+experiment=scaled", f"hydra.run.dir={folder / name}", *overrides]
+        status, printed = call("train", *command, **variables)
         journals = [json.loads(path.read_text()) for path in sorted((folder / name).glob("journal*.json"))]
-        assert journals, result.stdout + result.stderr
-        return result.returncode, folder / name, journals
+        assert journals, printed
+        return status, folder / name, journals
 
     return run
 
@@ -224,6 +254,35 @@ def test_two_processes_stop_together_and_continue_exactly(train, two):
     for rank, uncut in enumerate(two[2]):
         assert first[rank]["train"] + rest[rank]["train"] == uncut["train"]
         assert rest[rank]["weights"] == uncut["weights"]
+
+
+SEEN = "{seen:{_target_:routed.journal.Seen,key_path:input.__key__,common:%s,output_dir:'${output_dir}'}}"
+DUMMY = "{_target_:ocl.datasets.DummyDataModule,data_shapes:{x:[4]},data_types:{x:uniform},val_size:7}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [[], [f"dataset={DUMMY}", "eval_test=true"]])
+def test_two_processes_evaluate_as_one_and_write_one_report(call, one, tmp_path, data):
+    def evaluate(devices, *overrides):
+        common, output_dir = tmp_path / f"common{devices}", tmp_path / f"output{devices}"
+        common.mkdir()
+        output_dir.mkdir()
+        command = [f"train_config_path={one[1]}", f"output_dir={output_dir}", f"modules={SEEN % common}"]
+        status, printed = call("eval", "+evaluation=eval", *command, *data, *overrides)
+        assert status == 0, printed
+        assert printed.count("Report: ") == 1 and "Error" not in printed
+        assert {path.name for path in output_dir.iterdir()} == {"metrics.json", "seen_by"}
+        assert set((output_dir / "seen_by").read_text().split()) == {"0"}
+        seen = [(common / f"seen{rank}").read_text().split() for rank in range(devices)]
+        return seen, json.loads((output_dir / "metrics.json").read_text())["metrics"]
+
+    (alone,), single = evaluate(1)
+    together, double = evaluate(2, "+trainer.devices=2")
+    assert sorted(together[0] + together[1]) == sorted(alone) and all(together)
+    assert double.keys() == single.keys()
+    for split in single:
+        for name in ("ari", "same_for_any_weights"):  # the other loss draws dropout
+            assert double[split][name] == pytest.approx(single[split][name], rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- URLs

@@ -1,8 +1,12 @@
-"""Evaluate a trained model: `ocl_eval +evaluation=eval train_config_path=RUN`."""
+"""Evaluate a trained model: `ocl_eval +evaluation=eval train_config_path=RUN`, by default on one device.
+
+`+trainer.devices=2` takes two; any other argument of Lightning's trainer replaces that of the training, too.
+"""
 import json
 import logging
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -16,7 +20,7 @@ from torch import nn
 
 from ocl.cli import eval_utils
 from ocl.cli.cli_utils import find_checkpoint, hydra_1_1, hydra_main
-from ocl.cli.train import build_and_register_datamodule_from_config, instantiate
+from ocl.cli.train import build_and_register_datamodule_from_config, instantiate, use_progress_bar
 from ocl.combined_model import CombinedModel
 from ocl.utils.routing import Combined
 
@@ -153,7 +157,11 @@ def extend_model(model: CombinedModel, config: DictConfig) -> None:
 
 
 def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
-    """Build the trainer of the evaluation, which collects outputs if they are to be stored."""
+    """Build the trainer of the training, on one device unless told otherwise, and writing nothing.
+
+    Raises:
+        ValueError: If outputs are to be stored by several processes, which cannot number them together.
+    """
     callbacks = []
     if config.save_outputs:
         callbacks.append(
@@ -161,7 +169,13 @@ def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
                 config.outputs_to_store, max_samples=config.n_samples_to_store, flatten_batches=True
             )
         )
-    return eval_utils.build_evaluation_trainer(train_config, callbacks)
+    options = dict(devices=1, num_nodes=1, strategy="auto", plugins=None, callbacks=callbacks, logger=False)
+    options.update(enable_checkpointing=False, enable_progress_bar=use_progress_bar(train_config))
+    options.update(config.get("trainer", {}))
+    trainer = instantiate(train_config.trainer, **options)
+    if config.save_outputs and trainer.world_size > 1:
+        raise ValueError("save_outputs=true needs a single device: leave +trainer.devices out.")
+    return trainer
 
 
 def evaluate_split(
@@ -179,7 +193,8 @@ def evaluate_split(
             eval_utils.save_outputs(folder, extractor.get_outputs())
             log.info("Outputs of %s are in %s", split, folder)
     metrics = {re.sub("^val/", "", name): value for name, value in metrics.items()}
-    log.info("%s: %s", split, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    if trainer.is_global_zero:
+        log.info("%s: %s", split, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     return metrics
 
 
@@ -190,6 +205,22 @@ def write_report(path: str, report: dict[str, Any]) -> None:
         json.dump(report, file, indent=2)
         file.write("\n")
     os.replace(temporary, path)
+
+
+def evaluate_splits(config: DictConfig, train_config: DictConfig, trainer: pl.Trainer) -> dict[str, Any]:
+    """Build data and model as in training, and return losses and metrics of the splits that are asked for."""
+    eval_utils.seed_from_config(train_config)
+    datamodule = build_datamodule(config, train_config)
+    model = eval_utils.build_trained_model(train_config, config.checkpoint_path)
+    extend_model(model, config)
+    model.return_outputs_on_validation = config.save_outputs
+    datamodule.prepare_data()
+    metrics = {}
+    for split in STAGES:
+        if config[f"eval_{split}"]:
+            eval_utils.seed_from_config(train_config)  # the same numbers, whichever splits come before
+            metrics[split] = evaluate_split(config, trainer, model, datamodule, split)
+    return metrics
 
 
 @hydra_main("evaluation_config")
@@ -204,25 +235,17 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError("save_outputs=true needs `outputs_to_store`, paths such as [masks,input.image].")
     config = resolve_paths(config)
     train_config = load_train_config(config.train_config_path, config.train_config_overrides)
-    eval_utils.seed_from_config(train_config)
-    datamodule = build_datamodule(config, train_config)
-    model = eval_utils.build_trained_model(train_config, config.checkpoint_path)
-    extend_model(model, config)
     trainer = build_trainer(config, train_config)
-    model.return_outputs_on_validation = config.save_outputs
+    if not trainer.is_global_zero:
+        with tempfile.TemporaryDirectory() as config.output_dir:  # the first process writes what is kept
+            evaluate_splits(config, train_config, trainer)
+        return
     if trainer.limit_val_batches != 1.0:
         log.warning("Only a part is evaluated: trainer.limit_val_batches=%s", trainer.limit_val_batches)
-
-    datamodule.prepare_data()
-    metrics = {}
-    for split in STAGES:
-        if config[f"eval_{split}"]:
-            eval_utils.seed_from_config(train_config)  # the same numbers, whichever splits come before
-            metrics[split] = evaluate_split(config, trainer, model, datamodule, split)
     report = {
         "train_config_path": config.train_config_path,
         "checkpoint_path": config.checkpoint_path,
-        "metrics": metrics,
+        "metrics": evaluate_splits(config, train_config, trainer),
     }
     path = os.path.join(config.output_dir, config.report_filename)
     write_report(path, report)

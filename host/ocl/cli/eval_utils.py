@@ -10,12 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from ocl.callbacks import update_global_step
-from ocl.cli.train import (
-    build_and_register_datamodule_from_config,
-    build_model_from_config,
-    instantiate,
-    use_progress_bar,
-)
+from ocl.cli.train import build_and_register_datamodule_from_config, build_model_from_config
 from ocl.combined_model import CombinedModel
 from ocl.utils.checkpoints import load_weights
 from ocl.utils.trees import get_tree_element, map_tree
@@ -52,26 +47,6 @@ def build_trained_model(config: DictConfig, checkpoint_path: Optional[str]) -> C
 def seed_from_config(config: DictConfig) -> None:
     """Seed all random number generators as in training, with 0 if the config has no seed."""
     pl.seed_everything(config.get("seed") or 0, workers=True)
-
-
-def build_evaluation_trainer(config: DictConfig, callbacks: Optional[list] = None) -> pl.Trainer:
-    """Build the trainer of a training config, reduced to one device and writing nothing.
-
-    Args:
-        config: Training config.
-        callbacks: Callbacks to use instead of the ones of the training.
-    """
-    return instantiate(
-        config.trainer,
-        enable_progress_bar=use_progress_bar(config),
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
-        plugins=None,
-        callbacks=callbacks or [],
-        logger=False,
-        enable_checkpointing=False,
-    )
 
 
 def limit_samples(batches: Any, count: int) -> Iterator:
