@@ -96,13 +96,13 @@ class SetEpochEnvironmentVariable(pl.Callback):
 
 
 class LogProgress(pl.Callback):
-    """Write a line per validation, and per percent of the training where no progress bar does it."""
+    """Write a line per validation, and 20 over the training where no progress bar shows it."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.progress_bar_callback is None and trainer.max_steps > 0:
-            if trainer.global_step % max(1, trainer.max_steps // 100) == 0:
+            if trainer.global_step % max(1, trainer.max_steps // 20) == 0:
                 self._log(trainer, "train/")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
