@@ -131,12 +131,22 @@ def read_protocol(folder: Path) -> Dict[str, Scores]:
     return {kind: _with_sum(report[kind]) for kind in ("mean", "best") if kind in report}
 
 
-def _read(path: Path) -> Dict[str, Any]:
+def read_environment(folder: Path) -> Dict[str, str]:
+    """Read what a training has recorded of the machine and the versions that it ran with; empty if it has not.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    recorded = _read(folder / "config" / "environment.json", "Delete it: the report can do without")
+    return {name: str(value) for name, value in recorded.items()}
+
+
+def _read(path: Path, advice: str = "Delete it and evaluate again") -> Dict[str, Any]:
     """A report; empty where there is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it and evaluate again.") from error
+        raise ValueError(f"{path} is damaged ({error}). {advice}.") from error
     return report if isinstance(report, dict) else {}
 
 

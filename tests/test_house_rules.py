@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "checkpoints": {"torch", "omegaconf", "yaml"},
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
     "ema": FRAMEWORK | {"diffusers"},
+    "environment": FRAMEWORK | {"ocl_msf.data"},
     "outputs": FRAMEWORK | {"safetensors", "ocl_msf.data"},
     "paper": set(),
     "progress": FRAMEWORK | {"tqdm"},
@@ -66,7 +67,7 @@ MAY_IMPORT = {
     "runs": {"yaml", "tensorboard", "ocl_msf.checkpoints", "ocl_msf.paper"},
     "figures": FRAMEWORK | {"matplotlib", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.runs", "ocl_msf.visualizations"},
     "report": {"yaml", "numpy", "PIL", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.paper"}
-    | {"ocl_msf.report", "ocl_msf.runs"},
+    | {"ocl_msf.environment", "ocl_msf.report", "ocl_msf.runs"},
     "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data"},
 }
 COMMAND_LINES = {"data", "tables", "report", "editing", "figures", "protocol", "tasks"}  # these may print
@@ -139,7 +140,7 @@ def test_no_module_asks_which_host_it_runs_in(path):
     blocks = [node for node in tree.body if isinstance(node, ast.With)]
     explained = [block for block in blocks if "require_host" in ast.dump(block.items[0])]
     at_top = {id(node) for block in [tree, *explained] for node in block.body}
-    asking = {"importlib"} if room_of(path) not in {"_plugins", "report"} else set()  # the report prints versions
+    asking = {"importlib"} if room_of(path) not in {"_plugins", "environment"} else set()  # versions are recorded
     found = [(line, name) for name, line in imports(path) if name in asking]
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in at_top:

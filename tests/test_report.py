@@ -1,5 +1,6 @@
 """The report: what it finds, what it prints, and that it is the same twice."""
 
+import importlib.metadata
 import io
 import json
 import re
@@ -231,6 +232,37 @@ def test_the_same_runs_make_the_same_bytes_but_for_the_date(runs, tmp_path):
     assert first == second != third
     assert third.replace(b"2025-01-02", b"2025-01-01") == first
     assert (tmp_path / "a" / "scores.md").read_bytes() == (tmp_path / "c" / "scores.md").read_bytes()
+
+
+def test_environments_are_shown_once_and_by_run(runs, tmp_path):
+    kept = {"device": "1 x <GPU>", "torch": "9.8.7", "Python": "3.99"}
+    folders = [runs / f"s{seed}" / "slate" / "now" / "config" for seed in range(3)]
+    for folder, device in zip(folders, ("1 x <GPU>", "2 x another", "1 x <GPU>")):
+        (folder / "environment.json").write_text(json.dumps({**kept, "device": device}))
+    for name in "ab":
+        main([str(runs), "--out", str(tmp_path / name), "--date", "2025-01-01"])
+    assert (tmp_path / "a" / "index.html").read_bytes() == (tmp_path / "b" / "index.html").read_bytes()
+    shown = read(tmp_path / "a")
+    assert "3 of 5 runs" in shown.text
+    (start,) = [n for n, row in enumerate(shown.rows) if row == ["", "1", "2", "this report"]]
+    assert shown.rows[start + 1] == ["runs", "2", "1", "-"]
+    assert shown.rows[start + 2][:3] == ["device", "1 x <GPU>", "2 x another"]
+    assert shown.rows[start + 3] == ["torch", "9.8.7", "9.8.7", importlib.metadata.version("torch")]
+    numbers = {row[0]: row[1] for row in shown.rows[start + 5 :] if len(row) == 2}
+    assert [numbers[f"slate_clevrtex, msf, seed {seed}"] for seed in range(3)] == ["1", "2", "1"]
+    assert numbers["slate_clevrtex, vq, seed 0"] == "none recorded"
+    lines = (tmp_path / "a" / "scores.md").read_text(encoding="utf-8").splitlines()
+    assert "| runs | 2 | 1 | - |" in lines and "| slate_clevrtex, msf, seed 1 | 2 |" in lines
+    (folders[0] / "environment.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"environment\.json is damaged"):
+        main([str(runs), "--out", str(tmp_path / "report")])
+
+
+def test_runs_without_a_record_of_their_environment_are_said_to_have_none(runs, tmp_path):
+    main([str(runs), "--out", str(tmp_path / "report")])
+    shown = read(tmp_path / "report")
+    assert "none recorded: what follows is where this report was made" in shown.text
+    assert ["", "this report"] in shown.rows
 
 
 def test_of_a_command_run_twice_the_furthest_counts(runs):

@@ -15,16 +15,8 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from ocl_msf.data._work import command_line, positive, replacing
-from ocl_msf.report.page import page, run_name
-from ocl_msf.report.tables import (
-    environment,
-    experiments,
-    markdown,
-    missing_of,
-    protocol_table,
-    score_table,
-    seed_table,
-)
+from ocl_msf.report.page import page
+from ocl_msf.report.tables import all_tables, markdown, missing_of, run_name
 from ocl_msf.runs import ScoredRun, collect
 
 
@@ -44,14 +36,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             runs = collect(options.runs)
             if options.evaluate and evaluate(runs):
                 runs = collect(options.runs)
+            tables = all_tables(runs)
         except (FileNotFoundError, ImportError, ValueError) as error:
             sys.exit(f"error: {error}")
         date = options.date or datetime.date.today().isoformat()
-        found = experiments(runs)
-        tables = [score_table(*one) for one in found]
-        tables += filter(None, (protocol_table(*one) for one in found))
-        tables += [seed_table(f"{name}, every run", mine) for name, mine in found]
-        texts = {"index.html": page(runs, date, options.scenes), "scores.md": markdown([*tables, environment()])}
+        texts = {"index.html": page(runs, date, options.scenes), "scores.md": markdown(tables)}
         for name, text in texts.items():
             with replacing(options.out / name) as file:
                 file.write(text.encode("utf-8"))

@@ -13,15 +13,17 @@ from ocl_msf.figures.scenes import Scenes, draw_segmentations, read_scenes, scen
 from ocl_msf.report import html
 from ocl_msf.report.tables import (
     commands,
-    environment,
+    environment_runs,
+    environment_table,
     experiments,
     missing_of,
     protocol_table,
     relative,
+    run_name,
     score_table,
     seed_table,
 )
-from ocl_msf.runs import ScoredRun, name_rows, shared_settings
+from ocl_msf.runs import ScoredRun, name_rows, read_environment, shared_settings
 
 Rows = Sequence[Tuple[str, List[ScoredRun]]]  # of name_rows
 CURVES = ("val/ari_fg", "val/ari", "val/miou", "val/mbo", "val/reconstruction", "train/reconstruction")
@@ -55,7 +57,7 @@ def page(runs: Sequence[ScoredRun], date: str, gallery: int = 4) -> str:
         _galleries(runs, scenes, gallery),
         _commands(runs),
         _settings(runs),
-        [html.table(environment()), html.paragraph("Of the machine that made this report.", "soft")],
+        _environments(runs),
     ]
     for name, chapter in zip(CHAPTERS, chapters):
         parts += [html.heading(2, name, name.lower()), *chapter]
@@ -76,11 +78,6 @@ def _read_scenes(runs: Sequence[ScoredRun]) -> Tuple[Dict[Path, Scenes], List[st
                     f"{100 * scored:.2f}. They are of two checkpoints: evaluate again."
                 )
     return scenes, notes
-
-
-def run_name(run: ScoredRun) -> str:
-    """Such as "slate_clevrtex, vq, seed 0"."""
-    return ", ".join(filter(None, [run.experiment, run.variant, f"seed {run.seed}"]))
 
 
 def _scores(runs: Sequence[ScoredRun], notes: Sequence[str]) -> List[str]:
@@ -231,3 +228,13 @@ def _settings(runs: Sequence[ScoredRun]) -> List[str]:
         whole = html.folded("Full configuration", [html.code(relative(config).splitlines())])
         parts.append(html.folded(run_name(run), [html.code([*map(relative, run.overrides)], True), whole]))
     return parts
+
+
+def _environments(runs: Sequence[ScoredRun]) -> List[str]:
+    """Versions and devices, and which run had which."""
+    without = sum(not read_environment(run.run.folder) for run in runs)
+    text = f"Recorded when training started by {len(runs) - without} of {len(runs)} runs."
+    if without == len(runs):
+        text = "These runs have none recorded: what follows is where this report was made."
+    of_runs = html.folded("Environment of every run", [html.table(environment_runs(runs))])
+    return [html.paragraph(text), html.table(environment_table(runs)), of_runs]

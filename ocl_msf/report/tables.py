@@ -1,18 +1,17 @@
 """The report's tables: scores beside the paper's, runs, environment; and what is missing."""
 
-import importlib.metadata
 import os
-import platform
 import re
 import shlex
 import statistics
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from ocl_msf.environment import processor_name, software
 from ocl_msf.figures.guidance import FILE as GUIDANCE
 from ocl_msf.figures.scenes import FILE as SCENES
 from ocl_msf.paper import TABLES, Part, Row, value_of
-from ocl_msf.runs import ScoredRun, name_rows, read_protocol
+from ocl_msf.runs import ScoredRun, name_rows, read_environment, read_protocol
 
 METRICS = {
     "ari": "ARI",
@@ -26,7 +25,6 @@ METRICS = {
     "inter": "inter-cluster ↑",
     "intra": "intra-cluster ↓",
 }
-PACKAGES = ("ocl-msf", "ocl", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy")
 
 
 class Cell(NamedTuple):
@@ -157,16 +155,48 @@ def relative(text: str) -> str:
     return re.sub(r"='([\w./-]+)'$", r"=\1", text.replace(f"{Path.cwd()}{os.sep}", ""))
 
 
-def environment() -> Table:
-    """Where the report was made, which is where the runs were if it was made beside them."""
-    rows = [("Python", platform.python_version())]
-    for name in PACKAGES:
-        try:
-            rows.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append((name, "not installed"))
-    rows.append(("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"))
-    return Table("Environment", ["", "version"], [[Cell(name), Cell(version)] for name, version in rows])
+def environment_table(runs: Sequence[ScoredRun]) -> Table:
+    """A column for each environment that runs were trained in, by number, and one for where the report was made."""
+    groups = enumerate(_environments(runs), 1)
+    columns = {str(n): {"runs": str(len(found)), **dict(kept)} for n, (kept, found) in groups if kept}
+    columns["this report"] = {"device": processor_name(), **software()}
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[Cell(name), *(Cell(column.get(name, "-")) for column in columns.values())] for name in names]
+    return Table("Environments", ["", *columns], rows)
+
+
+def environment_runs(runs: Sequence[ScoredRun]) -> Table:
+    """The number of every run's environment, and which runs have not recorded theirs."""
+    rows = []
+    for number, (kept, found) in enumerate(_environments(runs), 1):
+        rows += [[Cell(run_name(run)), Cell(str(number) if kept else "none recorded")] for run in found]
+    return Table("Environments of runs", ["", "environment"], rows)
+
+
+def _environments(runs: Sequence[ScoredRun]) -> List[Tuple[Tuple[Tuple[str, str], ...], List[ScoredRun]]]:
+    """What runs have recorded, and the runs that have recorded just that; at the end those without a record."""
+    groups: Dict[Tuple[Tuple[str, str], ...], List[ScoredRun]] = {}
+    for run in runs:
+        groups.setdefault(tuple(read_environment(run.run.folder).items()), []).append(run)
+    return sorted(groups.items(), key=lambda group: not group[0])
+
+
+def run_name(run: ScoredRun) -> str:
+    """Such as "slate_clevrtex, vq, seed 0"."""
+    return ", ".join(filter(None, [run.experiment, run.variant, f"seed {run.seed}"]))
+
+
+def all_tables(runs: Sequence[ScoredRun]) -> List[Table]:
+    """Every table of a report.
+
+    Raises:
+        ValueError: a file of a run is damaged.
+    """
+    found = experiments(runs)
+    tables = [score_table(*one) for one in found]
+    tables += filter(None, (protocol_table(*one) for one in found))
+    tables += [seed_table(f"{name}, every run", mine) for name, mine in found]
+    return [*tables, environment_table(runs), environment_runs(runs)]
 
 
 def markdown(tables: Sequence[Table]) -> str:
