@@ -245,3 +245,47 @@ def test_attention_begins_at_the_level_asked_for():
         assert [attends(block) for block in decoder.unet.up_blocks] == [level >= first for level in (1, 0)]
     with pytest.raises(ValueError, match="attention_from must be 0 to 2"):
         DiffusionDecoder(6, 4, size=8, channels=[8, 16], num_heads=2, attention_from=3)
+
+
+@pytest.fixture
+def of_velocity():
+    torch.manual_seed(0)
+    return DiffusionDecoder(
+        6, 4, size=8, channels=[8, 16], num_layers=1, num_heads=2, prediction_type="v_prediction"
+    ).eval()
+
+
+def test_the_target_is_the_noise_or_the_velocity(decoder, of_velocity, slots, guidance):
+    """Salimans and Ho (2022): v = sqrt(a) noise - sqrt(1 - a) x, with the same noise and timesteps as before."""
+    output, other = decoder(slots, guidance), of_velocity(slots, guidance)
+    assert torch.equal(output.target, output.noise)
+    assert torch.equal(other.noise, output.noise) and torch.equal(other.timesteps, output.timesteps)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[[125, 375, 625, 875]].view(4, 1, 1, 1)
+    velocity = kept.sqrt() * output.noise - (1 - kept).sqrt() * of_velocity.standardize(guidance)[:, None]
+    torch.testing.assert_close(other.target, velocity, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_denoising_with_the_true_velocity_gives_the_guidance_back(of_velocity, slots, guidance, monkeypatch, steps):
+    of_velocity.train()(slots, guidance)
+    kept, x = of_velocity.noising.alphas_cumprod, of_velocity.standardize(guidance)
+
+    def true_velocity(z, t, *_):
+        noise = (z - kept[t].sqrt() * x) / (1 - kept[t]).sqrt()
+        return kept[t].sqrt() * noise - (1 - kept[t]).sqrt() * x
+
+    monkeypatch.setattr(of_velocity, "predict", true_velocity)
+    torch.testing.assert_close(of_velocity.generate(slots, steps=steps), guidance, rtol=1e-3, atol=1e-2)
+
+
+def test_where_nothing_but_noise_is_left_the_velocity_still_asks_for_the_guidance(of_velocity, decoder, slots):
+    """Another guidance changes the target at the noisiest level, by as much as itself; the noise it never changes."""
+    one, two = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    change = (of_velocity(slots, one).target - of_velocity(slots, two).target)[:, -1]
+    torch.testing.assert_close(change, two - one, rtol=1e-2, atol=1e-2)
+    assert torch.equal(decoder(slots, one).target, decoder(slots, two).target)
+
+
+def test_what_cannot_be_predicted_is_named():
+    with pytest.raises(ValueError, match="prediction_type must be epsilon or v_prediction, got 'sample'"):
+        DiffusionDecoder(6, 4, size=8, channels=[8], num_heads=2, prediction_type="sample")
