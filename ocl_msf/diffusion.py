@@ -56,6 +56,8 @@ class DiffusionDecoder(nn.Module):
             sqrt(1 - a) guidance, where a is the guidance's part of the variance (Salimans and Ho, 2022). An error in
             the guidance, as slots tell it, counts a / (1 - a) in the noise, which vanishes where only slots can tell,
             and 1 / (1 - a) in the velocity. So far fewer steps teach to use slots.
+        coordinates: the UNet also sees the row and column of each position, from -1 to 1, as two more channels (Liu et
+            al., 2018). The paper's tells positions by its padding alone, which takes long to learn.
 
     Raises:
         ValueError: there are no channels or they cannot be split into heads, eval_levels is not in
@@ -74,6 +76,7 @@ class DiffusionDecoder(nn.Module):
         eval_levels: int = 4,
         attention_from: int = 1,
         prediction_type: str = "epsilon",
+        coordinates: bool = False,
     ):
         super().__init__()
         if not channels or any(width % num_heads for width in channels):
@@ -86,9 +89,9 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"prediction_type must be epsilon or v_prediction, got {prediction_type!r}.")
         plain, attending = attention_from, len(channels) - attention_from
         self.object_dim, self.guidance_dim, self.size = object_dim, guidance_dim, size
-        self.eval_levels = eval_levels
+        self.eval_levels, self.coordinates = eval_levels, coordinates
         self.unet = UNet2DConditionModel(
-            in_channels=guidance_dim,
+            in_channels=guidance_dim + 2 * coordinates,
             out_channels=guidance_dim,
             down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attending,
             up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
@@ -144,6 +147,8 @@ class DiffusionDecoder(nn.Module):
 
         Slots (b, k, d) that slot_mask (b, k) turns off take no part. If all are off, it is predicted from zeros.
         """
+        if self.coordinates:
+            noisy = torch.cat([noisy, _coordinates(noisy)], 1)
         if slot_mask is not None:
             slots = slots.masked_fill(slot_mask[..., None], 0.0)  # for samples whose slots are all off
             slot_mask = ~slot_mask  # the UNet's is True where a slot is on
@@ -209,3 +214,10 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"guidance must be (b, {wanted}, h, w), as guidance_dim says, got {shape}.")
         if len(slots) != len(guidance):
             raise ValueError(f"There are slots of {len(slots)} images, but guidance of {len(guidance)}.")
+
+
+def _coordinates(grid: torch.Tensor) -> torch.Tensor:
+    """Row and column, -1 to 1, of each position of a grid (b, d, h, w): (b, 2, h, w)."""
+    rows, columns = (torch.linspace(-1, 1, size, device=grid.device, dtype=grid.dtype) for size in grid.shape[2:])
+    both = torch.stack([rows[:, None].expand(grid.shape[2:]), columns.expand(grid.shape[2:])])
+    return both.expand(len(grid), -1, -1, -1)

@@ -289,3 +289,19 @@ def test_where_nothing_but_noise_is_left_the_velocity_still_asks_for_the_guidanc
 def test_what_cannot_be_predicted_is_named():
     with pytest.raises(ValueError, match="prediction_type must be epsilon or v_prediction, got 'sample'"):
         DiffusionDecoder(6, 4, size=8, channels=[8], num_heads=2, prediction_type="sample")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 7)])
+def test_the_network_sees_where_it_is_if_asked_to(slots, shape):
+    """The guidance itself first, then a ramp down the rows and one along the columns."""
+    decoder = DiffusionDecoder(6, 4, size=8, channels=[8, 16], num_layers=1, num_heads=2, coordinates=True).eval()
+    seen = []
+    decoder.unet.conv_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    noisy = torch.randn(2, 4, *shape)
+    assert decoder.predict(noisy, torch.tensor(500), slots).shape == noisy.shape
+    rows, columns = seen[0][:, 4], seen[0][:, 5]
+    assert torch.equal(seen[0][:, :4], noisy) and seen[0].shape[1] == 6
+    assert torch.equal(rows[..., :1].expand_as(rows), rows) and torch.equal(columns[:, :1].expand_as(columns), columns)
+    for steps in (rows[..., 0], columns[:, 0]):
+        assert steps[0, 0] == -1 and steps[0, -1] == 1 and steps.diff().std() < 1e-6
+    assert decoder.generate(slots, size=shape, steps=2).shape == (2, 4, *shape)
