@@ -197,6 +197,19 @@ def test_implicit_differentiation_is_one_more_step_with_its_own_gradient():
     assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+def test_parameters_have_the_names_that_checkpoints_of_others_use():
+    """Of what configs build; SlotAttention's and the decoders' are in the framework's description."""
+    mlp = networks.build_two_layer_mlp(6, 6, 8, initial_layer_norm=True, residual=True)
+    embedding = wrappers.Sequential(positional_embedding.SoftPositionEmbed(2, 6), mlp)
+    names = ["layers.0.dense"] + [f"layers.1.module.{n}" for n in (0, 1, 3)]
+    assert list(embedding.state_dict()) == [f"{name}.{x}" for name in names for x in ("weight", "bias")]
+    encoder = networks.build_transformer_encoder(6, 4, n_layers=1, n_heads=2)
+    assert {name.split(".")[0] for name in encoder.state_dict()} == {"0", "1", "2"}
+    decoder = networks.build_transformer_decoder(6, 6, n_layers=2, n_heads=2)
+    assert {".".join(name.split(".")[:2]) for name in decoder.state_dict()} == {"layers.0", "layers.1"}
+    assert list(positional_embedding.LearnedAdditivePositionalEmbed(3, 6).state_dict()) == ["pe"]
+
+
 def test_grouping_embeds_positions_and_fills_empty_slots():
     embedding = wrappers.Sequential(positional_embedding.SoftPositionEmbed(2, 6), nn.LayerNorm(6))
     grouping = SlotAttentionGrouping(

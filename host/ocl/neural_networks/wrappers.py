@@ -16,12 +16,16 @@ class Residual(nn.Module):
         return inputs + self.module(inputs)
 
 
-class Sequential(nn.Sequential):
+class Sequential(nn.Module):
     """Run modules one after the other; a tuple becomes several inputs of the next one."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)  # its name is part of those of parameters
 
     def forward(self, *inputs):
         """Pass the inputs to the first module and return the output of the last."""
-        for layer in self:
+        for layer in self.layers:
             outputs = layer(*inputs)
             inputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return outputs
