@@ -59,7 +59,8 @@ def processor_name() -> str:
 
 def software() -> Dict[str, str]:
     """The system, and the versions of Python and of the packages that results depend on."""
-    versions = {"system": platform.platform(), "Python": platform.python_version()}
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    versions = {"system": system, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -13,6 +13,7 @@ from ocl_msf.paper import TABLES
 
 REPORTS = ("metrics.json", "separability.json")
 PLACES = re.compile(r"\+*(seed|load_checkpoint|experiment\.root_output_folder|experiment\.vae_checkpoint)=")
+LONGEST_NAME = 60  # characters of overrides that stand in the name of a row
 NAMED = re.compile(r"\+*(experiment|msf/variant)=")
 
 
@@ -216,7 +217,20 @@ def name_rows(runs: Sequence[ScoredRun]) -> List[Tuple[str, List[ScoredRun]]]:
     """Name the groups of runs: by variant and what other overrides not all runs of the experiment have."""
     rows = []
     for settings, found in group(runs).items():
-        shared = shared_settings([run for run in runs if run.experiment == found[0].experiment])
-        own = [o for o in settings if o not in shared and not NAMED.match(o)]
-        rows.append((" ".join([found[0].variant, *own]).strip() or found[0].experiment, found))
+        same = [run for run in runs if run.experiment == found[0].experiment]
+        own = _own_settings(settings, same)
+        words = [long_settings(same)[own]] if own in long_settings(same) else own
+        rows.append((" ".join([found[0].variant, *words]).strip() or found[0].experiment, found))
     return rows
+
+
+def long_settings(runs: Sequence[ScoredRun]) -> Dict[Tuple[str, ...], str]:
+    """Overrides of some runs of one experiment that are too long for a name, and what they are called instead."""
+    own = dict.fromkeys(_own_settings(run.settings, runs) for run in runs)
+    long = [settings for settings in own if len(" ".join(settings)) > LONGEST_NAME]
+    return {settings: f"settings {number}" for number, settings in enumerate(long, 1)}
+
+
+def _own_settings(settings: Sequence[str], runs: Sequence[ScoredRun]) -> Tuple[str, ...]:
+    shared = shared_settings(runs)
+    return tuple(o for o in settings if o not in shared and not NAMED.match(o))

@@ -53,7 +53,7 @@ def test_a_training_records_its_environment_before_the_first_step(tmp_path):
     trainer.fit(line, torch.utils.data.DataLoader(torch.ones(1), batch_size=1))
     assert line.there == ["environment.json"]
     recorded = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
-    assert recorded["Python"] == platform.python_version() and recorded["system"] == platform.platform()
+    assert recorded["Python"] == platform.python_version() and platform.release() in recorded["system"]
     assert recorded["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert recorded["device"].startswith("1 x ") and recorded["device"].endswith(f", {os.cpu_count()} cores")
     assert set(recorded) == {"device", "system", "Python", *PACKAGES} and all(recorded.values())

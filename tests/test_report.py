@@ -285,6 +285,20 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
     assert list(names)[:2] == ["vq", "gdr"]  # as in the paper's Table 1
 
 
+def test_settings_too_long_for_a_name_are_numbered_and_told(tmp_path):
+    long = [[f"experiment.training.{name}={n}" for name in ("steps", "warmup_steps", "validate_every")] for n in (5, 7)]
+    for number, own in enumerate([[], long[0], [*long[0], "msf/variant=vq"], long[1], ["dataset.batch_size=2"]]):
+        make_run(tmp_path / "runs" / f"{number}" / "now", [*SLATE, *own, "seed=0"], {"ari": 0.5})
+    names = [name for name, _ in name_rows(collect([tmp_path / "runs"]))]
+    assert sorted(names) == ["msf", "msf dataset.batch_size=2", "msf settings 1", "msf settings 2", "vq settings 1"]
+    main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    shown = " ".join(read(tmp_path / "report").text.split())
+    written = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8")
+    for number, own in enumerate(long, 1):
+        assert f"settings {number}: {' '.join(sorted(own))}" in shown
+        assert f"| settings {number} | {' '.join(sorted(own))} |" in written
+
+
 def test_the_last_checkpoints_have_a_table_of_their_own(runs, tmp_path):
     for seed, ari in ((0, 0.125), (1, 0.25)):
         kinds = {kind: {"ari": ari + more, "ari_fg": 0.5} for kind, more in (("mean", 0), ("best", 0.25))}

@@ -34,13 +34,14 @@ def paragraph(text: str, kind: str = "", words: Sequence[str] = ()) -> str:
     return f"<p{_attribute('class', kind)}>{escape(text)}{ends}</p>"
 
 
-def table(content: Table) -> str:
-    """A table that scrolls in a box of its own where the page is too narrow for it."""
+def table(content: Table, wrap: bool = False) -> str:
+    """A table that scrolls in a box of its own where the page is too narrow for it; `wrap` breaks long texts."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in content.headings)
     rows = "\n".join("<tr>" + "".join(map(_cell, range(len(row)), row)) + "</tr>" for row in content.rows)
     label = _attribute("aria-label", f"Table: {content.title}")
     box = f'<div class="scroll" role="region" tabindex="0"{label}>'
-    return f"{box}<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+    kind = _attribute("class", "wrap" if wrap else "")
+    return f"{box}<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
 
 
 def _cell(column: int, cell: Cell) -> str:

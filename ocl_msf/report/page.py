@@ -23,7 +23,7 @@ from ocl_msf.report.tables import (
     score_table,
     seed_table,
 )
-from ocl_msf.runs import ScoredRun, name_rows, read_environment, shared_settings
+from ocl_msf.runs import ScoredRun, long_settings, name_rows, read_environment, shared_settings
 
 Rows = Sequence[Tuple[str, List[ScoredRun]]]  # of name_rows
 CURVES = ("val/ari_fg", "val/ari", "val/miou", "val/mbo", "val/reconstruction", "train/reconstruction")
@@ -88,6 +88,7 @@ def _scores(runs: Sequence[ScoredRun], notes: Sequence[str]) -> List[str]:
         parts += [html.heading(3, experiment), html.table(score_table(experiment, found))]
         shared, last = shared_settings(found), protocol_table(experiment, found)
         parts += [html.paragraph("All with", "soft", shared)] if shared else []
+        parts += [html.paragraph(f"{name}:", "soft", long) for long, name in long_settings(found).items()]
         parts += [html.folded("Mean and best of every run's last checkpoints", [html.table(last)])] if last else []
         every = [html.table(seed_table(experiment, found)), html.paragraph(SPEED_NOTE, "soft")]
         parts.append(html.folded("Every run", every))
@@ -216,7 +217,8 @@ def _commands(runs: Sequence[ScoredRun]) -> List[str]:
     for experiment, found in reversed(experiments(runs)):
         for name, same in name_rows(found):
             lines = [line for run in same for line in commands(run)]
-            parts.append(html.folded(f"{experiment}, {name}: {len(same)} seeds", [html.code(lines, True)]))
+            seeds = f"{len(same)} seed" + "s" * (len(same) != 1)
+            parts.append(html.folded(f"{experiment}, {name}: {seeds}", [html.code(lines, True)]))
     return parts
 
 
@@ -237,4 +239,4 @@ def _environments(runs: Sequence[ScoredRun]) -> List[str]:
     if without == len(runs):
         text = "These runs have none recorded: what follows is where this report was made."
     of_runs = html.folded("Environment of every run", [html.table(environment_runs(runs))])
-    return [html.paragraph(text), html.table(environment_table(runs)), of_runs]
+    return [html.paragraph(text), html.table(environment_table(runs), wrap=True), of_runs]

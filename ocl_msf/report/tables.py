@@ -11,7 +11,7 @@ from ocl_msf.environment import processor_name, software
 from ocl_msf.figures.guidance import FILE as GUIDANCE
 from ocl_msf.figures.scenes import FILE as SCENES
 from ocl_msf.paper import TABLES, Part, Row, value_of
-from ocl_msf.runs import ScoredRun, name_rows, read_environment, read_protocol
+from ocl_msf.runs import ScoredRun, long_settings, name_rows, read_environment, read_protocol
 
 METRICS = {
     "ari": "ARI",
@@ -70,6 +70,12 @@ def score_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
             )
         rows.append(row)
     return Table(experiment, ["", "seeds", *(METRICS[metric] for metric in metrics)], rows)
+
+
+def settings_table(experiment: str, runs: Sequence[ScoredRun]) -> Optional[Table]:
+    """What the numbered settings in names of rows are; None where all names are whole."""
+    rows = [[Cell(name), Cell(" ".join(long))] for long, name in long_settings(runs).items()]
+    return Table(f"{experiment}, settings", ["", "overrides"], rows) if rows else None
 
 
 def seed_table(experiment: str, runs: Sequence[ScoredRun]) -> Table:
@@ -194,6 +200,7 @@ def all_tables(runs: Sequence[ScoredRun]) -> List[Table]:
     """
     found = experiments(runs)
     tables = [score_table(*one) for one in found]
+    tables += filter(None, (settings_table(*one) for one in found))
     tables += filter(None, (protocol_table(*one) for one in found))
     tables += [seed_table(f"{name}, every run", mine) for name, mine in found]
     return [*tables, environment_table(runs), environment_runs(runs)]
