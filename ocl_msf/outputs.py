@@ -32,7 +32,7 @@ class SaveOutputs(nn.Module):
     It holds at most one shard in memory. Several processes write files of their own into the same folder.
 
     Args:
-        folder: holds a folder for each split.
+        folder: holds a folder for each split; of several processes, that of the first counts.
         splits: whether each split is evaluated, in the order of the evaluation.
         num_samples: how many samples each process saves; by default all.
         soft: save the scores of masks instead of the slot of the highest one.
@@ -115,6 +115,7 @@ class SaveOutputs(nn.Module):
         if not any(isinstance(callback, _AtEnd) for callback in trainer.callbacks):
             trainer.callbacks.append(_AtEnd(self._finish))
         self.rank = trainer.global_rank
+        self.folder = trainer.strategy.broadcast(self.folder)
         if trainer.is_global_zero:
             shutil.rmtree(self._partial, ignore_errors=True)  # of an evaluation that was interrupted
             self._partial.mkdir(parents=True)

@@ -1,5 +1,7 @@
 """Saved masks and slots: the same numbers again under the samples' keys, whole or not at all."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +12,8 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from ocl_msf.data.convert import main
+from ocl_msf.data.scenes import make_scenes
 from ocl_msf.outputs import SaveOutputs, read_outputs
 
 SPLITS = {"train": False, "val": True, "test": True}
@@ -143,10 +147,12 @@ def test_wrong_use_is_named(tmp_path):
 PROCESS = """
 import sys, torch
 from types import SimpleNamespace
+from ocl_msf.data.convert import main
+from ocl_msf.data.scenes import make_scenes
 from ocl_msf.outputs import SaveOutputs
 rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-strategy = SimpleNamespace(barrier=torch.distributed.barrier)
+strategy = SimpleNamespace(barrier=torch.distributed.barrier, broadcast=lambda x: x)
 trainer = SimpleNamespace(callbacks=[], global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
 saved = SaveOutputs(folder, {"val": True}, shard_size=2)
 for index in range(rank, 7, 2):
@@ -164,3 +170,52 @@ def test_two_processes_save_into_one_folder(tmp_path):
     found = dict(read_outputs(tmp_path / "outputs" / "val"))
     assert set(found) == {str(index) for index in range(7)}
     assert all((sample["slots"] == int(key)).all() for key, sample in found.items())
+
+
+TINY = [
+    "+msf/preset=cpu",
+    "experiment.pretraining={steps:1,warmup_steps:0,anneal_steps:1,validate_every:1}",
+    "experiment.training={steps:1,warmup_steps:0,validate_every:1}",
+    "experiment.vae={dim:8,hidden_dim:8}",
+    "experiment.slots={number:3,dim:8}",
+    "experiment.encoder.dim=4",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
+    "experiment.image_size=32",
+    "dataset=clevrtex_lmdb",
+    "dataset.batch_size=2",
+    "dataset.eval_batch_size=2",
+    "seed=0",
+]
+
+
+@pytest.mark.slow
+def test_two_processes_score_and_save_what_one_does(tmp_path):
+    """Of three scenes, so the second process has one less than the first."""
+    make_scenes(tmp_path / "raw", 7, size=(48, 36), workers=1)
+    options = ["--splits", "train=:4", "val=4:", "--size", "32", "--workers", "1", "--format", "lmdb"]
+    main(["clevrtex", str(tmp_path / "raw"), str(tmp_path), *options])
+
+    def call(program, *overrides):
+        command = [sys.executable, "-m", f"ocl.cli.{program}", *overrides]
+        environment = dict(os.environ, DATASET_PREFIX=str(tmp_path), OMP_NUM_THREADS="1")
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=600)
+
+    for leaf in ("vqvae_clevrtex", "slate_clevrtex"):
+        call("train", f"+experiment=msf/{leaf}", *TINY)
+    (run,) = tmp_path.glob("outputs/msf/slate_clevrtex/*")
+    reports, outputs = [], []
+    for devices in (1, 2):
+        folder = tmp_path / f"devices{devices}"
+        folder.mkdir()
+        command = [f"train_config_path={run}/config/config.yaml", f"output_dir={folder}", "+msf/save=outputs"]
+        command += ["~modules.scene_scores", f"+trainer.devices={devices}"]  # scenes.npz needs a single process
+        call("eval", "+evaluation=msf/slate_clevrtex", *command)
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "outputs", "scenes.png"}
+        reports.append(json.loads((folder / "metrics.json").read_text())["metrics"]["val"])
+        outputs.append(list(read_outputs(folder / "outputs" / "val")))
+    assert reports[1] == {name: pytest.approx(score, abs=1e-5) for name, score in reports[0].items()}
+    one, two = map(dict, outputs)
+    assert len(outputs[1]) == len(one) == 3 and one.keys() == two.keys()
+    for key, sample in one.items():
+        np.testing.assert_array_equal(two[key]["masks"], sample["masks"])
+        np.testing.assert_allclose(two[key]["slots"], sample["slots"], atol=1e-5)
