@@ -246,6 +246,14 @@ def test_curves(tmp_path):
         draw_curves(models["one"], ["val/miou"], tmp_path / "c.png")
 
 
+@pytest.mark.parametrize("names", [["val/ari_fg"], ["val/ari_fg", "val/ari"]])
+def test_a_legend_of_long_names_is_not_cut_off(tmp_path, names):
+    log = {name: [(1, 0.25), (2, 0.5)] for name in names}
+    draw_curves({f"no_fusion experiment.settings={number}": [log] for number in range(7)}, names, tmp_path / "c.png")
+    picture = np.asarray(Image.open(tmp_path / "c.png").convert("L"))
+    assert (picture[:, [0, 1, -2, -1]] == 255).all() and (picture[[0, -1]] == 255).all()
+
+
 def test_the_use_of_codebooks(tmp_path):
     plain = {"codebooks/codebook.perplexity": [(0, 9.0), (5, 3.0)], "codebooks/codebook.dead": [(0, 1.0), (5, 2.0)]}
     names = [f"codebooks/codebooks.{n}.{what}" for n in range(3) for what in ("perplexity", "dead")]

@@ -173,5 +173,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels, below them."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     if found:
-        columns = min(len(found), 4 if figure.get_figwidth() > 5 else 2)
+        width = 0.5 + 0.06 * max(map(len, found))  # inches of a line and its longest label
+        columns = max(1, min(len(found), 4, int(figure.get_figwidth() / width)))
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
