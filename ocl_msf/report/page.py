@@ -136,7 +136,7 @@ def _log_figures(experiment: str, rows: Rows) -> List[str]:
     logged = {name for found in logs.values() for log in found for name in log}
     curves, parts = [name for name in CURVES if name in logged], []
     if curves:
-        text = "Training: thin lines are seeds, the thick one is their mean."
+        text = "Training: thin lines are seeds, the thick one is their mean, as far as all of them have come."
         parts.append(_plot(f"Training curves, {experiment}", text, draw_curves, logs, curves))
     if any(map(BOOK.match, logged)):
         text = (
