@@ -18,7 +18,7 @@ class DiffusionDecoderOutput:
 
     Attributes:
         prediction: of the target (b, levels, d, h, w).
-        target: the noise, or with v prediction the velocity (b, levels, d, h, w).
+        target: the noise, or in training with v prediction the velocity (b, levels, d, h, w).
         noise: what was added, standard normal (b, levels, d, h, w).
         timesteps: how noisy the sample was made (b, levels), int64; 0 is nearly clean.
     """
@@ -55,7 +55,8 @@ class DiffusionDecoder(nn.Module):
         prediction_type: "epsilon", the noise, as in the paper; or "v_prediction", the velocity sqrt(a) noise -
             sqrt(1 - a) guidance, where a is the guidance's part of the variance (Salimans and Ho, 2022). An error in
             the guidance, as slots tell it, counts a / (1 - a) in the noise, which vanishes where only slots can tell,
-            and 1 / (1 - a) in the velocity. So far fewer steps teach to use slots.
+            and 1 / (1 - a) in the velocity. So far fewer steps teach to use slots. Evaluation is of the noise in either
+            case.
         coordinates: the UNet also sees the row and column of each position, from -1 to 1, as two more channels (Liu et
             al., 2018). The paper's tells positions by its padding alone, which takes long to learn.
 
@@ -132,7 +133,11 @@ class DiffusionDecoder(nn.Module):
         prediction = [self.predict(x, t, slots, slot_mask) for x, t in zip(noisy, timesteps)]
         target = noise
         if self.noising.config.prediction_type == "v_prediction":
-            target = torch.stack([self.noising.get_velocity(clean, *level) for level in zip(noise, timesteps)])
+            if self.training:
+                target = torch.stack([self.noising.get_velocity(clean, *level) for level in zip(noise, timesteps)])
+            else:  # the noise is the velocity of the velocity, but for a sign
+                levels = zip(noisy, prediction, timesteps)
+                prediction = [self.noising.get_velocity(-x, v.float(), t) for x, v, t in levels]
         parts = torch.stack(prediction, 1), target.transpose(0, 1), noise.transpose(0, 1), timesteps.T
         return DiffusionDecoderOutput(*parts)
 
