@@ -170,14 +170,12 @@ class HPScheduler(nn.Module, abc.ABC):
     def __mul__(self, other):
         return float(self) * other
 
-    def __rmul__(self, other):
-        return other * float(self)
+    __rmul__ = __mul__
 
     def __add__(self, other):
         return float(self) + other
 
-    def __radd__(self, other):
-        return other + float(self)
+    __radd__ = __add__
 
     def __sub__(self, other):
         return float(self) - other

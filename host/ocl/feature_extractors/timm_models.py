@@ -23,74 +23,26 @@ def resnet34_savi(pretrained: bool = False, **kwargs) -> nn.Module:
     return model
 
 
-@register_model
-def resnet50_dino(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ResNet-50 trained by DINO (Caron et al., 2021)."""
-    url = f"{_SERVER}/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth"
-    return _create("resnet50", url if pretrained else None, "", "", **kwargs)
+def _register(name: str, architecture: str, weights: str, entry="", prefix="", **options) -> None:
+    """Register an architecture of timm with the weights below `prefix` in an entry of a checkpoint."""
+
+    def build(pretrained: bool = False, **kwargs) -> nn.Module:
+        url = f"{_SERVER}/{weights}" if pretrained else None
+        return _create(architecture, url, entry, prefix, **options, **kwargs)
+
+    build.__name__ = name
+    register_model(build)
 
 
-@register_model
-def resnet50_mocov3(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ResNet-50 trained by MoCo v3 (Chen et al., 2021)."""
-    return _create_mocov3("resnet50", "r-50-1000ep", pretrained, **kwargs)
+def _register_mae(name: str) -> None:
+    """Register the MAE (He et al., 2022) that timm calls `<name>.mae` as `<name>_mae`."""
 
+    def build(pretrained: bool = False, **kwargs) -> nn.Module:
+        kwargs.pop("pretrained_cfg", None)  # belongs to the name without a tag
+        return timm.create_model(f"{name}.mae", pretrained=pretrained, **kwargs)
 
-@register_model
-def vit_small_patch16_224_mocov3(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-S/16 trained by MoCo v3 (Chen et al., 2021), which has twice the usual number of heads."""
-    return _create_mocov3("vit_small_patch16_224", "vit-s-300ep", pretrained, num_heads=12, **kwargs)
-
-
-@register_model
-def vit_base_patch16_224_mocov3(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-B/16 trained by MoCo v3 (Chen et al., 2021)."""
-    return _create_mocov3("vit_base_patch16_224", "vit-b-300ep", pretrained, **kwargs)
-
-
-@register_model
-def vit_small_patch16_224_msn(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-S/16 trained by MSN (Assran et al., 2022)."""
-    return _create_msn("vit_small_patch16_224", "vits16_800ep", pretrained, **kwargs)
-
-
-@register_model
-def vit_base_patch16_224_msn(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-B/16 trained by MSN (Assran et al., 2022)."""
-    return _create_msn("vit_base_patch16_224", "vitb16_600ep", pretrained, **kwargs)
-
-
-@register_model
-def vit_base_patch16_224_mae(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-B/16 trained by MAE (He et al., 2022)."""
-    return _create_mae("vit_base_patch16_224.mae", pretrained, **kwargs)
-
-
-@register_model
-def vit_large_patch16_224_mae(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-L/16 trained by MAE (He et al., 2022)."""
-    return _create_mae("vit_large_patch16_224.mae", pretrained, **kwargs)
-
-
-@register_model
-def vit_huge_patch14_224_mae(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ViT-H/14 trained by MAE (He et al., 2022)."""
-    return _create_mae("vit_huge_patch14_224.mae", pretrained, **kwargs)
-
-
-def _create_mocov3(architecture: str, run: str, pretrained: bool, **kwargs) -> nn.Module:
-    url = f"{_SERVER}/moco-v3/{run}/{run}.pth.tar" if pretrained else None
-    return _create(architecture, url, "state_dict", "module.base_encoder.", **kwargs)
-
-
-def _create_msn(architecture: str, run: str, pretrained: bool, **kwargs) -> nn.Module:
-    url = f"{_SERVER}/msn/{run}.pth.tar" if pretrained else None
-    return _create(architecture, url, "target_encoder", "module.", **kwargs)
-
-
-def _create_mae(name: str, pretrained: bool, **kwargs) -> nn.Module:
-    kwargs.pop("pretrained_cfg", None)  # belongs to the name without a tag
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+    build.__name__ = f"{name}_mae"
+    register_model(build)
 
 
 def _create(architecture: str, url, entry: str, prefix: str, **kwargs) -> nn.Module:
@@ -110,3 +62,19 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], prefix: st
     if missing:
         raise RuntimeError(f"The weights at {source} lack {missing[0]} and {len(missing) - 1} others.")
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+
+
+# DINO (Caron et al., 2021), MoCo v3 (Chen et al., 2021), whose ViT-S has twice the usual number of heads,
+# and MSN (Assran et al., 2022).
+_register("resnet50_dino", "resnet50", "dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth")
+for _name, _run, _options in (
+    ("resnet50", "r-50-1000ep", {}),
+    ("vit_small_patch16_224", "vit-s-300ep", {"num_heads": 12}),
+    ("vit_base_patch16_224", "vit-b-300ep", {}),
+):
+    _weights = f"moco-v3/{_run}/{_run}.pth.tar"
+    _register(f"{_name}_mocov3", _name, _weights, "state_dict", "module.base_encoder.", **_options)
+for _name, _run in (("vit_small_patch16_224", "vits16_800ep"), ("vit_base_patch16_224", "vitb16_600ep")):
+    _register(f"{_name}_msn", _name, f"msn/{_run}.pth.tar", "target_encoder", "module.")
+for _name in ("vit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224"):
+    _register_mae(_name)
