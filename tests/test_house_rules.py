@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "paper": set(),
     "progress": FRAMEWORK | {"tqdm"},
     "tasks": set(),
-    "tables": HOST | {"hydra", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper", "ocl_msf.tasks"},
+    "tables": HOST | {"hydra", "omegaconf", "yaml", "ocl_msf.checkpoints", "ocl_msf.paper", "ocl_msf.tasks"},
     "protocol": HOST
     | {"hydra", "omegaconf", "yaml", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.paper", "ocl_msf.tables"}
     | {"ocl_msf.tasks"},
