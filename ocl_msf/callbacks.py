@@ -1,7 +1,7 @@
 """Lightning callbacks the host lacks."""
 
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from hydra.utils import to_absolute_path
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -133,3 +133,17 @@ class LogCodebooks(Callback):
         """Stop watching."""
         for hook in self.__dict__.pop("hooks", ()):
             hook.remove()
+
+
+def at_validation_end(trainer: Trainer, act: Callable[[Trainer], None]) -> None:
+    """Have `act(trainer)` called at the end of every validation from now on; asked again, still once."""
+    if act not in [callback.act for callback in trainer.callbacks if isinstance(callback, _AtValidationEnd)]:
+        trainer.callbacks.append(_AtValidationEnd(act))
+
+
+class _AtValidationEnd(Callback):
+    def __init__(self, act: Callable[[Trainer], None]):
+        self.act = act
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.act(trainer)

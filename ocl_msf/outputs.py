@@ -13,14 +13,15 @@ evaluation of its split is over, so it holds every sample or is not there.
 
 import shutil
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import safetensors.numpy
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
+from ocl_msf.callbacks import at_validation_end
 from ocl_msf.data._work import replacing
 
 Sample = Dict[str, np.ndarray]
@@ -112,8 +113,7 @@ class SaveOutputs(nn.Module):
         return self.folder / f"{self.splits[0]}.partial"
 
     def _begin(self, trainer: Trainer) -> None:
-        if not any(isinstance(callback, _AtEnd) for callback in trainer.callbacks):
-            trainer.callbacks.append(_AtEnd(self._finish))
+        at_validation_end(trainer, self._finish)
         self.rank = trainer.global_rank
         self.folder = trainer.strategy.broadcast(self.folder)
         if trainer.is_global_zero:
@@ -145,16 +145,6 @@ class SaveOutputs(nn.Module):
         trainer.strategy.barrier()
         self.splits = self.splits[1:]
         self.seen, self.shards = set(), 0
-
-
-class _AtEnd(Callback):
-    """Calls back when an evaluation is over."""
-
-    def __init__(self, act: Callable[[Trainer], None]):
-        self.act = act
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.act(trainer)
 
 
 def _segments(masks: torch.Tensor) -> torch.Tensor:

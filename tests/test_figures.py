@@ -1,6 +1,7 @@
 """Figures: what they show, and that the same input gives the same bytes."""
 
 import json
+from types import SimpleNamespace
 
 import hydra
 import numpy as np
@@ -138,9 +139,23 @@ def make_scenes(count, seed=0):
     return images, true.permute(0, 3, 1, 2).float(), masks, [f"{n:03}" for n in range(count)]
 
 
-def take(module, scenes, order):
+class Evaluation:
+    """What `SceneScores` sees of one."""
+
+    def __init__(self):
+        self.trainer = SimpleNamespace(callbacks=[], is_global_zero=True)
+
+    def end(self):
+        for callback in self.trainer.callbacks:
+            callback.on_validation_end(self.trainer, self)
+
+
+def take(module, scenes, order, **kwargs):
+    evaluated = Evaluation()
     for part in (order[: len(order) // 2], order[len(order) // 2 :]):
-        module(*(x[part] for x in scenes[:3]), [scenes[3][n] for n in part])
+        if part:
+            module(*(x[part] for x in scenes[:3]), [scenes[3][n] for n in part], evaluated, **kwargs)
+    evaluated.end()
     return read_scenes(module.path)
 
 
@@ -170,9 +185,7 @@ def test_scenes_with_pictures_depend_on_their_names_alone(tmp_path):
 
 def test_a_video_is_scored_as_a_whole_and_shown_by_its_middle(tmp_path):
     images, true, masks, _ = make_scenes(3)
-    module = SceneScores(str(tmp_path))
-    module(images[None], true[None], masks[None], ["a"])
-    found = read_scenes(module.path)
+    found = take(SceneScores(str(tmp_path)), (images[None], true[None], masks[None], ["a"]), [0])
     segments, slots = true.argmax(1).numpy(), masks.argmax(1).numpy()
     assert found.ari_fg[0] == pytest.approx(adjusted_rand_score(segments[segments > 0], slots[segments > 0]))
     assert np.array_equal(found.true_segments[0], segments[1])
@@ -182,11 +195,10 @@ def test_pixels_to_ignore_do_not_count(tmp_path):
     images, true, masks, names = make_scenes(1)
     ignore = torch.zeros(1, 1, 16, 16)
     ignore[..., 8:] = 1
-    module = SceneScores(str(tmp_path))
-    module(images, true, masks, names, ignore)
+    found = take(SceneScores(str(tmp_path)), (images, true, masks, names), [0], ignore=ignore)
     segments, slots = true[0, :, :, :8].argmax(0).numpy(), masks[0, :, :, :8].argmax(0).numpy()
     expected = adjusted_rand_score(segments[segments > 0], slots[segments > 0])
-    assert read_scenes(module.path).ari_fg[0] == pytest.approx(expected)
+    assert found.ari_fg[0] == pytest.approx(expected)
 
 
 def test_models_side_by_side_on_the_same_scenes(tmp_path):
@@ -306,7 +318,10 @@ def evaluation(name, folder):
 def test_evaluations_score_scenes(name, tmp_path):
     images, true, masks, names = make_scenes(2)
     module = instantiate(evaluation(name, tmp_path).modules.scene_scores)
-    module(inputs={"input": {"image": images, "mask": true, "__key__": names}, "masks": masks})
+    evaluated = Evaluation()
+    inputs = {"image": images, "mask": true, "__key__": names}
+    module(inputs={"input": inputs, "masks": masks, "model": evaluated})
+    evaluated.end()
     assert read_scenes(tmp_path / "scenes.npz").keys.tolist() == names
 
 

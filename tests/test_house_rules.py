@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "callbacks": FRAMEWORK | {"hydra", "ocl_msf.checkpoints"},
     "ema": FRAMEWORK | {"diffusers"},
     "environment": FRAMEWORK | {"ocl_msf.data"},
-    "outputs": FRAMEWORK | {"safetensors", "ocl_msf.data"},
+    "outputs": FRAMEWORK | {"safetensors", "ocl_msf.callbacks", "ocl_msf.data"},
     "paper": set(),
     "progress": FRAMEWORK | {"tqdm"},
     "tasks": set(),
@@ -65,7 +65,8 @@ MAY_IMPORT = {
     | {"hydra", "omegaconf", "yaml", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.paper", "ocl_msf.tables"}
     | {"ocl_msf.tasks"},
     "runs": {"yaml", "tensorboard", "ocl_msf.checkpoints", "ocl_msf.paper"},
-    "figures": FRAMEWORK | {"matplotlib", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.runs", "ocl_msf.visualizations"},
+    "figures": FRAMEWORK
+    | {"matplotlib", "ocl_msf.callbacks", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.runs", "ocl_msf.visualizations"},
     "report": {"yaml", "numpy", "PIL", "ocl_msf.checkpoints", "ocl_msf.data", "ocl_msf.figures", "ocl_msf.paper"}
     | {"ocl_msf.environment", "ocl_msf.report", "ocl_msf.runs"},
     "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data"},

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ocl_msf.data.convert import main
 from ocl_msf.data.scenes import make_scenes
+from ocl_msf.figures import read_scenes
 from ocl_msf.outputs import SaveOutputs, read_outputs
 
 SPLITS = {"train": False, "val": True, "test": True}
@@ -203,19 +204,23 @@ def test_two_processes_score_and_save_what_one_does(tmp_path):
     for leaf in ("vqvae_clevrtex", "slate_clevrtex"):
         call("train", f"+experiment=msf/{leaf}", *TINY)
     (run,) = tmp_path.glob("outputs/msf/slate_clevrtex/*")
-    reports, outputs = [], []
+    reports, outputs, scenes = [], [], []
     for devices in (1, 2):
         folder = tmp_path / f"devices{devices}"
         folder.mkdir()
         command = [f"train_config_path={run}/config/config.yaml", f"output_dir={folder}", "+msf/save=outputs"]
-        command += ["~modules.scene_scores", f"+trainer.devices={devices}"]  # scenes.npz needs a single process
+        command += [f"+trainer.devices={devices}"]
         call("eval", "+evaluation=msf/slate_clevrtex", *command)
-        assert {path.name for path in folder.iterdir()} == {"metrics.json", "outputs", "scenes.png"}
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "outputs", "scenes.npz", "scenes.png"}
         reports.append(json.loads((folder / "metrics.json").read_text())["metrics"]["val"])
         outputs.append(list(read_outputs(folder / "outputs" / "val")))
+        scenes.append(read_scenes(folder / "scenes.npz"))
     assert reports[1] == {name: pytest.approx(score, abs=1e-5) for name, score in reports[0].items()}
     one, two = map(dict, outputs)
     assert len(outputs[1]) == len(one) == 3 and one.keys() == two.keys()
     for key, sample in one.items():
         np.testing.assert_array_equal(two[key]["masks"], sample["masks"])
         np.testing.assert_allclose(two[key]["slots"], sample["slots"], atol=1e-5)
+    assert len(scenes[0].keys) == 3
+    for whole, gathered in zip(*scenes):
+        np.testing.assert_array_equal(gathered, whole)

@@ -3,14 +3,16 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from matplotlib import rc_context
+from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 from ocl_msf._host import require_host
+from ocl_msf.callbacks import at_validation_end
 from ocl_msf.data._work import DataError, replacing
 from ocl_msf.figures.style import STYLE, new_figure, paint_segments, save, show, to_pixels
 
@@ -49,10 +51,11 @@ class Scenes(NamedTuple):
 class SceneScores(nn.Module):
     """Evaluation module that scores every scene by itself, into `<folder>/scenes.npz`, some with pictures.
 
-    Which ones have pictures depends on their names alone, so runs on the same data show the same scenes.
+    Which ones have pictures depends on their names alone, so runs on the same data show the same scenes. The file is
+    written when the evaluation of a split is over, by the first process for all of them.
 
     Args:
-        folder: where the file goes.
+        folder: where the file goes; of several processes, that of the first counts.
         num_pictures: how many scenes have pictures.
     """
 
@@ -69,23 +72,27 @@ class SceneScores(nn.Module):
         true_masks: torch.Tensor,
         masks: torch.Tensor,
         key: Sequence[str],
+        model: LightningModule,
         ignore: Optional[torch.Tensor] = None,
     ) -> int:
-        """Take the scenes of a batch and write what there is.
+        """Take the scenes of a batch.
 
         Args:
             image: (b, 3, h, w) or (b, t, 3, h, w) in [-1, 1].
             true_masks: (b, n, h, w) or (b, t, n, h, w), one-hot; channel 0 is the background.
             masks: (b, k, h, w) or (b, t, k, h, w), scores.
             key: names of the b scenes.
+            model: whose trainer says when the evaluation is over.
             ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are left out of the scores.
 
         Returns:
-            How many scenes have been scored.
+            How many scenes this process has scored.
         """
+        at_validation_end(model.trainer, self._write)
         for number, name in enumerate(key):
             one = slice(number, number + 1)
             metric = ARIMetric()
+            metric.distributed_available_fn = None  # a scene is this process's own
             metric.update(masks[one].cpu(), true_masks[one].cpu(), None if ignore is None else ignore[one].cpu())
             self.scores[name] = float(metric.compute())
             chance = zlib.crc32(name.encode()), name
@@ -93,17 +100,30 @@ class SceneScores(nn.Module):
                 self.pictures[chance] = _picture(image[number], true_masks[number], masks[number])
             if len(self.pictures) > self.num_pictures:
                 del self.pictures[max(self.pictures)]
-        self._write()
         return len(self.scores)
 
-    def _write(self) -> None:
-        names = sorted(self.scores)
-        shown = sorted(self.pictures, key=lambda chance: chance[1])
-        images, true, found = (np.stack(kind) for kind in zip(*(self.pictures[chance] for chance in shown)))
-        scores = np.array([self.scores[name] for name in names])
-        arrays = Scenes(np.array(names), scores, np.array([name for _, name in shown]), images, true, found)
+    def _write(self, trainer: Trainer) -> None:
+        parts = _gather((self.scores, self.pictures))
+        if not trainer.is_global_zero:
+            return
+        scores = {name: score for part, _ in parts for name, score in part.items()}
+        pictures = {chance: picture for _, part in parts for chance, picture in part.items()}
+        names = sorted(scores)
+        shown = sorted(sorted(pictures)[: self.num_pictures], key=lambda chance: chance[1])
+        images, true, found = (np.stack(kind) for kind in zip(*(pictures[chance] for chance in shown)))
+        values = np.array([scores[name] for name in names])
+        arrays = Scenes(np.array(names), values, np.array([name for _, name in shown]), images, true, found)
         with replacing(self.path) as file:
             np.savez(file, **arrays._asdict())
+
+
+def _gather(value: Any) -> List[Any]:
+    """The values of all processes."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _picture(image: torch.Tensor, true_masks: torch.Tensor, masks: torch.Tensor) -> Tuple[np.ndarray, ...]:
