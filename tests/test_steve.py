@@ -101,7 +101,7 @@ def test_a_run_is_scored_over_whole_videos(compose, movi, tmp_path):
     (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
     config = compose("steve_movi_c", *TINY, f"experiment.vae_checkpoint='{checkpoint}'")
     train_config(config)
-    (tmp_path / "config").mkdir()
+    (tmp_path / "config").mkdir(exist_ok=True)
     OmegaConf.save(config, tmp_path / "config" / "config.yaml")
     (trained,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*.ckpt")
     run = [f"train_config_path={tmp_path}/config/config.yaml", f"checkpoint_path='{trained}'", f"output_dir={tmp_path}"]
