@@ -19,10 +19,7 @@ class Pipe(IterableDataset):
     """
 
     def __init__(self, source=None, stages=(), size=None):
-        super().__init__()
-        self.source = source
-        self.stages = tuple(stages)
-        self.size = size
+        self.source, self.stages, self.size = source, tuple(stages), size
 
     def __iter__(self):
         return self.run(self.source)
@@ -72,26 +69,20 @@ class Pipe(IterableDataset):
         return self.map(collate_fn)
 
 
-# Stages are no closures, so that pipes can be pickled. They loop themselves: in the builtins `map` and
-# `filter`, a StopIteration that escapes from a user's function would end the stream unnoticed.
+# Stages are no closures, so that pipes can be pickled. They are generators: in the builtins `map` and `filter`, a
+# StopIteration that escapes from a user's function would end the stream unnoticed.
 
 
 def _map(stream, fn):
-    for sample in stream:
-        yield fn(sample)
+    return (fn(sample) for sample in stream)
 
 
 def _map_fields(sample, fns):
-    sample = dict(sample)
-    for field, fn in fns.items():
-        sample[field] = fn(get_field(sample, field))
-    return sample
+    return {**sample, **{field: fn(get_field(sample, field)) for field, fn in fns.items()}}
 
 
 def _filter(stream, predicate):
-    for sample in stream:
-        if predicate(sample):
-            yield sample
+    return (sample for sample in stream if predicate(sample))
 
 
 def _shuffle(stream, buffer_size):

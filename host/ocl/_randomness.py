@@ -1,4 +1,5 @@
 """The states of the random number generators, and streams that have generators of their own."""
+import contextlib
 import random
 
 import numpy as np
@@ -11,15 +12,15 @@ def get_random_state(devices=True):
     Args:
         devices: whether to include the one of the current CUDA device, if it is in use.
     """
-    name, keys, *rest = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
+    state = _states(random, np.random, torch.default_generator)
     if devices and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def _states(python, numpy, generator):
+    name, keys, *rest = numpy.get_state()
+    return {"python": python.getstate(), "numpy": [name, keys.tolist(), *rest], "torch": generator.get_state()}
 
 
 def set_random_state(state):
@@ -34,26 +35,20 @@ def set_random_state(state):
 
 def draw_seed(advance=True):
     """Draw a seed from torch's generator, or look what it would draw without moving it on."""
-    if advance:
+    with contextlib.nullcontext() if advance else torch.random.fork_rng(devices=[]):
         return torch.randint(2**62, ()).item()
-    with torch.random.fork_rng(devices=[]):
-        return draw_seed()
 
 
 def with_own_randomness(stream, seed):
     """Yield the elements of a stream, which draws from generators that start with `seed`.
 
-    Outside, the generators are as if the stream had drawn nothing.
+    Outside, the generators are as if the stream had drawn nothing; those of the devices belong to the model.
     """
-    iterator, own, end = iter(stream), None, object()
+    own = _states(random.Random(seed), np.random.RandomState(seed % 2**32), torch.Generator().manual_seed(seed))
+    iterator, end = iter(stream), object()
     while True:
         outer = get_random_state(devices=False)
-        if own is None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)  # not those of the devices, which belong to the model
-        else:
-            set_random_state(own)
+        set_random_state(own)
         try:
             element = next(iterator, end)
         finally:

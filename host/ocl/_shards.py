@@ -1,10 +1,12 @@
-"""Reading samples from tar shards, each by one reader."""
+"""Reading samples from tar shards on any file system, each by one reader."""
 import collections
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import tarfile
+import time
 
 import braceexpand
 import fsspec
@@ -14,7 +16,11 @@ from torch import distributed
 from torch.utils.data import get_worker_info
 
 from ocl._randomness import draw_seed
-from ocl._streams import open_stream
+
+log = logging.getLogger(__name__)
+
+WAITS = (0.5, 2, 8)  # seconds before each further attempt to read a shard
+HOPELESS = (FileNotFoundError, IsADirectoryError, PermissionError)
 
 
 class ShardError(RuntimeError):
@@ -46,11 +52,7 @@ class Pass:
 
 def new_pass(seed):
     """Begin a pass with the seed of the first rank; with `torch.distributed` all ranks have to call this."""
-    if world_size() == 1:
-        return Pass(seed)
-    seeds = [seed]
-    distributed.broadcast_object_list(seeds, src=0)
-    return Pass(seeds[0], distributed.get_rank(), distributed.get_world_size())
+    return Pass(gather(seed)[0], rank(), world_size())
 
 
 def world_size():
@@ -58,19 +60,22 @@ def world_size():
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def rank():
+    """Return the index of this process among those that train together."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
 def gather(value):
     """Return the values that all processes pass, in the order of their ranks."""
-    values = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
+    values = [value] * world_size()
+    if len(values) > 1:
         distributed.all_gather_object(values, value)
     return values
 
 
 def share_of_rank(samples):
     """Iterate every n-th of the samples that all n processes have, each process other ones."""
-    rank = distributed.get_rank() if world_size() > 1 else 0
-    return itertools.islice(samples, rank, None, world_size())
+    return itertools.islice(samples, rank(), None, world_size())
 
 
 def expand_shards(shards):
@@ -86,9 +91,9 @@ def expand_shards(shards):
 class ShardReader:
     """The samples of this reader's share of the shards, in an order that is new in each pass.
 
-    A reader is one worker process of one rank. Shards are dealt to the readers in turn. Those that do not go
-    round evenly between several ranks are read by all readers, each taking every n-th sample, so that every
-    rank gets its share however few shards there are.
+    A reader is one worker process of one rank. Shards are dealt to the readers in turn. Those that do not go round
+    evenly between several ranks are read by all readers, each taking every n-th sample, so that every rank gets its
+    share however few shards there are.
 
     Args:
         shards: list of local paths and fsspec URLs.
@@ -100,13 +105,11 @@ class ShardReader:
 
     Raises:
         FileNotFoundError: a shard does not exist; local ones are looked for before the first sample.
-        ShardError: a shard is damaged.
+        ShardError: a shard is damaged, or cannot be read even when tried again.
     """
 
     def __init__(self, shards, field_prefixes=(), skip_damage=False):
-        self.shards = list(shards)
-        self.field_prefixes = (*field_prefixes, "_")
-        self.skip_damage = skip_damage
+        self.shards, self.field_prefixes, self.skip_damage = list(shards), (*field_prefixes, "_"), skip_damage
         self.damage = []
         self.current_pass = None  # set by the loader, since its worker processes know nothing about ranks
 
@@ -119,14 +122,9 @@ class ShardReader:
             current = new_pass(draw_seed()) if worker is None else Pass(worker.seed - worker.id)
         n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
         order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(current.seed))
-        share = share_of_reader(len(self.shards), current, worker_id, n_workers)
-        return itertools.chain.from_iterable(
-            self._read(self.shards[order[index]], part, n_parts) for index, part, n_parts in share
-        )
-
-    def _read(self, shard, part, n_parts):
-        with self.tolerance():
-            yield from read_shard(shard, self.field_prefixes, part, n_parts)
+        for index, part, n_parts in share_of_reader(len(self.shards), current, worker_id, n_workers):
+            with self.tolerance():
+                yield from read_persistently(self.shards[order[index]], self.field_prefixes, part, n_parts)
 
     @contextlib.contextmanager
     def tolerance(self):
@@ -149,11 +147,34 @@ def share_of_reader(n_shards, current_pass, worker_id, n_workers):
     return whole + [(index, (reader + index) % n_readers, n_readers) for index in range(n_whole, n_shards)]
 
 
+def read_persistently(shard, field_prefixes, part=0, n_parts=1):
+    """Read a shard like `read_shard`; after an error of its file system go on behind the last sample, after a while.
+
+    Raises:
+        FileNotFoundError: there is no such shard.
+        ShardError: the shard is damaged, or reading failed too often without another sample.
+    """
+    n_read, waits = 0, list(WAITS)
+    while True:
+        try:
+            for sample in itertools.islice(read_shard(shard, field_prefixes, part, n_parts), n_read, None):
+                yield sample
+                n_read, waits = n_read + 1, list(WAITS)
+            return
+        except (ShardError, *HOPELESS):
+            raise
+        except Exception as error:  # clients of file systems raise errors of their own
+            if not waits:
+                attempts = f"{len(WAITS) + 1} attempts failed, the last one with: {error}"
+                raise ShardError(f"Shard `{shard}` cannot be read: {attempts}") from error
+            log.warning("Reading %s failed, trying again in %g s: %s", shard, waits[0], error)
+        time.sleep(waits.pop(0))
+
+
 def read_shard(shard, field_prefixes, part=0, n_parts=1):
     """Yield the raw samples of a shard, or only every `n_parts`-th one from the `part`-th on.
 
-    Consecutive files whose base names agree up to the first dot form a sample. Only the requested fields are
-    read.
+    Consecutive files whose base names agree up to the first dot form a sample. Only the requested fields are read.
 
     Raises:
         FileNotFoundError: there is no such shard.
@@ -169,17 +190,18 @@ def read_shard(shard, field_prefixes, part=0, n_parts=1):
             _check_the_rest(archive)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Shard `{shard}` does not exist.") from error
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         where = "at its beginning" if key is None else f"at or after sample `{key}`"
         raise ShardError(f"Shard `{shard}` is damaged {where}: {error}. Fetch or write it again.") from error
 
 
+def _is_local(filesystem):
+    return isinstance(filesystem, LocalFileSystem)
+
+
 def _check_that_shards_exist(shards):
-    missing = []
-    for shard in shards:
-        filesystem, path = fsspec.core.url_to_fs(shard)
-        if isinstance(filesystem, LocalFileSystem) and not os.path.exists(path):
-            missing.append(shard)
+    places = [(shard, *fsspec.core.url_to_fs(shard)) for shard in shards]
+    missing = [shard for shard, system, path in places if _is_local(system) and not os.path.exists(path)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(shards)} shards do not exist, the first is `{missing[0]}`. "
@@ -190,9 +212,9 @@ def _check_that_shards_exist(shards):
 @contextlib.contextmanager
 def _open_archive(shard):
     filesystem, path = fsspec.core.url_to_fs(shard)
-    mode = "r:" if isinstance(filesystem, LocalFileSystem) else "r|"  # seek over skipped fields, or stream
-    with open_stream(filesystem, path) as stream:
-        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as archive:
+    mode = "r:" if _is_local(filesystem) else "r|"  # seek over skipped fields, or stream
+    with filesystem.open(path, "rb") as stream:
+        with tarfile.open(fileobj=stream, mode=mode, bufsize=2**20, tarinfo=_StrictTarInfo) as archive:
             yield archive
 
 
@@ -224,18 +246,14 @@ def _read_fields(archive, members, field_prefixes):
             continue
         if field in fields:
             raise tarfile.ReadError(f"`{key}.{field}` occurs twice, neighbouring samples share the key")
-        data = archive.extractfile(member).read()
-        if len(data) != member.size:
+        fields[field] = archive.extractfile(member).read()
+        if len(fields[field]) != member.size:
             raise tarfile.ReadError(f"it is cut off within `{member.name}`")
-        fields[field] = data
     return fields
 
 
 def _check_the_rest(archive):
     """Make sure that only padding follows the end-of-archive mark."""
-    while True:
-        padding = archive.fileobj.read(2**16)
-        if not padding:
-            return
+    while padding := archive.fileobj.read(2**16):
         if padding.strip(b"\0"):
             raise tarfile.ReadError("there is data after the end-of-archive mark")

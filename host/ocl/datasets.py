@@ -13,13 +13,8 @@ from ocl._randomness import draw_seed, get_random_state, set_random_state
 from ocl._shards import ShardError, ShardReader, expand_shards, gather, share_of_rank
 from ocl.data_decoding import decode_samples
 
-__all__ = [
-    "DummyDataModule",
-    "ShardError",
-    "WebdatasetDataModule",
-    "collate_with_autopadding",
-    "collate_with_batch_size",
-]
+__all__ = ["DummyDataModule", "ShardError", "WebdatasetDataModule", "collate_with_autopadding",
+           "collate_with_batch_size"]
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +22,17 @@ log = logging.getLogger(__name__)
 class _SplitDataModule(pl.LightningDataModule):
     """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`.
 
-    Checkpoints hold how far training is in its data, and the random states of all ranks: a resumed training
-    goes on with the next batch, and everything random as if there had been no interruption.
+    Checkpoints hold how far training is in its data, and the random states of all ranks: a resumed training goes on
+    with the next batch, and everything random as if there had been no interruption.
     """
 
-    def __init__(self, batch_size, eval_batch_size, train_transforms, eval_transforms):
+    def __init__(self, batch_size, eval_batch_size, train_transforms, eval_transforms, sizes):
         super().__init__()
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.train_transforms = dict(train_transforms or {})
         self.eval_transforms = dict(eval_transforms or {})
+        self.train_size, self.val_size, self.test_size = sizes
         self._seed = None  # of the current pass over the training data
         self._n_batches_before = 0
         self._resumed = None
@@ -99,10 +95,15 @@ class _SplitDataModule(pl.LightningDataModule):
     def _size(self, split):
         return getattr(self, f"{split}_size")
 
-    def _transforms(self, split, batch):
+    def _transforms(self, split):
         transforms = self.train_transforms if split == "train" else self.eval_transforms
-        ordered = [transforms[name] for name in sorted(transforms)]
-        return [transform for transform in ordered if bool(transform.is_batch_transform) == batch]
+        return [transforms[name] for name in sorted(transforms)]
+
+    def _transformed(self, pipe, split, batch=False):
+        for transform in self._transforms(split):
+            if bool(transform.is_batch_transform) == batch:
+                pipe = transform(pipe)
+        return pipe
 
     def _batch_size(self, split):
         return self.batch_size if split == "train" else self.eval_batch_size
@@ -137,41 +138,20 @@ class WebdatasetDataModule(_SplitDataModule):
         ValueError: there are no shards at all, or `on_error` is unknown.
     """
 
-    def __init__(
-        self,
-        train_shards=None,
-        val_shards=None,
-        test_shards=None,
-        batch_size=32,
-        eval_batch_size=None,
-        train_transforms=None,
-        eval_transforms=None,
-        num_workers=2,
-        train_size=None,
-        val_size=None,
-        test_size=None,
-        shuffle_train=True,
-        shuffle_buffer_size=None,
-        use_autopadding=False,
-        on_error="raise",
-    ):
-        super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms)
+    def __init__(self, train_shards=None, val_shards=None, test_shards=None, batch_size=32, eval_batch_size=None,
+                 train_transforms=None, eval_transforms=None, num_workers=2, train_size=None, val_size=None,
+                 test_size=None, shuffle_train=True, shuffle_buffer_size=None, use_autopadding=False, on_error="raise"):
+        sizes = (train_size, val_size, test_size)
+        super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms, sizes)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is either raise or skip, not {on_error!r}.")
         if train_shards is None and val_shards is None and test_shards is None:
             raise ValueError("Give at least one of train_shards, val_shards and test_shards.")
-        self.train_shards = train_shards
-        self.val_shards = val_shards
-        self.test_shards = test_shards
-        self.num_workers = num_workers
-        self.train_size = train_size
-        self.val_size = val_size
-        self.test_size = test_size
+        self.train_shards, self.val_shards, self.test_shards = train_shards, val_shards, test_shards
+        self.num_workers, self.use_autopadding = num_workers, use_autopadding
         self.shuffle_train = shuffle_train
         self.shuffle_buffer_size = 4 * batch_size if shuffle_buffer_size is None else shuffle_buffer_size
-        self.use_autopadding = use_autopadding
-        self.on_error = on_error
-        self.n_damaged = 0
+        self.on_error, self.n_damaged = on_error, 0
 
     def teardown(self, stage):
         """Report how many damaged shards and samples were skipped."""
@@ -190,24 +170,18 @@ class WebdatasetDataModule(_SplitDataModule):
         shards = getattr(self, f"{split}_shards")
         if shards is None:
             raise ValueError(f"This dataset has no {split} split: {split}_shards is not set.")
-        transforms = self._transforms(split, batch=False)
-        users = transforms + self._transforms(split, batch=True)
-        fields = [field for transform in users for field in transform.fields]
+        fields = [field for transform in self._transforms(split) for field in transform.fields]
         reader = ShardReader(expand_shards(shards), fields, self.on_error == "skip")
         pipe = Pipe(reader)
         if split == "train" and self.shuffle_train:
             pipe = pipe.shuffle(self.shuffle_buffer_size)
         pipe = pipe.then(functools.partial(decode_samples, reader=reader))
-        for transform in transforms:
-            pipe = transform(pipe)
-        return pipe.with_size(self._size(split))
+        return self._transformed(pipe, split).with_size(self._size(split))
 
     def _loader(self, split):
-        batch_size = self._batch_size(split)
         finish = Pipe().collate(collate_with_autopadding if self.use_autopadding else collate_with_batch_size)
-        for transform in self._transforms(split, batch=True):
-            finish = transform(finish)
-        batches = Batches(self._samples(split), finish, batch_size, keep_partial=split != "train")
+        finish = self._transformed(finish, split, batch=True)
+        batches = Batches(self._samples(split), finish, self._batch_size(split), keep_partial=split != "train")
         options = dict(size=self._size(split), num_workers=self.num_workers, on_damage=self._report)
         if split != "train":
             return EvaluationLoader(batches, **options)
@@ -237,35 +211,18 @@ class DummyDataModule(_SplitDataModule):
         num_workers: ignored.
     """
 
-    def __init__(
-        self,
-        data_shapes,
-        data_types,
-        batch_size=4,
-        eval_batch_size=None,
-        train_transforms=None,
-        eval_transforms=None,
-        train_size=None,
-        val_size=None,
-        test_size=None,
-        train_shards=None,
-        val_shards=None,
-        test_shards=None,
-        num_workers=None,
-    ):
-        super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms)
+    def __init__(self, data_shapes, data_types, batch_size=4, eval_batch_size=None, train_transforms=None,
+                 eval_transforms=None, train_size=None, val_size=None, test_size=None, train_shards=None,
+                 val_shards=None, test_shards=None, num_workers=None):
+        defaults = (3 * batch_size + 1, 2 * batch_size, 2 * batch_size)
+        sizes = [d if size is None else size for d, size in zip(defaults, (train_size, val_size, test_size))]
+        super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms, sizes)
         self.data_shapes = {field: tuple(shape) for field, shape in data_shapes.items()}
         self.data_types = dict(data_types)
-        self.train_size = 3 * batch_size + 1 if train_size is None else train_size
-        self.val_size = 2 * batch_size if val_size is None else val_size
-        self.test_size = 2 * batch_size if test_size is None else test_size
 
     def _samples(self, split):
         size = self._size(split)
-        pipe = Pipe(RandomSamples(self.data_shapes, self.data_types, size))
-        for transform in self._transforms(split, batch=False):
-            pipe = transform(pipe)
-        return pipe.with_size(size)
+        return self._transformed(Pipe(RandomSamples(self.data_shapes, self.data_types, size)), split).with_size(size)
 
     def _loader(self, split):
         samples = self._samples(split) if split == "train" else self._samples(split).then(share_of_rank)

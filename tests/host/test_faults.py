@@ -14,7 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from ocl import _streams, scheduling
+from ocl import _shards, scheduling
 from ocl.callbacks import STOP_SIGNALS, Interrupted, StopOnSignal, UpdateHyperparameterScheduling
 from ocl.combined_model import CombinedModel
 from ocl.datasets import DummyDataModule, ShardError, WebdatasetDataModule
@@ -133,7 +133,7 @@ def flaky(monkeypatch):
 
 
 def test_a_read_that_fails_is_tried_again_where_it_failed(flaky, monkeypatch, caplog):
-    monkeypatch.setattr(_streams, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(_shards, "WAITS", (0, 0, 0))
     read = {sample["__key__"]: sample["x"] for sample in data_module(flaky).val_data_iterator()}
     assert sorted(read) == ["0", "1", "2", "3"]
     assert all((x == int(key)).all() and len(x) == 200_000 for key, x in read.items())
@@ -144,7 +144,7 @@ def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
     def fail(*args):
         raise ConnectionError("connection lost")
 
-    monkeypatch.setattr(_streams, "WAITS", (0,))
+    monkeypatch.setattr(_shards, "WAITS", (0,))
     monkeypatch.setattr(FlakyFile, "read", fail)
     with pytest.raises(ShardError, match="s.tar.*2 attempts failed, the last one with: connection lost"):
         list(data_module(flaky).val_data_iterator())
@@ -152,7 +152,7 @@ def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["file", "memory", "local"])
 def test_opening_is_tried_again_on_every_file_system(protocol, tmp_path, monkeypatch):
-    monkeypatch.setattr(_streams, "WAITS", (0, 0))
+    monkeypatch.setattr(_shards, "WAITS", (0, 0))
     url = f"memory://{tmp_path}/s.tar" if protocol == "memory" else (tmp_path / "s.tar").as_uri()
     url = str(tmp_path / "s.tar") if protocol == "local" else url
     with fsspec.open(url, "wb") as file:
