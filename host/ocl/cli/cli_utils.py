@@ -15,7 +15,6 @@ from typing import Callable, Optional
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -25,16 +24,8 @@ from ocl.utils.checkpoints import CheckpointError
 log = logging.getLogger(__name__)
 
 # What a user can cause by a wrong config, path or file; everything else is shown with its traceback.
-USER_ERRORS = (
-    CheckpointError,
-    HydraException,
-    KeyError,
-    MisconfigurationException,
-    OmegaConfBaseException,
-    OSError,
-    ShardError,
-    ValueError,
-)
+USER_ERRORS = (CheckpointError, HydraException, KeyError, MisconfigurationException, OmegaConfBaseException, OSError,
+               ShardError, ValueError)
 
 
 def find_checkpoint(path: str) -> str:
@@ -49,14 +40,15 @@ def find_checkpoint(path: str) -> str:
     found = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
     if not found:
         raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
-    steps = {file: re.search(r"step=(\d+)", os.path.basename(file)) for file in found}
-    by_step = all(steps.values())
 
-    def age(file: str):
-        version = re.search(r"version_(\d+)", os.path.dirname(file)[len(path) :])
-        step = int(steps[file].group(1)) if by_step else 0
-        return int(version.group(1)) if version else -1, step, os.path.getmtime(file)
+    def number(name: str, file: str) -> int:
+        match = re.search(rf"{name}(\d+)", file[len(path) :])
+        return int(match[1]) if match else -1
 
+    def age(file: str) -> tuple[int, int, float]:
+        return number("version_", file), number("step=", file) if have_steps else 0, os.path.getmtime(file)
+
+    have_steps = all(number("step=", file) >= 0 for file in found)
     return max(found, key=age)
 
 
@@ -86,14 +78,7 @@ def hydra_main(config_name: str) -> Callable:
     def decorate(task: Callable) -> Callable:
         with hydra_1_1():
             main = hydra.main(config_name=config_name, config_path="pkg://configs", version_base="1.1")
-        program = main(report_errors(task))
-
-        @functools.wraps(task)
-        def run(config: Optional[DictConfig] = None) -> None:
-            with hydra_1_1():
-                program(config)
-
-        return run
+        return hydra_1_1()(main(report_errors(task)))
 
     return decorate
 

@@ -62,21 +62,15 @@ def find_train_config(config: DictConfig) -> str:
     Raises:
         ValueError: If there is no such file.
     """
-    path = to_absolute_path(config.train_config_path)
-    name = config.train_config_name
+    path, name = to_absolute_path(config.train_config_path), config.train_config_name
+    if name is None and not path.endswith((".yaml", ".yml")):
+        name = "config" if os.path.isfile(os.path.join(path, "config.yaml")) else os.path.join("config", "config")
     if name is not None:
-        candidates = [os.path.join(path, name if name.endswith(".yaml") else f"{name}.yaml")]
-    elif path.endswith((".yaml", ".yml")):
-        candidates = [path]
-    else:
-        candidates = [os.path.join(path, "config", "config.yaml"), os.path.join(path, "config.yaml")]
-    for candidate in candidates:
-        if os.path.isfile(candidate):
-            return candidate
-    raise ValueError(
-        f"Training config {candidates[0]} does not exist. train_config_path is a run folder, its "
-        "config/config.yaml, or a folder of configs together with train_config_name."
-    )
+        path = os.path.join(path, name if name.endswith(".yaml") else f"{name}.yaml")
+    if not os.path.isfile(path):
+        raise ValueError(f"Training config {path} does not exist. train_config_path is a run folder, its "
+                         "config/config.yaml, or a folder of configs together with train_config_name.")
+    return path
 
 
 def resolve_paths(config: DictConfig) -> DictConfig:
@@ -88,10 +82,14 @@ def resolve_paths(config: DictConfig) -> DictConfig:
     config = config.copy()
     config.train_config_path = find_train_config(config)
     run_folder = os.path.dirname(os.path.dirname(config.train_config_path))
-    config.checkpoint_path = find_evaluated_checkpoint(config, run_folder)
-    config.output_dir = to_absolute_path(config.output_dir) if config.output_dir else run_folder
-    if not os.path.isdir(config.output_dir):
-        raise ValueError(f"output_dir {config.output_dir} does not exist.")
+    try:
+        config.checkpoint_path = to_absolute_path(config.checkpoint_path or find_checkpoint(run_folder))
+    except IndexError as error:
+        raise ValueError(f"{error} Name the checkpoint with checkpoint_path=...") from error
+    config.output_dir = to_absolute_path(config.output_dir or run_folder)
+    for name, exists in (("checkpoint_path", os.path.isfile), ("output_dir", os.path.isdir)):
+        if not exists(config[name]):
+            raise ValueError(f"{name} {config[name]} does not exist.")
     return config
 
 
@@ -109,33 +107,12 @@ def load_train_config(path: str, overrides: Optional[list[str]]) -> DictConfig:
             GlobalHydra.instance().hydra = outer
 
 
-def find_evaluated_checkpoint(config: DictConfig, run_folder: str) -> str:
-    """Return the absolute path of the checkpoint to evaluate.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if config.checkpoint_path is None:
-        try:
-            return find_checkpoint(run_folder)
-        except IndexError as error:
-            raise ValueError(f"{error} Name the checkpoint with checkpoint_path=...") from error
-    path = to_absolute_path(config.checkpoint_path)
-    if not os.path.isfile(path):
-        raise ValueError(f"Checkpoint {path} does not exist.")
-    return path
-
-
 def build_datamodule(config: DictConfig, train_config: DictConfig) -> pl.LightningDataModule:
     """Build the data of the evaluation or, if it has none of its own, of the training."""
-    overrides = {}
-    if config.dataset is None:
-        source = train_config
-    else:
-        source = config
-        for name in ("batch_size", "eval_batch_size"):
-            if name in train_config.dataset and name not in config.dataset:
-                overrides[name] = train_config.dataset[name]
+    source, overrides = train_config, {}
+    if config.dataset is not None:
+        inherited = {"batch_size", "eval_batch_size"} & train_config.dataset.keys() - config.dataset.keys()
+        source, overrides = config, {name: train_config.dataset[name] for name in inherited}
     if config.eval_batch_size is not None:
         overrides["eval_batch_size"] = config.eval_batch_size
     return build_and_register_datamodule_from_config(source, **overrides)
@@ -145,10 +122,8 @@ def extend_model(model: CombinedModel, config: DictConfig) -> None:
     """Add the modules of the evaluation to a trained model, and exchange its metrics."""
     for name, module in (instantiate(config.modules) or {}).items():
         if not isinstance(model.models, Combined) or name in model.models:
-            raise ValueError(
-                f"Module `{name}` cannot be added: the model has one of this name already, or is not made of "
-                "named modules. Change the model with train_config_overrides."
-            )
+            raise ValueError(f"Module `{name}` cannot be added: the model has one of this name already, or is not made "
+                             "of named modules. Change the model with train_config_overrides.")
         model.models[name] = module
     if config.skip_metrics:
         model.evaluation_metrics = nn.ModuleDict()
@@ -164,23 +139,18 @@ def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
     """
     callbacks = []
     if config.save_outputs:
-        callbacks.append(
-            eval_utils.ExtractDataFromPredictions(
-                config.outputs_to_store, max_samples=config.n_samples_to_store, flatten_batches=True
-            )
-        )
-    options = dict(devices=1, num_nodes=1, strategy="auto", plugins=None, callbacks=callbacks, logger=False)
-    options.update(enable_checkpointing=False, enable_progress_bar=use_progress_bar(train_config))
-    options.update(config.get("trainer", {}))
-    trainer = instantiate(train_config.trainer, **options)
+        paths, count = config.outputs_to_store, config.n_samples_to_store
+        callbacks = [eval_utils.ExtractDataFromPredictions(paths, max_samples=count, flatten_batches=True)]
+    options = dict(devices=1, num_nodes=1, strategy="auto", plugins=None, callbacks=callbacks, logger=False,
+                   enable_checkpointing=False, enable_progress_bar=use_progress_bar(train_config))
+    trainer = instantiate(train_config.trainer, **{**options, **config.get("trainer", {})})
     if config.save_outputs and trainer.world_size > 1:
         raise ValueError("save_outputs=true needs a single device: leave +trainer.devices out.")
     return trainer
 
 
-def evaluate_split(
-    config: DictConfig, trainer: pl.Trainer, model: CombinedModel, datamodule: Any, split: str
-) -> dict[str, float]:
+def evaluate_split(config: DictConfig, trainer: pl.Trainer, model: CombinedModel, datamodule: Any,
+                   split: str) -> dict[str, float]:
     """Evaluate a split, store outputs if they are asked for, and return losses and metrics by name."""
     datamodule.setup(STAGES[split])
     batches = getattr(datamodule, f"{split}_dataloader")()
@@ -242,11 +212,8 @@ def evaluate(config: DictConfig) -> None:
         return
     if trainer.limit_val_batches != 1.0:
         log.warning("Only a part is evaluated: trainer.limit_val_batches=%s", trainer.limit_val_batches)
-    report = {
-        "train_config_path": config.train_config_path,
-        "checkpoint_path": config.checkpoint_path,
-        "metrics": evaluate_splits(config, train_config, trainer),
-    }
+    report = {name: config[name] for name in ("train_config_path", "checkpoint_path")}
+    report["metrics"] = evaluate_splits(config, train_config, trainer)
     path = os.path.join(config.output_dir, config.report_filename)
     write_report(path, report)
     log.info("Report: %s", path)

@@ -16,9 +16,8 @@ from ocl.utils.checkpoints import load_weights
 from ocl.utils.trees import get_tree_element, map_tree
 
 
-def build_from_train_config(
-    config: DictConfig, checkpoint_path: Optional[str], seed: bool = True
-) -> tuple[pl.LightningDataModule, CombinedModel]:
+def build_from_train_config(config: DictConfig, checkpoint_path: Optional[str],
+                            seed: bool = True) -> tuple[pl.LightningDataModule, CombinedModel]:
     """Build the data module and the model of a training run.
 
     Args:
@@ -74,22 +73,14 @@ class ExtractDataFromPredictions(pl.Callback):
         ValueError: If the names are not as many as the paths.
     """
 
-    def __init__(
-        self,
-        paths: list[str],
-        output_paths: Optional[list[str]] = None,
-        transform: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None,
-        max_samples: Optional[int] = None,
-        flatten_batches: bool = False,
-    ):
-        super().__init__()
+    def __init__(self, paths: list[str], output_paths: Optional[list[str]] = None,
+                 transform: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None,
+                 max_samples: Optional[int] = None, flatten_batches: bool = False):
         self.paths = list(paths)
         self.output_paths = self.paths if output_paths is None else list(output_paths)
         if len(self.output_paths) != len(self.paths):
             raise ValueError(f"{len(self.paths)} paths, but {len(self.output_paths)} names for them.")
-        self.transform = transform
-        self.max_samples = max_samples
-        self.flatten_batches = flatten_batches
+        self.transform, self.max_samples, self.flatten_batches = transform, max_samples, flatten_batches
         self._outputs: list[dict[str, Any]] = []
 
     def get_outputs(self) -> list[dict[str, Any]]:
@@ -104,16 +95,13 @@ class ExtractDataFromPredictions(pl.Callback):
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if self.max_samples is not None and len(self._outputs) >= self.max_samples:
             return
-        found = {
-            name: map_tree(get_tree_element(outputs, path.split(".")), lambda tensor: tensor.detach().cpu())
-            for name, path in zip(self.output_paths, self.paths)
-        }
+        found = {name: map_tree(get_tree_element(outputs, path.split(".")), lambda tensor: tensor.detach().cpu())
+                 for name, path in zip(self.output_paths, self.paths)}
         if self.transform is not None:
             found = self.transform(found)
         size = batch["batch_size"]
         self._outputs += [pick(found, i, size) for i in range(size)] if self.flatten_batches else [found]
-        if self.max_samples is not None:
-            del self._outputs[self.max_samples :]
+        self._outputs = self._outputs[: self.max_samples]
 
     on_validation_batch_end = on_predict_batch_end
 
@@ -122,11 +110,8 @@ def pick(value: Any, index: int, batch_size: int) -> Any:
     """Return one sample of a batch; what has no entry per sample belongs to all of them."""
     if isinstance(value, dict):
         return {name: pick(item, index, batch_size) for name, item in value.items()}
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return value[index] if value.ndim and len(value) == batch_size else value
-    if isinstance(value, (list, tuple)) and len(value) == batch_size:
-        return value[index]
-    return value
+    has_entries = isinstance(value, (list, tuple)) or isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim
+    return value[index] if has_entries and len(value) == batch_size else value
 
 
 def save_outputs(folder: str, outputs: list[dict[str, Any]]) -> None:

@@ -15,19 +15,12 @@ from ocl.callbacks import LogProgress, StopOnSignal
 from ocl.cli.cli_utils import hydra_main
 from ocl.cli.resolvers import register_resolvers
 from ocl.combined_model import CombinedModel
-from ocl.utils.checkpoints import (
-    AtomicCheckpointIO,
-    check_weights,
-    load_checkpoint,
-    load_weights,
-    select_weights,
-)
+from ocl.utils.checkpoints import AtomicCheckpointIO, check_weights, load_checkpoint, load_weights, select_weights
 
 log = logging.getLogger(__name__)
 
-TrainerConf = hydra_zen.builds(
-    pl.Trainer, callbacks="${oc.dict.values:experiment.callbacks}", populate_full_signature=True
-)
+TrainerConf = hydra_zen.builds(pl.Trainer, callbacks="${oc.dict.values:experiment.callbacks}",
+                               populate_full_signature=True)
 
 
 @dataclass
@@ -77,16 +70,11 @@ def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] =
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
+    parts = {name: instantiate(config[name]) for name in ("models", "optimizers", "losses")}
+    for name in ("visualizations", "training_metrics", "evaluation_metrics"):
+        parts[name] = instantiate(config.get(name) or {})
     frequency = config.get("training_vis_frequency")
-    model = CombinedModel(
-        models=instantiate(config.models),
-        optimizers=instantiate(config.optimizers),
-        losses=instantiate(config.losses),
-        visualizations=instantiate(config.get("visualizations") or {}),
-        training_metrics=instantiate(config.get("training_metrics") or {}),
-        evaluation_metrics=instantiate(config.get("evaluation_metrics") or {}),
-        vis_log_frequency=100 if frequency is None else frequency,
-    )
+    model = CombinedModel(**parts, vis_log_frequency=100 if frequency is None else frequency)
     if checkpoint_path is not None:
         load_weights(model, checkpoint_path)
     return model
