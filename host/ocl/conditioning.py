@@ -3,20 +3,44 @@
 from typing import Callable, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ocl.typing import ConditioningOutput
 
-Initializer = Callable[[torch.Tensor], object]  # fills a tensor in place, as in torch.nn.init
+Initializer = Callable[[Tensor], object]  # fills a tensor in place, as in torch.nn.init
 
 
-def _initialize(initializer: Initializer, shape: tuple[int, ...]) -> torch.Tensor:
+def _initialize(initializer: Initializer, *shape: int) -> Tensor:
     tensor = torch.zeros(shape)
     initializer(tensor)
     return tensor
 
 
-class RandomConditioning(nn.Module):
+class _GaussianConditioning(nn.Module):
+    """Slots drawn from one Gaussian each, or all from the same."""
+
+    def __init__(self, object_dim: int, n_slots: int, n_gaussians: int, mean_init: Initializer,
+                 logsigma_init: Initializer, learn_mean: bool = True, learn_std: bool = True):
+        super().__init__()
+        self.object_dim, self.n_slots = object_dim, n_slots
+        self._add("slots_mu", _initialize(mean_init, 1, n_gaussians, object_dim), learn_mean)
+        self._add("slots_logsigma", _initialize(logsigma_init, 1, n_gaussians, object_dim), learn_std)
+
+    def _add(self, name: str, value: Tensor, learn: bool):
+        if learn:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def _sample_noise(self, batch_size: int) -> Tensor:
+        return torch.randn_like(self.slots_mu.expand(batch_size, self.n_slots, -1))
+
+    def forward(self, batch_size: int) -> ConditioningOutput:
+        """Draw slots (B, K, D)."""
+        return self.slots_mu + self.slots_logsigma.exp() * self._sample_noise(batch_size)
+
+
+class RandomConditioning(_GaussianConditioning):
     """Slots drawn from one Gaussian.
 
     Args:
@@ -28,40 +52,16 @@ class RandomConditioning(nn.Module):
         logsigma_init: Fills the logarithm of the standard deviation (1, 1, D) in place.
     """
 
-    def __init__(
-        self,
-        object_dim: int,
-        n_slots: int,
-        learn_mean: bool = True,
-        learn_std: bool = True,
-        mean_init: Initializer = nn.init.xavier_uniform_,
-        logsigma_init: Initializer = nn.init.xavier_uniform_,
-    ):
-        super().__init__()
-        self.object_dim = object_dim
-        self.n_slots = n_slots
-        self._add("slots_mu", _initialize(mean_init, (1, 1, object_dim)), learn_mean)
-        self._add("slots_logsigma", _initialize(logsigma_init, (1, 1, object_dim)), learn_std)
-
-    def _add(self, name: str, value: torch.Tensor, learn: bool):
-        if learn:
-            self.register_parameter(name, nn.Parameter(value))
-        else:
-            self.register_buffer(name, value)
-
-    def _sample_noise(self, batch_size: int) -> torch.Tensor:
-        mean = self.slots_mu
-        return torch.randn(batch_size, self.n_slots, self.object_dim, device=mean.device, dtype=mean.dtype)
-
-    def forward(self, batch_size: int) -> ConditioningOutput:
-        """Draw slots (B, K, D)."""
-        return self.slots_mu + self.slots_logsigma.exp() * self._sample_noise(batch_size)
+    def __init__(self, object_dim: int, n_slots: int, learn_mean: bool = True, learn_std: bool = True,
+                 mean_init: Initializer = nn.init.xavier_uniform_,
+                 logsigma_init: Initializer = nn.init.xavier_uniform_):
+        super().__init__(object_dim, n_slots, 1, mean_init, logsigma_init, learn_mean, learn_std)
 
 
 class RandomConditioningWithQMCSampling(RandomConditioning):
     """Slots drawn from one Gaussian by quasi-Monte-Carlo, so that a batch covers it evenly."""
 
-    def _sample_noise(self, batch_size: int) -> torch.Tensor:
+    def _sample_noise(self, batch_size: int) -> Tensor:
         sequence = torch.quasirandom.SobolEngine(self.object_dim, scramble=True)
         uniform = sequence.draw(batch_size * self.n_slots, dtype=torch.float64)
         # The sequence may contain 0, whose quantile is infinite.
@@ -80,16 +80,15 @@ class LearntConditioning(nn.Module):
 
     def __init__(self, object_dim: int, n_slots: int, slot_init: Optional[Initializer] = None):
         super().__init__()
-        self.object_dim = object_dim
-        self.n_slots = n_slots
-        self.slots = nn.Parameter(_initialize(slot_init or nn.init.normal_, (1, n_slots, object_dim)))
+        self.object_dim, self.n_slots = object_dim, n_slots
+        self.slots = nn.Parameter(_initialize(slot_init or nn.init.normal_, 1, n_slots, object_dim))
 
     def forward(self, batch_size: int) -> ConditioningOutput:
         """Return the slots (B, K, D)."""
         return self.slots.expand(batch_size, -1, -1)
 
 
-class SlotwiseLearntConditioning(nn.Module):
+class SlotwiseLearntConditioning(_GaussianConditioning):
     """Slots drawn from one learned Gaussian each.
 
     Args:
@@ -99,20 +98,6 @@ class SlotwiseLearntConditioning(nn.Module):
         logsigma_init: Fills the logarithms of the standard deviations (1, K, D) in place.
     """
 
-    def __init__(
-        self,
-        object_dim: int,
-        n_slots: int,
-        mean_init: Initializer = nn.init.normal_,
-        logsigma_init: Initializer = nn.init.xavier_uniform_,
-    ):
-        super().__init__()
-        self.object_dim = object_dim
-        self.n_slots = n_slots
-        self.slots_mu = nn.Parameter(_initialize(mean_init, (1, n_slots, object_dim)))
-        self.slots_logsigma = nn.Parameter(_initialize(logsigma_init, (1, n_slots, object_dim)))
-
-    def forward(self, batch_size: int) -> ConditioningOutput:
-        """Draw slots (B, K, D)."""
-        mean = self.slots_mu.expand(batch_size, -1, -1)
-        return mean + self.slots_logsigma.exp() * torch.randn_like(mean)
+    def __init__(self, object_dim: int, n_slots: int, mean_init: Initializer = nn.init.normal_,
+                 logsigma_init: Initializer = nn.init.xavier_uniform_):
+        super().__init__(object_dim, n_slots, n_slots, mean_init, logsigma_init)

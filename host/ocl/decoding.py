@@ -5,10 +5,10 @@ import math
 from typing import Callable, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ocl.feature_extractors.utils import grid_positions
-from ocl.neural_networks.backbones import (
+from ocl.neural_networks.backbones import (  # noqa: F401  configs look for them here
     get_dvae_decoder,
     get_dvae_encoder,
     get_savi_decoder_backbone,
@@ -18,29 +18,12 @@ from ocl.neural_networks.convenience import Activation, get_activation_fn
 from ocl.typing import ObjectFeatures
 from ocl.utils.resizing import resize_patches_to_image
 
-__all__ = [
-    "AutoregressivePatchDecoder",
-    "DVAEDecoder",
-    "OpticalFlowPredictionTaskOutput",
-    "PatchDecoder",
-    "PatchReconstructionOutput",
-    "ReconstructionOutput",
-    "SimpleReconstructionOutput",
-    "SlotAttentionDecoder",
-    "SlotAttentionOpticalFlowDecoder",
-    "build_grid_of_positions",
-    "get_dvae_decoder",
-    "get_dvae_encoder",
-    "get_savi_decoder_backbone",
-    "get_slotattention_decoder_backbone",
-]
-
 
 @dataclasses.dataclass
 class SimpleReconstructionOutput:
     """A reconstruction (B, C, H, W)."""
 
-    reconstruction: torch.Tensor
+    reconstruction: Tensor
 
 
 @dataclasses.dataclass
@@ -53,9 +36,9 @@ class ReconstructionOutput:
         masks: (B, K, H, W), summing to 1 over K.
     """
 
-    reconstruction: torch.Tensor
-    object_reconstructions: torch.Tensor
-    masks: torch.Tensor
+    reconstruction: Tensor
+    object_reconstructions: Tensor
+    masks: Tensor
 
 
 @dataclasses.dataclass
@@ -69,10 +52,10 @@ class PatchReconstructionOutput:
         target: (B, P, D), what is to be reconstructed.
     """
 
-    reconstruction: torch.Tensor
-    masks: torch.Tensor
-    masks_as_image: Optional[torch.Tensor] = None
-    target: Optional[torch.Tensor] = None
+    reconstruction: Tensor
+    masks: Tensor
+    masks_as_image: Optional[Tensor] = None
+    target: Optional[Tensor] = None
 
 
 @dataclasses.dataclass
@@ -85,12 +68,12 @@ class OpticalFlowPredictionTaskOutput:
         masks: (B, K, H, W), summing to 1 over K.
     """
 
-    predicted_flow: torch.Tensor
-    object_flows: torch.Tensor
-    masks: torch.Tensor
+    predicted_flow: Tensor
+    object_flows: Tensor
+    masks: Tensor
 
 
-def build_grid_of_positions(resolution: tuple[int, int]) -> torch.Tensor:
+def build_grid_of_positions(resolution: tuple[int, int]) -> Tensor:
     """Return the coordinates (H, W, 2) of a grid, row before column, each from 0 to 1."""
     return grid_positions(*resolution)
 
@@ -100,13 +83,12 @@ class _SpatialBroadcastDecoder(nn.Module):
 
     def __init__(self, decoder: nn.Module, positional_embedding: Optional[nn.Module] = None):
         super().__init__()
-        self.decoder = decoder
-        self.positional_embedding = positional_embedding
+        self.decoder, self.positional_embedding = decoder, positional_embedding
         if positional_embedding is not None:
             self.register_buffer("grid", build_grid_of_positions((8, 8)).unsqueeze(0))
 
-    def decode(self, objects: ObjectFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn objects (..., K, D) into their contents (..., K, C, H, W) and masks (..., K, 1, H, W)."""
+    def decode(self, objects: ObjectFeatures, activation: Callable[[Tensor], Tensor] = nn.Identity()):
+        """Turn objects (..., K, D) into a mixture (..., C, H, W), contents (..., K, C, H, W), masks (..., K, H, W)."""
         if objects.dim() < 3:
             raise ValueError(f"Expected objects (B, K, D) or (B, T, K, D), got shape {tuple(objects.shape)}.")
         maps = objects.flatten(0, -2)[:, :, None, None].expand(-1, -1, 8, 8)
@@ -114,7 +96,8 @@ class _SpatialBroadcastDecoder(nn.Module):
             maps = self.positional_embedding(maps, self.grid)
         decoded = self.decoder(maps).unflatten(0, objects.shape[:-1])
         contents, logits = decoded.split([decoded.shape[-3] - 1, 1], dim=-3)
-        return contents, logits.softmax(dim=-4)
+        contents, masks = activation(contents), logits.softmax(dim=-4)
+        return (contents * masks).sum(dim=-4), contents, masks.squeeze(-3)
 
 
 class SlotAttentionDecoder(_SpatialBroadcastDecoder):
@@ -126,12 +109,8 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
         positional_embedding: Called with maps (B*K, D, 8, 8) and their positions (1, 8, 8, 2).
     """
 
-    def __init__(
-        self,
-        decoder: nn.Module,
-        final_activation: Activation = "identity",
-        positional_embedding: Optional[nn.Module] = None,
-    ):
+    def __init__(self, decoder: nn.Module, final_activation: Activation = "identity",
+                 positional_embedding: Optional[nn.Module] = None):
         super().__init__(decoder, positional_embedding)
         self.final_activation = get_activation_fn(final_activation, inplace=False)
 
@@ -141,9 +120,7 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
         Raises:
             ValueError: If the objects have fewer than 3 axes.
         """
-        colors, masks = self.decode(object_features)
-        colors = self.final_activation(colors)
-        return ReconstructionOutput((colors * masks).sum(dim=-4), colors, masks.squeeze(-3))
+        return ReconstructionOutput(*self.decode(object_features, self.final_activation))
 
 
 class SlotAttentionOpticalFlowDecoder(_SpatialBroadcastDecoder):
@@ -151,8 +128,7 @@ class SlotAttentionOpticalFlowDecoder(_SpatialBroadcastDecoder):
 
     def forward(self, object_features: ObjectFeatures) -> OpticalFlowPredictionTaskOutput:
         """Decode objects (B, K, D)."""
-        flows, masks = self.decode(object_features)
-        return OpticalFlowPredictionTaskOutput((flows * masks).sum(dim=-4), flows, masks.squeeze(-3))
+        return OpticalFlowPredictionTaskOutput(*self.decode(object_features))
 
 
 class DVAEDecoder(nn.Module):
@@ -165,23 +141,23 @@ class DVAEDecoder(nn.Module):
 
     def __init__(self, decoder: nn.Module, patch_size: int = 4):
         super().__init__()
-        self.decoder = decoder
-        self.patch_size = patch_size
+        self.decoder, self.patch_size = decoder, patch_size
 
-    def forward(self, features: torch.Tensor) -> SimpleReconstructionOutput:
+    def forward(self, features: Tensor) -> SimpleReconstructionOutput:
         """Decode codes (B, V, h, w), or (B, T, V, h, w) of videos."""
-        if features.dim() == 5:
-            frames = self.decoder(features.flatten(0, 1))
-            return SimpleReconstructionOutput(frames.unflatten(0, features.shape[:2]))
-        return SimpleReconstructionOutput(self.decoder(features))
+        images = self.decoder(features.flatten(0, -4))
+        return SimpleReconstructionOutput(images.unflatten(0, features.shape[:-3]))
 
 
-def _upsample_target(target: torch.Tensor, scale_factor: float, mode: str) -> torch.Tensor:
+def _upsample_target(target: Tensor, scale_factor: float, mode: str) -> Tensor:
     """Resize the features (..., P, D) of a square image; no gradients flow back."""
-    resized = resize_patches_to_image(
-        target.detach().transpose(-1, -2), scale_factor=scale_factor, resize_mode=mode
-    )
+    patches = target.detach().transpose(-1, -2)
+    resized = resize_patches_to_image(patches, scale_factor=scale_factor, resize_mode=mode)
     return resized.flatten(-2).transpose(-1, -2)
+
+
+def _masks_as_image(masks: Tensor, image: Optional[Tensor], mode: str) -> Optional[Tensor]:
+    return None if image is None else resize_patches_to_image(masks, image.shape[-1], resize_mode=mode)
 
 
 class PatchDecoder(nn.Module):
@@ -197,32 +173,18 @@ class PatchDecoder(nn.Module):
         resize_mode: How the target is enlarged and the masks are brought to the size of the image.
     """
 
-    def __init__(
-        self,
-        object_dim: int,
-        output_dim: int,
-        num_patches: int,
-        decoder: Callable[[int, int], nn.Module],
-        decoder_input_dim: Optional[int] = None,
-        upsample_target: Optional[float] = None,
-        resize_mode: str = "bilinear",
-    ):
+    def __init__(self, object_dim: int, output_dim: int, num_patches: int, decoder: Callable[[int, int], nn.Module],
+                 decoder_input_dim: Optional[int] = None, upsample_target: Optional[float] = None,
+                 resize_mode: str = "bilinear"):
         super().__init__()
-        self.upsample_target = upsample_target
-        self.resize_mode = resize_mode
-        self.inp_transform = None
-        if decoder_input_dim is not None:
-            self.inp_transform = nn.Linear(object_dim, decoder_input_dim)
-            object_dim = decoder_input_dim
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, num_patches, object_dim))
-        self.decoder = decoder(object_dim, output_dim + 1)
+        self.upsample_target, self.resize_mode = upsample_target, resize_mode
+        dim = object_dim if decoder_input_dim is None else decoder_input_dim
+        self.inp_transform = nn.Identity() if decoder_input_dim is None else nn.Linear(object_dim, dim)
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, num_patches, dim))
+        self.decoder = decoder(dim, output_dim + 1)
 
-    def forward(
-        self,
-        object_features: ObjectFeatures,
-        target: Optional[torch.Tensor] = None,
-        image: Optional[torch.Tensor] = None,
-    ) -> PatchReconstructionOutput:
+    def forward(self, object_features: ObjectFeatures, target: Optional[Tensor] = None,
+                image: Optional[Tensor] = None) -> PatchReconstructionOutput:
         """Decode objects.
 
         Args:
@@ -232,21 +194,12 @@ class PatchDecoder(nn.Module):
         """
         if target is not None and self.upsample_target is not None:
             target = _upsample_target(target, self.upsample_target, self.resize_mode)
-        objects = object_features if self.inp_transform is None else self.inp_transform(object_features)
-        decoded = self.decoder(objects.unsqueeze(-2) + self.pos_embed.squeeze(0))  # ... k p d+1
+        objects = self.inp_transform(object_features).unsqueeze(-2)
+        decoded = self.decoder(objects + self.pos_embed.squeeze(0))  # ... k p d+1
         features, logits = decoded.split([decoded.shape[-1] - 1, 1], dim=-1)
-        masks = logits.softmax(dim=-3)
-        reconstruction = (features * masks).sum(dim=-3)
-        masks = masks.squeeze(-1)
-        return PatchReconstructionOutput(
-            reconstruction, masks, _masks_as_image(masks, image, self.resize_mode), target
-        )
-
-
-def _masks_as_image(masks: torch.Tensor, image: Optional[torch.Tensor], mode: str) -> Optional[torch.Tensor]:
-    if image is None:
-        return None
-    return resize_patches_to_image(masks, size=image.shape[-1], resize_mode=mode)
+        weights = logits.softmax(dim=-3)
+        reconstruction, masks = (features * weights).sum(dim=-3), weights.squeeze(-1)
+        return PatchReconstructionOutput(reconstruction, masks, _masks_as_image(masks, image, self.resize_mode), target)
 
 
 class AutoregressivePatchDecoder(nn.Module):
@@ -272,52 +225,30 @@ class AutoregressivePatchDecoder(nn.Module):
         use_positional_embedding: Add learned positions to the target.
     """
 
-    def __init__(
-        self,
-        object_dim: int,
-        output_dim: int,
-        num_patches: int,
-        decoder: Callable[[int, int], nn.Module],
-        decoder_dim: Optional[int] = None,
-        decoder_cond_dim: Optional[int] = None,
-        upsample_target: Optional[float] = None,
-        resize_mode: str = "bilinear",
-        use_decoder_masks: bool = False,
-        use_bos_token: bool = True,
-        use_input_transform: bool = False,
-        use_input_norm: bool = False,
-        use_output_transform: bool = False,
-        use_positional_embedding: bool = False,
-    ):
+    def __init__(self, object_dim: int, output_dim: int, num_patches: int, decoder: Callable[[int, int], nn.Module],
+                 decoder_dim: Optional[int] = None, decoder_cond_dim: Optional[int] = None,
+                 upsample_target: Optional[float] = None, resize_mode: str = "bilinear",
+                 use_decoder_masks: bool = False, use_bos_token: bool = True, use_input_transform: bool = False,
+                 use_input_norm: bool = False, use_output_transform: bool = False,
+                 use_positional_embedding: bool = False):
         super().__init__()
+        self.upsample_target, self.resize_mode = upsample_target, resize_mode
+        self.use_decoder_masks = use_decoder_masks
         dim = output_dim if decoder_dim is None else decoder_dim
         target_dim = output_dim if use_input_transform else dim
-        self.upsample_target = upsample_target
-        self.resize_mode = resize_mode
-        self.use_decoder_masks = use_decoder_masks
-
         self.cond_transform = _projection(object_dim, decoder_cond_dim)
         self.bos_token = nn.Parameter(0.02 * torch.randn(1, 1, target_dim)) if use_bos_token else None
-        self.inp_transform = None
         if use_input_transform:
             self.inp_transform = _projection(target_dim, dim)
-        elif use_input_norm:
-            self.inp_transform = nn.LayerNorm(dim)
-        self.pos_embed = None
-        if use_positional_embedding:
-            self.pos_embed = nn.Parameter(0.02 * torch.randn(1, num_patches, dim))
+        else:
+            self.inp_transform = nn.LayerNorm(dim) if use_input_norm else nn.Identity()
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, num_patches, dim)) if use_positional_embedding else None
         self.register_buffer("mask", torch.full((num_patches, num_patches), -math.inf).triu(diagonal=1))
         self.decoder = decoder(dim, dim)
-        self.outp_transform = nn.Linear(dim, output_dim) if use_output_transform else None
+        self.outp_transform = nn.Linear(dim, output_dim) if use_output_transform else nn.Identity()
 
-    def forward(
-        self,
-        object_features: ObjectFeatures,
-        masks: torch.Tensor,
-        target: torch.Tensor,
-        image: Optional[torch.Tensor] = None,
-        empty_objects: Optional[torch.Tensor] = None,
-    ) -> PatchReconstructionOutput:
+    def forward(self, object_features: ObjectFeatures, masks: Tensor, target: Tensor, image: Optional[Tensor] = None,
+                empty_objects: Optional[Tensor] = None) -> PatchReconstructionOutput:
         """Predict the patches of the target; of videos all inputs have a further axis T behind B.
 
         Args:
@@ -329,31 +260,20 @@ class AutoregressivePatchDecoder(nn.Module):
         """
         if self.upsample_target is not None:
             target = _upsample_target(target, self.upsample_target, self.resize_mode)
-        lead = object_features.shape[:-2]
-        options = {}
-        if empty_objects is not None:
-            options["memory_key_padding_mask"] = empty_objects.flatten(0, -2)
-        conditioning = self.cond_transform(object_features.flatten(0, -3))
-        outputs = self.decoder(
-            self._shift_and_embed(target.flatten(0, -3)), conditioning, self.mask, **options
-        )
-        if self.use_decoder_masks:
-            outputs, masks = outputs[0], outputs[1].unflatten(0, lead)
-        if self.outp_transform is not None:
-            outputs = self.outp_transform(outputs)
-        return PatchReconstructionOutput(
-            outputs.unflatten(0, lead), masks, _masks_as_image(masks, image, self.resize_mode), target
-        )
-
-    def _shift_and_embed(self, target: torch.Tensor) -> torch.Tensor:
-        inputs = target
+        lead, inputs = object_features.shape[:-2], target.flatten(0, -3)
         if self.bos_token is not None:
             # No gradients: otherwise learned targets could be made easy to predict.
-            bos = self.bos_token.expand(len(target), -1, -1)
-            inputs = torch.cat([bos, target[:, :-1].detach()], dim=1)
-        if self.inp_transform is not None:
-            inputs = self.inp_transform(inputs)
-        return inputs if self.pos_embed is None else inputs + self.pos_embed
+            inputs = torch.cat([self.bos_token.expand(len(inputs), -1, -1), inputs[:, :-1].detach()], dim=1)
+        inputs = self.inp_transform(inputs)
+        if self.pos_embed is not None:
+            inputs = inputs + self.pos_embed
+        conditioning = self.cond_transform(object_features.flatten(0, -3))
+        options = {} if empty_objects is None else {"memory_key_padding_mask": empty_objects.flatten(0, -2)}
+        outputs = self.decoder(inputs, conditioning, self.mask, **options)
+        if self.use_decoder_masks:
+            outputs, masks = outputs[0], outputs[1].unflatten(0, lead)
+        outputs = self.outp_transform(outputs).unflatten(0, lead)
+        return PatchReconstructionOutput(outputs, masks, _masks_as_image(masks, image, self.resize_mode), target)
 
 
 def _projection(in_dim: int, out_dim: Optional[int]) -> nn.Module:

@@ -3,11 +3,19 @@
 from typing import Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocl.scheduling import HPScheduler
 from ocl.typing import PerceptualGroupingOutput
+
+_DISTANCES = {
+    "mse": F.mse_loss,
+    "mse_sum": lambda input, target: F.mse_loss(input, target, reduction="sum") / len(input),
+    "l1": F.l1_loss,
+    "cosine": lambda input, target: -F.cosine_similarity(input, target, dim=-1).mean(),
+    "cross_entropy_sum": lambda input, target: -(target * F.log_softmax(input, dim=-1)).sum() / len(input),
+}
 
 
 class ReconstructionLoss(nn.Module):
@@ -24,44 +32,19 @@ class ReconstructionLoss(nn.Module):
         ValueError: If the kind of loss is unknown.
     """
 
-    def __init__(
-        self, loss_type: str, weight: Union[float, HPScheduler] = 1.0, normalize_target: bool = False
-    ):
+    def __init__(self, loss_type: str, weight: Union[float, HPScheduler] = 1.0, normalize_target: bool = False):
         super().__init__()
         if loss_type not in _DISTANCES:
             raise ValueError(f"Unknown loss_type {loss_type!r}: choose one of {', '.join(_DISTANCES)}.")
-        self.loss_type = loss_type
-        self.weight = weight
-        self.normalize_target = normalize_target
+        self.loss_type, self.weight, self.normalize_target = loss_type, weight, normalize_target
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the weighted loss of two tensors of the same shape (B, ...)."""
         target = target.detach()
         if self.normalize_target:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
         return float(self.weight) * _DISTANCES[self.loss_type](input, target)
-
-
-def _mse_sum(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.mse_loss(input, target, reduction="sum") / len(input)
-
-
-def _negative_cosine(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return -F.cosine_similarity(input, target, dim=-1).mean()
-
-
-def _cross_entropy_sum(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return -(target * F.log_softmax(input, dim=-1)).sum() / len(input)
-
-
-_DISTANCES = {
-    "mse": F.mse_loss,
-    "mse_sum": _mse_sum,
-    "l1": F.l1_loss,
-    "cosine": _negative_cosine,
-    "cross_entropy_sum": _cross_entropy_sum,
-}
 
 
 class LatentDupplicateSuppressionLoss(nn.Module):
@@ -74,25 +57,23 @@ class LatentDupplicateSuppressionLoss(nn.Module):
 
     def __init__(self, weight: Union[float, HPScheduler], eps: float = 1e-8):
         super().__init__()
-        self.weight = weight
-        self.eps = eps
+        self.weight, self.eps = weight, eps
 
-    def forward(self, grouping: PerceptualGroupingOutput) -> torch.Tensor:
+    def forward(self, grouping: PerceptualGroupingOutput) -> Tensor:
         """Return the weighted loss of slots (B, K, D) or (B, T, K, D); empty ones do not count.
 
         Raises:
             ValueError: If the slots have another number of axes.
         """
-        slots = grouping.objects
+        slots, is_empty = grouping.objects, grouping.is_empty
         if slots.dim() not in (3, 4):
             raise ValueError(f"Expected slots (B, K, D) or (B, T, K, D), got shape {tuple(slots.shape)}.")
         units = F.normalize(slots, dim=-1, eps=self.eps)
         first, second = torch.triu_indices(slots.shape[-2], slots.shape[-2], offset=1, device=slots.device)
         similarities = (units @ units.transpose(-1, -2))[..., first, second].square()
-        if grouping.is_empty is None:
-            weights = torch.ones_like(similarities)
-        else:
-            present = 1 - grouping.is_empty.to(similarities.dtype)
-            weights = present[..., first] * present[..., second]
+        present = similarities.new_ones(slots.shape[:-1])
+        if is_empty is not None:
+            present = present - is_empty.to(present)
+        weights = present[..., first] * present[..., second]
         total = weights.sum(dim=-1).clamp(min=self.eps)
         return float(self.weight) * ((similarities * weights).sum(dim=-1) / total).mean()

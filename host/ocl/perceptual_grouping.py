@@ -3,15 +3,9 @@
 from typing import Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ocl.typing import (
-    ConditioningOutput,
-    FeatureExtractorOutput,
-    ObjectFeatureAttributions,
-    ObjectFeatures,
-    PerceptualGroupingOutput,
-)
+from ocl.typing import ConditioningOutput, FeatureExtractorOutput, PerceptualGroupingOutput
 
 
 class SlotAttention(nn.Module):
@@ -35,25 +29,14 @@ class SlotAttention(nn.Module):
         ValueError: If `kvq_dim` is not divisible by the number of heads.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        feature_dim: int,
-        kvq_dim: Optional[int] = None,
-        n_heads: int = 1,
-        iters: int = 3,
-        eps: float = 1e-8,
-        ff_mlp: Optional[nn.Module] = None,
-        use_projection_bias: bool = False,
-        use_implicit_differentiation: bool = False,
-    ):
+    def __init__(self, dim: int, feature_dim: int, kvq_dim: Optional[int] = None, n_heads: int = 1, iters: int = 3,
+                 eps: float = 1e-8, ff_mlp: Optional[nn.Module] = None, use_projection_bias: bool = False,
+                 use_implicit_differentiation: bool = False):
         super().__init__()
         kvq_dim = dim if kvq_dim is None else kvq_dim
         if kvq_dim % n_heads:
             raise ValueError(f"{kvq_dim} key channels cannot be divided among {n_heads} heads.")
-        self.n_heads = n_heads
-        self.iters = iters
-        self.eps = eps
+        self.n_heads, self.iters, self.eps = n_heads, iters, eps
         self.scale = (kvq_dim // n_heads) ** -0.5
         self.use_implicit_differentiation = use_implicit_differentiation
 
@@ -65,9 +48,8 @@ class SlotAttention(nn.Module):
         self.norm_slots = nn.LayerNorm(dim)
         self.ff_mlp = ff_mlp
 
-    def forward(
-        self, inputs: torch.Tensor, conditioning: ConditioningOutput, masks: Optional[torch.Tensor] = None
-    ) -> tuple[ObjectFeatures, ObjectFeatureAttributions]:
+    def forward(self, inputs: Tensor, conditioning: ConditioningOutput,
+                masks: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
         """Let slots compete for features.
 
         Args:
@@ -121,7 +103,7 @@ class SlotAttention(nn.Module):
         return updates if self.to_v.bias is None else updates + self.to_v.bias
 
 
-def _to_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
+def _to_autocast_dtype(tensor: Tensor) -> Tensor:
     """Convert once what autocast would otherwise convert again for every matrix product."""
     device = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
@@ -144,44 +126,19 @@ class SlotAttentionGrouping(nn.Module):
         use_empty_slot_for_masked_slots: Replace masked slots by the learned vector `empty_slot`.
     """
 
-    def __init__(
-        self,
-        feature_dim: int,
-        object_dim: int,
-        kvq_dim: Optional[int] = None,
-        n_heads: int = 1,
-        iters: int = 3,
-        eps: float = 1e-8,
-        ff_mlp: Optional[nn.Module] = None,
-        positional_embedding: Optional[nn.Module] = None,
-        use_projection_bias: bool = False,
-        use_implicit_differentiation: bool = False,
-        use_empty_slot_for_masked_slots: bool = False,
-    ):
+    def __init__(self, feature_dim: int, object_dim: int, kvq_dim: Optional[int] = None, n_heads: int = 1,
+                 iters: int = 3, eps: float = 1e-8, ff_mlp: Optional[nn.Module] = None,
+                 positional_embedding: Optional[nn.Module] = None, use_projection_bias: bool = False,
+                 use_implicit_differentiation: bool = False, use_empty_slot_for_masked_slots: bool = False):
         super().__init__()
         self.object_dim = object_dim
-        self.slot_attention = SlotAttention(
-            object_dim,
-            feature_dim,
-            kvq_dim=kvq_dim,
-            n_heads=n_heads,
-            iters=iters,
-            eps=eps,
-            ff_mlp=ff_mlp,
-            use_projection_bias=use_projection_bias,
-            use_implicit_differentiation=use_implicit_differentiation,
-        )
+        self.slot_attention = SlotAttention(object_dim, feature_dim, kvq_dim, n_heads, iters, eps, ff_mlp,
+                                            use_projection_bias, use_implicit_differentiation)
         self.positional_embedding = positional_embedding
-        self.empty_slot = None
-        if use_empty_slot_for_masked_slots:
-            self.empty_slot = nn.Parameter(torch.randn(object_dim))
+        self.empty_slot = nn.Parameter(torch.randn(object_dim)) if use_empty_slot_for_masked_slots else None
 
-    def forward(
-        self,
-        feature: FeatureExtractorOutput,
-        conditioning: ConditioningOutput,
-        slot_mask: Optional[torch.Tensor] = None,
-    ) -> PerceptualGroupingOutput:
+    def forward(self, feature: FeatureExtractorOutput, conditioning: ConditioningOutput,
+                slot_mask: Optional[Tensor] = None) -> PerceptualGroupingOutput:
         """Group features.
 
         Args:

@@ -4,25 +4,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Optional
 
-import torch
+from torch import Tensor
 
-ImageData = torch.Tensor  # (B, C, H, W)
-VideoData = torch.Tensor  # (B, T, C, H, W)
-ImageOrVideoData = torch.Tensor
-TextData = torch.Tensor
-
-CNNImageFeatures = torch.Tensor  # (B, D, H, W)
-TransformerImageFeatures = torch.Tensor  # (B, N, D)
-ImageFeatures = torch.Tensor  # (B, N, D)
-VideoFeatures = torch.Tensor  # (B, T, N, D)
-ImageOrVideoFeatures = torch.Tensor
-Positions = torch.Tensor  # (N, 2)
-PooledFeatures = torch.Tensor  # (B, D)
-
-ObjectFeatures = torch.Tensor  # (B, K, D)
-EmptyIndicator = torch.Tensor  # (B, K)
-ObjectFeatureAttributions = torch.Tensor  # (B, K, N)
-ConditioningOutput = torch.Tensor  # (B, K, D)
+# Of images (B, C, H, W), of videos (B, T, C, H, W), of either, and of text.
+ImageData = VideoData = ImageOrVideoData = TextData = Tensor
+# (B, D, H, W) of CNNs, (B, N, D) of transformers and of images in general, (B, T, N, D) of videos, and either.
+CNNImageFeatures = TransformerImageFeatures = ImageFeatures = VideoFeatures = ImageOrVideoFeatures = Tensor
+Positions = PooledFeatures = Tensor  # (N, 2) and (B, D)
+# (B, K, D), (B, K), (B, K, N) and (B, K, D)
+ObjectFeatures = EmptyIndicator = ObjectFeatureAttributions = ConditioningOutput = Tensor
 
 
 @dataclasses.dataclass

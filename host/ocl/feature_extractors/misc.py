@@ -62,20 +62,11 @@ class DVAEFeatureExtractor(ImageFeatureExtractor):
         hard: Draw one-hot samples with straight-through gradients for the dVAE's decoder.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        positional_encoder: nn.Module,
-        dictionary: nn.Module,
-        tau: Union[float, HPScheduler] = 1.0,
-        hard: bool = False,
-    ):
+    def __init__(self, encoder: nn.Module, positional_encoder: nn.Module, dictionary: nn.Module,
+                 tau: Union[float, HPScheduler] = 1.0, hard: bool = False):
         super().__init__()
-        self.encoder = encoder
-        self.dictionary = dictionary
-        self.positional_encoder = positional_encoder
-        self.tau = tau
-        self.hard = hard
+        self.encoder, self.dictionary, self.positional_encoder = encoder, dictionary, positional_encoder
+        self.tau, self.hard = tau, hard
 
     def forward_images(self, images: ImageData):
         """Sample tokens of images (B, 3, H, W).
@@ -93,5 +84,4 @@ class DVAEFeatureExtractor(ImageFeatureExtractor):
         tokens = F.pad(z_hard, (1, 0, 1, 0))  # one more code and one more position, both at the front
         tokens[:, 0, 0] = 1.0
         embeddings = self.positional_encoder(self.dictionary(tokens))
-        aux = {"z": z, "z_hard": z_hard, "targets": embeddings[:, :-1]}
-        return embeddings[:, 1:], None, aux
+        return embeddings[:, 1:], None, {"z": z, "z_hard": z_hard, "targets": embeddings[:, :-1]}

@@ -23,58 +23,40 @@ def resnet34_savi(pretrained: bool = False, **kwargs) -> nn.Module:
     return model
 
 
-def _register(name: str, architecture: str, weights: str, entry="", prefix="", **options) -> None:
-    """Register an architecture of timm with the weights below `prefix` in an entry of a checkpoint."""
+def _register(name: str, architecture: str, weights: str = "", entry: str = "", prefix: str = "", **options) -> None:
+    """Register a model of timm under a new name, with those `weights` that lie below `prefix` in an entry of a file."""
 
     def build(pretrained: bool = False, **kwargs) -> nn.Module:
-        url = f"{_SERVER}/{weights}" if pretrained else None
-        return _create(architecture, url, entry, prefix, **options, **kwargs)
+        model = timm.create_model(architecture, pretrained=pretrained and not weights, **options, **kwargs)
+        if pretrained and weights:
+            _load_weights(model, f"{_SERVER}/{weights}", entry, prefix)
+        return model
 
     build.__name__ = name
     register_model(build)
 
 
-def _register_mae(name: str) -> None:
-    """Register the MAE (He et al., 2022) that timm calls `<name>.mae` as `<name>_mae`."""
-
-    def build(pretrained: bool = False, **kwargs) -> nn.Module:
-        kwargs.pop("pretrained_cfg", None)  # belongs to the name without a tag
-        return timm.create_model(f"{name}.mae", pretrained=pretrained, **kwargs)
-
-    build.__name__ = f"{name}_mae"
-    register_model(build)
-
-
-def _create(architecture: str, url, entry: str, prefix: str, **kwargs) -> nn.Module:
-    """Create a model and load the weights found below `prefix` in an entry of the checkpoint at `url`."""
-    model = timm.create_model(architecture, **kwargs)
-    if url is not None:
-        checkpoint = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-        _load_weights(model, checkpoint[entry] if entry else checkpoint, prefix, url)
-    return model
-
-
-def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], prefix: str, source: str) -> None:
+def _load_weights(model: nn.Module, url: str, entry: str, prefix: str) -> None:
     """Load what the model has; checkpoints also hold heads and, for truncated models, later layers."""
+    checkpoint = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+    weights = checkpoint[entry] if entry else checkpoint
     weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
     wanted = model.state_dict().keys() - {"head.weight", "head.bias", "fc.weight", "fc.bias"}
     missing = sorted(wanted - weights.keys())
     if missing:
-        raise RuntimeError(f"The weights at {source} lack {missing[0]} and {len(missing) - 1} others.")
+        raise RuntimeError(f"The weights at {url} lack {missing[0]} and {len(missing) - 1} others.")
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False)
 
 
 # DINO (Caron et al., 2021), MoCo v3 (Chen et al., 2021), whose ViT-S has twice the usual number of heads,
-# and MSN (Assran et al., 2022).
+# MSN (Assran et al., 2022), and MAE (He et al., 2022), whose weights timm has under names with a tag.
+_VIT_S, _VIT_B = "vit_small_patch16_224", "vit_base_patch16_224"
+_MOCO, _MSN = ("state_dict", "module.base_encoder."), ("target_encoder", "module.")
 _register("resnet50_dino", "resnet50", "dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth")
-for _name, _run, _options in (
-    ("resnet50", "r-50-1000ep", {}),
-    ("vit_small_patch16_224", "vit-s-300ep", {"num_heads": 12}),
-    ("vit_base_patch16_224", "vit-b-300ep", {}),
-):
-    _weights = f"moco-v3/{_run}/{_run}.pth.tar"
-    _register(f"{_name}_mocov3", _name, _weights, "state_dict", "module.base_encoder.", **_options)
-for _name, _run in (("vit_small_patch16_224", "vits16_800ep"), ("vit_base_patch16_224", "vitb16_600ep")):
-    _register(f"{_name}_msn", _name, f"msn/{_run}.pth.tar", "target_encoder", "module.")
-for _name in ("vit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224"):
-    _register_mae(_name)
+_register("resnet50_mocov3", "resnet50", "moco-v3/r-50-1000ep/r-50-1000ep.pth.tar", *_MOCO)
+_register(f"{_VIT_S}_mocov3", _VIT_S, "moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", *_MOCO, num_heads=12)
+_register(f"{_VIT_B}_mocov3", _VIT_B, "moco-v3/vit-b-300ep/vit-b-300ep.pth.tar", *_MOCO)
+_register(f"{_VIT_S}_msn", _VIT_S, "msn/vits16_800ep.pth.tar", *_MSN)
+_register(f"{_VIT_B}_msn", _VIT_B, "msn/vitb16_600ep.pth.tar", *_MSN)
+for _name in (_VIT_B, "vit_large_patch16_224", "vit_huge_patch14_224"):
+    _register(f"{_name}_mae", f"{_name}.mae")

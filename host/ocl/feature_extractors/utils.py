@@ -4,27 +4,23 @@ import abc
 from typing import Any, Optional, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ocl.typing import FeatureExtractorOutput, ImageData, ImageFeatures, ImageOrVideoData, Positions
 from ocl.utils.resizing import square_side
 from ocl.utils.trees import map_tree
 
-ForwardOutput = Union[
-    ImageFeatures,
-    tuple[ImageFeatures, Optional[Positions]],
-    tuple[ImageFeatures, Optional[Positions], Optional[dict[str, Any]]],
-]
+ForwardOutput = Union[ImageFeatures, tuple[ImageFeatures, Optional[Positions]],
+                      tuple[ImageFeatures, Optional[Positions], Optional[dict[str, Any]]]]
 
 
-def grid_positions(height: int, width: int, device: Optional[torch.device] = None) -> torch.Tensor:
+def grid_positions(height: int, width: int, device: Optional[torch.device] = None) -> Tensor:
     """Return (H, W, 2) coordinates, row before column, each running from 0 to 1."""
-    rows = torch.linspace(0, 1, height, device=device)
-    columns = torch.linspace(0, 1, width, device=device)
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+    axes = (torch.linspace(0, 1, size, device=device) for size in (height, width))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def cnn_compute_positions_and_flatten(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cnn_compute_positions_and_flatten(features: Tensor) -> tuple[Tensor, Tensor]:
     """Flatten feature maps row by row.
 
     Args:
@@ -37,7 +33,7 @@ def cnn_compute_positions_and_flatten(features: torch.Tensor) -> tuple[torch.Ten
     return features.flatten(2).transpose(1, 2), positions.flatten(0, 1)
 
 
-def transformer_compute_positions(features: torch.Tensor) -> torch.Tensor:
+def transformer_compute_positions(features: Tensor) -> Tensor:
     """Return the positions (N, 2) in [0, 1] of tokens (B, N, D) that cover a square grid row by row.
 
     Raises:
@@ -75,28 +71,19 @@ class ImageFeatureExtractor(FeatureExtractor):
         Raises:
             ValueError: If the input is neither.
         """
-        if video.dim() == 4:
-            return FeatureExtractorOutput(*_normalize_output(self.forward_images(video)))
-        if video.dim() != 5:
-            raise ValueError(
-                "Expected images (B, C, H, W) or videos (B, T, C, H, W), "
-                f"but the input has shape {tuple(video.shape)}."
-            )
+        if video.dim() not in (4, 5):
+            raise ValueError("Expected images (B, C, H, W) or videos (B, T, C, H, W), "
+                             f"but the input has shape {tuple(video.shape)}.")
+        output = self.forward_images(video.flatten(0, -4))
+        output = (output, None) if isinstance(output, Tensor) else output
+        if len(output) not in (2, 3):
+            raise RuntimeError("forward_images has to return features, (features, positions) or (features, positions, "
+                               f"auxiliary features), not {len(output)} values.")
+        features, positions, aux = (*output, None)[:3]
 
         def unfold(value):
-            has_frames = torch.is_tensor(value) and value.dim()
-            return value.unflatten(0, video.shape[:2]) if has_frames else value
+            return value.unflatten(0, video.shape[:2]) if isinstance(value, Tensor) and value.dim() else value
 
-        features, positions, aux = _normalize_output(self.forward_images(video.flatten(0, 1)))
-        return FeatureExtractorOutput(unfold(features), positions, map_tree(aux, unfold))
-
-
-def _normalize_output(output: ForwardOutput) -> tuple[ImageFeatures, Optional[Positions], Any]:
-    if isinstance(output, torch.Tensor):
-        return output, None, None
-    if len(output) not in (2, 3):
-        raise RuntimeError(
-            "forward_images has to return features, (features, positions) or (features, positions, "
-            f"auxiliary features), not {len(output)} values."
-        )
-    return (*output, None)[:3]
+        if video.dim() == 5:
+            features, aux = unfold(features), map_tree(aux, unfold)
+        return FeatureExtractorOutput(features, positions, aux)

@@ -1,24 +1,20 @@
 """Functions that build common networks."""
 
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocl.neural_networks.extensions import (
-    TransformerDecoderLayerWithAttention,
-    TransformerDecoderWithAttention,
-)
+from ocl.neural_networks.extensions import TransformerDecoderLayerWithAttention, TransformerDecoderWithAttention
 from ocl.neural_networks.wrappers import Residual
 
-Activation = Union[str, Callable[[torch.Tensor], torch.Tensor]]
+Activation = Union[str, Callable[[Tensor], Tensor]]
 
 
 class ReLUSquared(nn.Module):
     """The square of the positive part."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return max(inputs, 0)^2."""
         return F.relu(inputs).square()
 
@@ -26,17 +22,16 @@ class ReLUSquared(nn.Module):
 class _Function(nn.Module):
     """A function as a module."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
         self.function = function
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         return self.function(inputs)
 
 
-def get_activation_fn(
-    name_or_callable: Activation, inplace: bool = True, leaky_relu_slope: Optional[float] = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def get_activation_fn(name_or_callable: Activation, inplace: bool = True,
+                      leaky_relu_slope: Optional[float] = None) -> Callable[[Tensor], Tensor]:
     """Return the activation of a name; callables are returned as they are.
 
     Args:
@@ -50,33 +45,18 @@ def get_activation_fn(
     if callable(name_or_callable):
         return name_or_callable
     name = name_or_callable.lower()
-    if name == "relu":
-        return nn.ReLU(inplace=inplace)
-    if name == "leaky_relu":
-        if leaky_relu_slope is None:
-            raise ValueError("leaky_relu needs leaky_relu_slope.")
-        return nn.LeakyReLU(leaky_relu_slope, inplace=inplace)
-    others = {"relu_squared": ReLUSquared, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "identity": nn.Identity}
-    if name not in others:
-        names = ", ".join(["relu", "leaky_relu", *others])
-        raise ValueError(f"Unknown activation {name_or_callable!r}: choose one of {names}.")
-    return others[name]()
+    builders = {"relu": lambda: nn.ReLU(inplace), "leaky_relu": lambda: nn.LeakyReLU(leaky_relu_slope, inplace),
+                "relu_squared": ReLUSquared, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "identity": nn.Identity}
+    if name not in builders:
+        raise ValueError(f"Unknown activation {name_or_callable!r}: choose one of {', '.join(builders)}.")
+    if name == "leaky_relu" and leaky_relu_slope is None:
+        raise ValueError("leaky_relu needs leaky_relu_slope.")
+    return builders[name]()
 
 
-def _activation_layer(activation: Activation) -> nn.Module:
-    function = get_activation_fn(activation)
-    return function if isinstance(function, nn.Module) else _Function(function)
-
-
-def build_mlp(
-    input_dim: int,
-    output_dim: int,
-    features: list[int],
-    activation_fn: Activation = "relu",
-    final_activation_fn: Optional[Activation] = None,
-    initial_layer_norm: bool = False,
-    residual: bool = False,
-) -> nn.Module:
+def build_mlp(input_dim: int, output_dim: int, features: list[int], activation_fn: Activation = "relu",
+              final_activation_fn: Optional[Activation] = None, initial_layer_norm: bool = False,
+              residual: bool = False) -> nn.Module:
     """Build a multi-layer perceptron whose biases start at zero.
 
     Args:
@@ -92,52 +72,32 @@ def build_mlp(
     dims = [input_dim, *features, output_dim]
     activations = [activation_fn] * len(features) + [final_activation_fn]
     for in_dim, out_dim, activation in zip(dims, dims[1:], activations):
-        linear = nn.Linear(in_dim, out_dim)
-        nn.init.zeros_(linear.bias)
-        layers.append(linear)
+        layers.append(nn.Linear(in_dim, out_dim))
+        nn.init.zeros_(layers[-1].bias)
         if activation is not None:
-            layers.append(_activation_layer(activation))
+            function = get_activation_fn(activation)
+            layers.append(function if isinstance(function, nn.Module) else _Function(function))
     mlp = nn.Sequential(*layers)
     return Residual(mlp) if residual else mlp
 
 
-def build_two_layer_mlp(
-    input_dim: int,
-    output_dim: int,
-    hidden_dim: int,
-    initial_layer_norm: bool = False,
-    residual: bool = False,
-) -> nn.Module:
+def build_two_layer_mlp(input_dim: int, output_dim: int, hidden_dim: int, initial_layer_norm: bool = False,
+                        residual: bool = False) -> nn.Module:
     """Build a perceptron with one hidden layer; see `build_mlp`."""
-    return build_mlp(
-        input_dim, output_dim, [hidden_dim], initial_layer_norm=initial_layer_norm, residual=residual
-    )
+    return build_mlp(input_dim, output_dim, [hidden_dim], initial_layer_norm=initial_layer_norm, residual=residual)
 
 
-def _transformer_layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps):
-    return dict(
-        d_model=input_dim,
-        nhead=n_heads,
-        dim_feedforward=4 * input_dim if hidden_dim is None else hidden_dim,
-        dropout=dropout,
-        activation=get_activation_fn(activation_fn),
-        layer_norm_eps=layer_norm_eps,
-        batch_first=True,
-        norm_first=True,
-    )
+def _layer_options(dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps) -> dict[str, Any]:
+    """Name the arguments of a transformer layer as PyTorch does."""
+    return dict(d_model=dim, nhead=n_heads, dim_feedforward=4 * dim if hidden_dim is None else hidden_dim,
+                dropout=dropout, activation=get_activation_fn(activation_fn), layer_norm_eps=layer_norm_eps,
+                batch_first=True, norm_first=True)
 
 
-def build_transformer_encoder(
-    input_dim: int,
-    output_dim: int,
-    n_layers: int,
-    n_heads: int,
-    hidden_dim: Optional[int] = None,
-    dropout: float = 0.0,
-    activation_fn: Activation = "relu",
-    layer_norm_eps: float = 1e-5,
-    use_output_transform: bool = True,
-) -> nn.Module:
+def build_transformer_encoder(input_dim: int, output_dim: int, n_layers: int, n_heads: int,
+                              hidden_dim: Optional[int] = None, dropout: float = 0.0,
+                              activation_fn: Activation = "relu", layer_norm_eps: float = 1e-5,
+                              use_output_transform: bool = True) -> nn.Module:
     """Build a pre-norm transformer encoder from (B, N, input_dim) to (B, N, output_dim).
 
     Args:
@@ -151,27 +111,18 @@ def build_transformer_encoder(
         layer_norm_eps: Added to variances.
         use_output_transform: End with normalization and a linear layer; otherwise `output_dim` has no effect.
     """
-    options = _transformer_layer_options(
-        input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps
-    )
+    options = _layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps)
     layers = [nn.TransformerEncoderLayer(**options) for _ in range(n_layers)]
     if use_output_transform:
         layers += [nn.LayerNorm(input_dim, eps=layer_norm_eps), nn.Linear(input_dim, output_dim)]
     return nn.Sequential(*layers)
 
 
-def build_transformer_decoder(
-    input_dim: int,
-    output_dim: int,
-    n_layers: int,
-    n_heads: int,
-    hidden_dim: Optional[int] = None,
-    dropout: float = 0.0,
-    activation_fn: Activation = "relu",
-    layer_norm_eps: float = 1e-5,
-    return_attention_weights: bool = False,
-    attention_weight_type: Union[int, str] = -1,
-) -> nn.Module:
+def build_transformer_decoder(input_dim: int, output_dim: int, n_layers: int, n_heads: int,
+                              hidden_dim: Optional[int] = None, dropout: float = 0.0,
+                              activation_fn: Activation = "relu", layer_norm_eps: float = 1e-5,
+                              return_attention_weights: bool = False,
+                              attention_weight_type: Union[int, str] = -1) -> nn.Module:
     """Build a pre-norm transformer decoder without final norm.
 
     It is called with `tgt` (B, P, D), `memory` (B, K, D), `tgt_mask` (P, P) and optionally
@@ -192,9 +143,7 @@ def build_transformer_decoder(
     Raises:
         ValueError: If there is no such layer.
     """
-    options = _transformer_layer_options(
-        input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps
-    )
+    options = _layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps)
     if return_attention_weights:
         layer = TransformerDecoderLayerWithAttention(**options)
         return TransformerDecoderWithAttention(layer, n_layers, attention_weight_type)

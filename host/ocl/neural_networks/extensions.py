@@ -3,19 +3,14 @@
 from typing import Optional, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class TransformerDecoderLayerWithAttention(nn.TransformerDecoderLayer):
     """A pre-norm decoder layer that also returns its cross-attention."""
 
-    def forward(
-        self,
-        tgt: torch.Tensor,
-        memory: torch.Tensor,
-        tgt_mask: Optional[torch.Tensor] = None,
-        memory_key_padding_mask: Optional[torch.Tensor] = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tgt: Tensor, memory: Tensor, tgt_mask: Optional[Tensor] = None,
+                memory_key_padding_mask: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
         """Decode.
 
         Args:
@@ -28,12 +23,9 @@ class TransformerDecoderLayerWithAttention(nn.TransformerDecoderLayer):
             Output (B, P, D) and the cross-attention (B, P, K), averaged over heads.
         """
         normed = self.norm1(tgt)
-        attended, _ = self.self_attn(normed, normed, normed, attn_mask=tgt_mask, need_weights=False)
-        x = tgt + self.dropout1(attended)
-        attended, attention = self.multihead_attn(
-            self.norm2(x), memory, memory, key_padding_mask=memory_key_padding_mask
-        )
-        x = x + self.dropout2(attended)
+        x = tgt + self.dropout1(self.self_attn(normed, normed, normed, attn_mask=tgt_mask, need_weights=False)[0])
+        read, attention = self.multihead_attn(self.norm2(x), memory, memory, key_padding_mask=memory_key_padding_mask)
+        x = x + self.dropout2(read)
         hidden = self.dropout(self.activation(self.linear1(self.norm3(x))))
         return x + self.dropout3(self.linear2(hidden)), attention
 
@@ -50,27 +42,16 @@ class TransformerDecoderWithAttention(nn.TransformerDecoder):
         ValueError: If there is no such layer, or for any other string.
     """
 
-    def __init__(
-        self,
-        decoder_layer: TransformerDecoderLayerWithAttention,
-        num_layers: int,
-        attention_weight_type: Union[int, str] = -1,
-    ):
+    def __init__(self, decoder_layer: TransformerDecoderLayerWithAttention, num_layers: int,
+                 attention_weight_type: Union[int, str] = -1):
         super().__init__(decoder_layer, num_layers)
         if attention_weight_type != "mean" and attention_weight_type not in range(-num_layers, num_layers):
-            raise ValueError(
-                f"attention_weight_type is {attention_weight_type!r}, but has to be 'mean' or "
-                f"the index of one of {num_layers} layers."
-            )
+            raise ValueError(f"attention_weight_type is {attention_weight_type!r}, but has to be 'mean' or "
+                             f"the index of one of {num_layers} layers.")
         self.attention_weight_type = attention_weight_type
 
-    def forward(
-        self,
-        tgt: torch.Tensor,
-        memory: torch.Tensor,
-        tgt_mask: Optional[torch.Tensor] = None,
-        memory_key_padding_mask: Optional[torch.Tensor] = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tgt: Tensor, memory: Tensor, tgt_mask: Optional[Tensor] = None,
+                memory_key_padding_mask: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
         """Decode; see `TransformerDecoderLayerWithAttention`.
 
         Returns:
@@ -80,8 +61,6 @@ class TransformerDecoderWithAttention(nn.TransformerDecoder):
         for layer in self.layers:
             tgt, attention = layer(tgt, memory, tgt_mask, memory_key_padding_mask)
             attentions.append(attention)
-        if self.attention_weight_type == "mean":
-            attention = torch.stack(attentions).mean(dim=0)
-        else:
-            attention = attentions[self.attention_weight_type]
+        chosen = self.attention_weight_type
+        attention = torch.stack(attentions).mean(dim=0) if chosen == "mean" else attentions[chosen]
         return tgt, attention.transpose(1, 2)

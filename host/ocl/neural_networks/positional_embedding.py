@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ocl.typing import Positions
 
@@ -11,7 +11,7 @@ from ocl.typing import Positions
 class DummyPositionEmbed(nn.Module):
     """Leave the inputs as they are."""
 
-    def forward(self, inputs: torch.Tensor, positions: Any) -> torch.Tensor:
+    def forward(self, inputs: Tensor, positions: Any) -> Tensor:
         """Return the inputs."""
         return inputs
 
@@ -26,19 +26,13 @@ class SoftPositionEmbed(nn.Module):
         savi_style: Map coordinates in [-1, 1] instead of the distances to all sides.
     """
 
-    def __init__(
-        self,
-        n_spatial_dims: int,
-        feature_dim: int,
-        cnn_channel_order: bool = False,
-        savi_style: bool = False,
-    ):
+    def __init__(self, n_spatial_dims: int, feature_dim: int, cnn_channel_order: bool = False,
+                 savi_style: bool = False):
         super().__init__()
-        self.cnn_channel_order = cnn_channel_order
-        self.savi_style = savi_style
+        self.cnn_channel_order, self.savi_style = cnn_channel_order, savi_style
         self.dense = nn.Linear(n_spatial_dims if savi_style else 2 * n_spatial_dims, feature_dim)
 
-    def forward(self, inputs: torch.Tensor, positions: Positions) -> torch.Tensor:
+    def forward(self, inputs: Tensor, positions: Positions) -> Tensor:
         """Embed features.
 
         Args:
@@ -49,14 +43,9 @@ class SoftPositionEmbed(nn.Module):
             A tensor like `inputs`.
         """
         positions = positions.to(self.dense.weight.dtype)
-        if self.savi_style:
-            coordinates = 2 * positions - 1
-        else:
-            coordinates = torch.cat([positions, 1 - positions], dim=-1)
+        coordinates = 2 * positions - 1 if self.savi_style else torch.cat([positions, 1 - positions], dim=-1)
         embedding = self.dense(coordinates)
-        if self.cnn_channel_order:
-            embedding = embedding.permute(0, 3, 1, 2)
-        return inputs + embedding
+        return inputs + (embedding.permute(0, 3, 1, 2) if self.cnn_channel_order else embedding)
 
 
 class LearnedAdditivePositionalEmbed(nn.Module):
@@ -73,6 +62,6 @@ class LearnedAdditivePositionalEmbed(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.pe = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, max_len, d_model)))
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Embed sequences (B, L, D), L at most `max_len`."""
         return self.dropout(inputs + self.pe[:, : inputs.shape[1]])

@@ -1,7 +1,6 @@
 """Modules of SLATE (Singh et al., 2022)."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -17,7 +16,7 @@ class OneHotDictionary(nn.Module):
         super().__init__()
         self.dictionary = nn.Embedding(vocab_size, emb_size)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Embed one-hot vectors (..., V) as (..., D)."""
         return self.dictionary(inputs.argmax(dim=-1))
 
@@ -41,33 +40,20 @@ class Conv2dBlockWithGroupNorm(nn.Module):
         ValueError: If the initialization is unknown.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        weight_init: str = "xavier",
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0,
+                 dilation: int = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
+                 weight_init: str = "xavier"):
         super().__init__()
-        self.conv2d = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
-        )
-        self.group_norm = nn.GroupNorm(1, out_channels)
-        if weight_init == "kaiming":
-            nn.init.kaiming_uniform_(self.conv2d.weight, nonlinearity="relu")
-        elif weight_init == "xavier":
-            nn.init.xavier_uniform_(self.conv2d.weight)
-        else:
+        initializers = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_uniform_}
+        if weight_init not in initializers:
             raise ValueError(f"Unknown weight_init {weight_init!r}: choose xavier or kaiming.")
+        self.conv2d = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                                padding_mode)
+        self.group_norm = nn.GroupNorm(1, out_channels)
+        initializers[weight_init](self.conv2d.weight)
         if bias:
             nn.init.zeros_(self.conv2d.bias)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Apply the block to maps (B, in_channels, H, W)."""
         return F.relu(self.group_norm(self.conv2d(inputs)))

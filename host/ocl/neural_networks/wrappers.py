@@ -1,7 +1,6 @@
 """Modules that combine other modules."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Residual(nn.Module):
@@ -11,7 +10,7 @@ class Residual(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return inputs + module(inputs)."""
         return inputs + self.module(inputs)
 

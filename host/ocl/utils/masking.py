@@ -3,7 +3,7 @@
 from typing import Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class CreateSlotMask(nn.Module):
@@ -13,7 +13,7 @@ class CreateSlotMask(nn.Module):
         super().__init__()
         self.max_slots = max_slots
 
-    def forward(self, n_slots: torch.Tensor) -> torch.Tensor:
+    def forward(self, n_slots: Tensor) -> Tensor:
         """Turn numbers of slots (B,) into bool (B, max_slots), true from that number on."""
         return torch.arange(self.max_slots, device=n_slots.device) >= n_slots.unsqueeze(-1)
 
@@ -34,11 +34,9 @@ class CreateRandomMaskPatterns(nn.Module):
         super().__init__()
         if pattern not in ("random", "blocks"):
             raise ValueError(f"Unknown pattern {pattern!r}: choose random or blocks.")
-        self.pattern = pattern
-        self.n_slots = n_slots
-        self.n_cols = n_cols
+        self.pattern, self.n_slots, self.n_cols = pattern, n_slots, n_cols
 
-    def forward(self, masks: torch.Tensor) -> torch.Tensor:
+    def forward(self, masks: Tensor) -> Tensor:
         """Create masks in place of (..., K, H, W) that sum to 1 over K."""
         if self.pattern == "random":
             shares = torch.rand(masks.shape, device=masks.device)
@@ -47,14 +45,9 @@ class CreateRandomMaskPatterns(nn.Module):
         blocks = self._tile(self.n_slots or n_masks, height, width).to(masks.device)
         return blocks.expand(*lead, -1, -1, -1).clone()
 
-    def _tile(self, n_slots: int, height: int, width: int) -> torch.Tensor:
-        blocks = torch.zeros(n_slots, height, width)
+    def _tile(self, n_slots: int, height: int, width: int) -> Tensor:
         per_column = n_slots // self.n_cols
-        for column in range(self.n_cols):
-            first = column * per_column
-            n_rows = per_column if column < self.n_cols - 1 else n_slots - first
-            left, right = column * width // self.n_cols, (column + 1) * width // self.n_cols
-            for row in range(n_rows):
-                top, bottom = row * height // n_rows, (row + 1) * height // n_rows
-                blocks[first + row, top:bottom, left:right] = 1.0
-        return blocks
+        column = (torch.arange(1, width + 1) * self.n_cols - 1) // width
+        n_rows = torch.where(column < self.n_cols - 1, per_column, n_slots - per_column * (self.n_cols - 1))
+        row = (torch.arange(1, height + 1).unsqueeze(-1) * n_rows - 1) // height
+        return (column * per_column + row == torch.arange(n_slots).view(-1, 1, 1)).float()

@@ -3,8 +3,7 @@
 import math
 from typing import Optional, Union
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 RESIZE_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
@@ -18,25 +17,21 @@ def square_side(n_patches: int) -> int:
     return side
 
 
-def _patches_to_grid(patches: torch.Tensor) -> torch.Tensor:
+def _patches_to_grid(patches: Tensor) -> Tensor:
     """Arrange patches (..., P) as (..., sqrt(P), sqrt(P))."""
     side = square_side(patches.shape[-1])
     return patches.unflatten(-1, (side, side))
 
 
-def _interpolate(images: torch.Tensor, mode: str, **size) -> torch.Tensor:
+def _interpolate(images: Tensor, mode: str, **size) -> Tensor:
     """Interpolate images (..., C, H, W) with any number of leading axes."""
     lead = images.shape[:-3]
     resized = F.interpolate(images.reshape(-1, *images.shape[-3:]), mode=mode, **size)
     return resized.reshape(*lead, *resized.shape[1:])
 
 
-def resize_patches_to_image(
-    patches: torch.Tensor,
-    size: Optional[int] = None,
-    scale_factor: Optional[float] = None,
-    resize_mode: str = "bilinear",
-) -> torch.Tensor:
+def resize_patches_to_image(patches: Tensor, size: Optional[int] = None, scale_factor: Optional[float] = None,
+                            resize_mode: str = "bilinear") -> Tensor:
     """Resize the patches of a square image.
 
     Args:
@@ -69,22 +64,15 @@ class Resize(nn.Module):
         ValueError: If the mode is unknown.
     """
 
-    def __init__(
-        self,
-        size: Union[None, int, tuple[int, int]] = None,
-        resize_mode: str = "bilinear",
-        patch_mode: bool = False,
-        channels_last: bool = False,
-    ):
+    def __init__(self, size: Union[None, int, tuple[int, int]] = None, resize_mode: str = "bilinear",
+                 patch_mode: bool = False, channels_last: bool = False):
         super().__init__()
         if resize_mode not in RESIZE_MODES:
             raise ValueError(f"Unknown resize_mode {resize_mode!r}: choose one of {', '.join(RESIZE_MODES)}.")
         self.size = size if size is None or isinstance(size, int) else tuple(size)
-        self.resize_mode = resize_mode
-        self.patch_mode = patch_mode
-        self.channels_last = channels_last
+        self.resize_mode, self.patch_mode, self.channels_last = resize_mode, patch_mode, channels_last
 
-    def forward(self, input: torch.Tensor, size_tensor: Optional[torch.Tensor] = None) -> torch.Tensor:
+    def forward(self, input: Tensor, size_tensor: Optional[Tensor] = None) -> Tensor:
         """Resize.
 
         Args:
@@ -108,7 +96,7 @@ class Resize(nn.Module):
         return _interpolate(input, self.resize_mode, size=size)
 
 
-def _read_size(size_tensor: Optional[torch.Tensor]) -> tuple[int, int]:
+def _read_size(size_tensor: Optional[Tensor]) -> tuple[int, int]:
     if size_tensor is None:
         raise ValueError("Resize needs either the argument size or an input size_tensor.")
     if size_tensor.dim() <= 2 and size_tensor.shape[-1] == 2:
