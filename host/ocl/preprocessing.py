@@ -199,8 +199,9 @@ class MultiMaskToTensor:
 
     def __call__(self, mask):
         """Map (..., K, H, W, 1) to a float32 one-hot tensor (..., K, H, W); ties go to the lowest index."""
-        split = IntegerToOneHotMask(False, self.axis, max_instances=mask.shape[self.axis] - 1)
-        return torch.from_numpy(_without_last_axis(split(mask.argmax(self.axis))).astype(np.float32))
+        winners = mask.argmax(self.axis)
+        one_hot = IntegerToOneHotMask(False, self.axis, max_instances=mask.shape[self.axis] - 1)(winners)
+        return torch.from_numpy(_without_last_axis(one_hot).astype(np.float32))
 
 
 class IntegerToOneHotMask:
