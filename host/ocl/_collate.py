@@ -11,16 +11,13 @@ from ocl.utils.trees import is_namedtuple
 def collate_with_batch_size(batch):
     """Collate with torch's default rules; a batch of dicts gets a further entry `batch_size`."""
     collated = default_collate(batch)
-    if isinstance(batch[0], Mapping):
-        collated["batch_size"] = len(batch)
-    return collated
+    return {**collated, "batch_size": len(batch)} if isinstance(batch[0], Mapping) else collated
 
 
 def collate_with_autopadding(batch):
     """Collate like `collate_with_batch_size`, also tensors and arrays that differ in shape.
 
-    These are padded with zeros at the end of each axis to the largest size. Dicts get `batch_size` at every
-    level.
+    These are padded with zeros at the end of each axis to the largest size. Dicts get `batch_size` at every level.
 
     Args:
         batch: list of samples of the same structure.
@@ -45,14 +42,11 @@ def collate_with_autopadding(batch):
 
 
 def _check_same_fields(batch):
-    for sample in batch[1:]:
+    for sample in batch:
         if sample.keys() != batch[0].keys():
-            differing = sorted(sample.keys() ^ batch[0].keys())
-            keys = [s.get("__key__") for s in (batch[0], sample)]
             raise ValueError(
-                f"Samples {keys[0]!r} and {keys[1]!r} cannot form a batch, only one of them has {differing}. "
-                "Add what is missing, or drop it, by a transform."
-            )
+                f"Samples {batch[0].get('__key__')!r} and {sample.get('__key__')!r} cannot form a batch, only one of "
+                f"them has {sorted(sample.keys() ^ batch[0].keys())}. Add what is missing, or drop it, by a transform.")
 
 
 def _stack_padded(tensors):

@@ -1,6 +1,7 @@
 """Random samples in place of real data."""
 import numpy as np
-import torch
+
+from ocl._randomness import draw_seed
 
 
 class RandomSamples:
@@ -20,10 +21,9 @@ class RandomSamples:
         self.size = size
 
     def __iter__(self):
-        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        rng = np.random.default_rng(draw_seed())
         for index in range(self.size):
-            values = {field: generate(rng) for field, generate in self.generators.items()}
-            yield {"__key__": str(index), **values}
+            yield {"__key__": str(index), **{field: draw(rng) for field, draw in self.generators.items()}}
 
 
 def _generator(kind, shape):
@@ -43,7 +43,5 @@ def _generator(kind, shape):
     if name == "categorical" and len(bounds) in (1, 2) and all(bound.isdigit() for bound in bounds):
         low, high = map(int, bounds if len(bounds) == 2 else (0, *bounds))
         return lambda rng: rng.integers(low, high, shape, dtype=np.uint8 if high <= 256 else np.int64)
-    raise ValueError(
-        f"Random data cannot be of type `{kind}`; the types are image, binary, uniform, mask, "
-        "categorical_<n> and categorical_<low>_<high>."
-    )
+    raise ValueError(f"Random data cannot be of type `{kind}`; the types are image, binary, uniform, mask, "
+                     "categorical_<n> and categorical_<low>_<high>.")

@@ -26,8 +26,7 @@ def decode_sample(raw_sample):
         except Exception as error:
             where = f"Field `{name}` of sample `{raw_sample.key}` in shard `{raw_sample.shard}`"
             problem = str(error).rstrip(".") or type(error).__name__
-            message = f"{where} cannot be decoded: {problem}. Fetch or write the shard again."
-            raise ShardError(message) from error
+            raise ShardError(f"{where} cannot be decoded: {problem}. Fetch or write the shard again.") from error
         sample[decoded_name] = value
     return sample
 
@@ -42,8 +41,7 @@ def decode_samples(stream, reader):
 def decode_field(name, data):
     """Decode one field.
 
-    Names that start with `_` are text and keep their name. Unknown extensions are kept, the bytes become a
-    stream.
+    Names that start with `_` are text and keep their name. Unknown extensions are kept, the bytes become a stream.
 
     Args:
         name: raw field name, for instance `mask.npy.gz`.
@@ -55,7 +53,7 @@ def decode_field(name, data):
     if name.startswith("_"):
         return name, data.decode("utf-8")
     stem, extension = _split_extension(name)
-    if extension in _COMPRESSED:
+    if extension in ("gz", "gzip"):
         name, data = stem, gzip.decompress(data)
         stem, extension = _split_extension(name)
     if extension not in _DECODERS:
@@ -70,40 +68,20 @@ def _split_extension(name):
 
 
 def _decode_image(data):
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
-
-
-def _decode_array(data):
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-
-
-def _decode_arrays(data):
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _decode_text(data):
-    return data.decode("utf-8")
-
-
-def _decode_tensor(data):
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def _refuse_pickle(data):
     raise ValueError("pickles can run any code and are not read; store arrays as .npy and the rest as .json")
 
 
-_COMPRESSED = ("gz", "gzip")
 _DECODERS = {
-    "npy": _decode_array,
-    "npz": _decode_arrays,
-    "json": json.loads,
-    "jsn": json.loads,
-    "pt": _decode_tensor,
+    "npy": lambda data: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False),
+    "npz": lambda data: dict(np.load(io.BytesIO(data), allow_pickle=False)),
+    "pt": lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True),
+    **dict.fromkeys(("json", "jsn"), json.loads),
     **dict.fromkeys(("jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm"), _decode_image),
-    **dict.fromkeys(("txt", "text", "transcript"), _decode_text),
+    **dict.fromkeys(("txt", "text", "transcript"), bytes.decode),
     **dict.fromkeys(("cls", "cls2", "class", "count", "index", "inx", "id"), int),
     **dict.fromkeys(("pyd", "pickle"), _refuse_pickle),
 }

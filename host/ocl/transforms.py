@@ -1,25 +1,46 @@
 """Transforms of streams of samples, configured by name in the data modules."""
+import abc
+import os
+import random
+import zlib
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
 from ocl._pipe import get_field
-from ocl._slicing import SampleConsecutive, SampleSlices, SplitConsecutive
-from ocl._transform import FieldTransform, Transform
-from ocl._video_decoding import DecodeRandomStridedWindow, DecodeRandomWindow, VideoDecoder
-
-__all__ = [
-    "DecodeRandomStridedWindow",
-    "DecodeRandomWindow",
-    "DuplicateFields",
-    "Filter",
-    "Map",
-    "SampleConsecutive",
-    "SampleSlices",
-    "SimpleTransform",
-    "SplitConsecutive",
-    "Transform",
-    "VideoDecoder",
-]
 
 
-class SimpleTransform(FieldTransform):
+class Transform(abc.ABC):
+    """Maps a pipe to a new one by its operations `map`, `map_dict`, `filter`, `then` and `shuffle`.
+
+    Attributes:
+        is_batch_transform: whether the pipe gives batches instead of samples.
+        fields: names of the fields that the transform needs; other fields may not even be loaded.
+    """
+
+    is_batch_transform = False
+
+    @property
+    @abc.abstractmethod
+    def fields(self):
+        """Return the names of the needed fields."""
+
+    @abc.abstractmethod
+    def __call__(self, input_pipe):
+        """Return the transformed pipe."""
+
+
+class _FieldTransform(Transform):
+    """A transform that is told its fields, and whether it works on batches."""
+
+    fields = ()
+
+    def __init__(self, fields, batch_transform=False):
+        self.fields, self.is_batch_transform = tuple(fields), batch_transform
+
+
+class SimpleTransform(_FieldTransform):
     """Apply a function to each named field.
 
     Args:
@@ -35,7 +56,7 @@ class SimpleTransform(FieldTransform):
         return input_pipe.map_dict(self.transforms)
 
 
-class Map(FieldTransform):
+class Map(_FieldTransform):
     """Apply a function to whole samples.
 
     Args:
@@ -52,7 +73,7 @@ class Map(FieldTransform):
         return input_pipe.map(self.transform)
 
 
-class Filter(FieldTransform):
+class Filter(_FieldTransform):
     """Keep the samples for which `predicate(*values of the fields)` holds."""
 
     def __init__(self, predicate, fields):
@@ -66,7 +87,7 @@ class Filter(FieldTransform):
         return self.predicate(*(get_field(sample, field) for field in self.fields))
 
 
-class DuplicateFields(FieldTransform):
+class DuplicateFields(_FieldTransform):
     """Give fields a second name.
 
     Args:
@@ -83,3 +104,204 @@ class DuplicateFields(FieldTransform):
 
     def _duplicate(self, sample):
         return {**sample, **{copy: get_field(sample, field) for field, copy in self.mapping.items()}}
+
+
+class _StreamTransform(_FieldTransform):
+    """Replace each sample by those that `process(sample, rng)` yields.
+
+    Each pass over the data has its own random generator, seeded by the worker or else by torch's seed.
+    """
+
+    def __call__(self, input_pipe):
+        return input_pipe.then(self._process_stream)
+
+    def _process_stream(self, stream):
+        worker = get_worker_info()
+        rng = random.Random(torch.initial_seed() if worker is None else worker.seed)
+        for sample in stream:
+            yield from self.process(sample, rng)
+
+
+def _common_length(sample, lengths):
+    """Return the length that all named fields of a sample have, or raise a `ValueError`."""
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"Sample {sample['__key__']!r} has fields that differ in length: {lengths}.")
+    return next(iter(lengths.values()))
+
+
+class _SlicingTransform(_StreamTransform):
+    """Replace each sample by slices of the named fields, with keys `"{key}_{index of the slice}"`.
+
+    Subclasses have `choose(key, length, rng)`, which returns pairs of the index of a slice, and its position or the
+    `slice` along the axis.
+    """
+
+    def __init__(self, fields, dim, shuffle_buffer_size=1):
+        super().__init__(fields)
+        self.dim, self.shuffle_buffer_size = dim, shuffle_buffer_size
+
+    def __call__(self, input_pipe):
+        pipe = super().__call__(input_pipe)
+        return pipe.shuffle(buffer_size=self.shuffle_buffer_size) if self.shuffle_buffer_size > 1 else pipe
+
+    def process(self, sample, rng):
+        key, values = sample["__key__"], {field: get_field(sample, field) for field in self.fields}
+        length = _common_length(sample, {field: value.shape[self.dim] for field, value in values.items()})
+        for index, part in self.choose(key, length, rng):
+            sliced = {field: _slice(value, part, self.dim) for field, value in values.items()}
+            yield {**sample, **sliced, "__key__": f"{key}_{index}"}
+
+
+def _slice(value, part, dim):
+    piece = value[(slice(None),) * (dim % value.ndim) + (part,)]
+    if isinstance(part, slice):
+        return piece
+    # A copy does not keep the whole video in memory while the frame waits in a shuffle buffer.
+    return piece.clone() if torch.is_tensor(piece) else piece.copy()
+
+
+class SampleSlices(_SlicingTransform):
+    """Replace each sample by randomly chosen positions along an axis, which is removed.
+
+    The choice depends on nothing but the key and the seed, with `per_epoch` also on the epoch: then the epochs go
+    through all positions, the last group filled up from the front, before the order is drawn anew.
+
+    Args:
+        n_slices_per_input: number of positions, -1 for all.
+        fields: names of the fields to slice, all of the same length.
+        dim: the axis.
+        seed: seed of the choice.
+        per_epoch: whether to take other positions in each epoch; reads the environment variable `EPOCH`.
+        shuffle_buffer_size: size of the buffer in which the slices are shuffled, 1 for not at all.
+    """
+
+    def __init__(self, n_slices_per_input, fields, dim=0, seed=39480234, per_epoch=False, shuffle_buffer_size=1000):
+        super().__init__(fields, dim, shuffle_buffer_size)
+        self.n_slices_per_input, self.seed, self.per_epoch = n_slices_per_input, seed, per_epoch
+
+    def choose(self, key, length, rng):
+        count = length if self.n_slices_per_input == -1 else self.n_slices_per_input
+        seed = self.seed + _key_number(key)
+        if self.per_epoch:
+            if "EPOCH" not in os.environ:
+                raise RuntimeError("SampleSlices with per_epoch needs the environment variable EPOCH; "
+                                   "add the callback ocl.callbacks.SetEpochEnvironmentVariable to the trainer.")
+            n_rounds, group = divmod(int(os.environ["EPOCH"]), -(-length // count))
+            order = np.random.RandomState((seed + n_rounds) % 2**32).permutation(length)
+            positions = order.take(range(group * count, (group + 1) * count), mode="wrap").tolist()
+        elif count > length:
+            raise ValueError(f"Sample {key!r} has only {length} of the {count} slices to take.")
+        else:
+            positions = random.Random(seed).sample(range(length), count)
+        return zip(positions, positions)
+
+
+def _key_number(key):
+    try:
+        return int(key)
+    except ValueError:
+        return zlib.crc32(key.encode())
+
+
+class SplitConsecutive(_SlicingTransform):
+    """Replace each sample by all its windows of consecutive positions, in order and without overlap.
+
+    Args:
+        n_consecutive: length of a window.
+        fields: names of the fields to split, all of the same length.
+        dim: the axis.
+        shuffle_buffer_size: size of the buffer in which the windows are shuffled, 1 for not at all.
+        drop_last: whether to leave out a last window that is shorter.
+    """
+
+    def __init__(self, n_consecutive, fields, dim=0, shuffle_buffer_size=1000, drop_last=True):
+        super().__init__(fields, dim, shuffle_buffer_size)
+        self.n_consecutive, self.drop_last = n_consecutive, drop_last
+
+    def choose(self, key, length, rng):
+        end = length - length % self.n_consecutive if self.drop_last else length
+        starts = range(0, end, self.n_consecutive)
+        return [(index, slice(start, start + self.n_consecutive)) for index, start in enumerate(starts)]
+
+
+class SampleConsecutive(SplitConsecutive):
+    """Replace each sample by one of its full windows, chosen at random among those of `SplitConsecutive`.
+
+    Args:
+        n_consecutive: length of a window.
+        fields: names of the fields to cut, all of the same length.
+        dim: the axis.
+    """
+
+    def __init__(self, n_consecutive, fields, dim=0):
+        super().__init__(n_consecutive, fields, dim, shuffle_buffer_size=1)
+
+    def choose(self, key, length, rng):
+        windows = super().choose(key, length, rng)
+        if not windows:
+            raise ValueError(f"Sample {key!r} has {length} frames, too few for {self.n_consecutive}.")
+        return [rng.choice(windows)]
+
+
+class VideoDecoder(_StreamTransform):
+    """Decode whole videos; needs the package `decord`.
+
+    Each field becomes a uint8 tensor (frames, height, width, 3); the field `decoded_indices` holds the numbers of the
+    decoded frames.
+
+    Args:
+        fields: names of the fields with the encoded videos, all of the same length.
+        stride: step between decoded frames.
+        split_extension: whether to store the frames under the name without its extension.
+        video_reader_kwargs: options of `decord.VideoReader`.
+    """
+
+    def __init__(self, fields, stride=1, split_extension=True, video_reader_kwargs=None):
+        super().__init__(fields)
+        self.stride, self.split_extension = stride, split_extension
+        self.video_reader_kwargs = dict(video_reader_kwargs or {})
+
+    def process(self, sample, rng):
+        from decord import VideoReader
+
+        readers = {field: VideoReader(get_field(sample, field), **self.video_reader_kwargs) for field in self.fields}
+        n_frames = _common_length(sample, {field: len(reader) for field, reader in readers.items()})
+        indices = list(self.choose_frames(n_frames, rng))
+        decoded = {field: value for field, value in sample.items() if field not in readers}
+        for field, reader in readers.items():
+            name = os.path.splitext(field)[0] if self.split_extension else field
+            decoded[name] = torch.from_numpy(reader.get_batch(indices).asnumpy())
+        yield {**decoded, "decoded_indices": torch.tensor(indices)}
+
+    def choose_frames(self, n_frames, rng):
+        """Return the numbers of the frames to decode."""
+        return range(0, n_frames, self.stride)
+
+
+class DecodeRandomWindow(VideoDecoder):
+    """Decode a random window of each video.
+
+    Args:
+        n_consecutive_frames: number of frames to decode, `stride` apart.
+        **options: see `VideoDecoder`.
+    """
+
+    aligned = False
+
+    def __init__(self, n_consecutive_frames, fields, **options):
+        super().__init__(fields, **options)
+        self.n_consecutive_frames = n_consecutive_frames
+
+    def choose_frames(self, n_frames, rng):
+        n_wanted, stride = self.n_consecutive_frames, self.stride
+        starts = range(0, n_frames - (n_wanted - 1) * stride, n_wanted * stride if self.aligned else 1)
+        if not starts:
+            raise ValueError(f"A video of {n_frames} frames has no {n_wanted} frames {stride} apart.")
+        start = rng.choice(starts)
+        return range(start, start + n_wanted * stride, stride)
+
+
+class DecodeRandomStridedWindow(DecodeRandomWindow):
+    """Decode a random window that starts at a multiple of the window length."""
+
+    aligned = True

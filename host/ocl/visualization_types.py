@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import torch
+from torch import Tensor
 
 
 @dataclasses.dataclass
@@ -14,8 +14,7 @@ class Visualization:
 
     def add_to_experiment(self, experiment: Any, tag: str, global_step: int) -> None:
         """Add the visualization to an experiment under a tag."""
-        arguments = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        getattr(experiment, self.experiment_method)(**arguments, tag=tag, global_step=global_step)
+        getattr(experiment, self.experiment_method)(**vars(self), tag=tag, global_step=global_step)
 
 
 @dataclasses.dataclass
@@ -23,8 +22,7 @@ class Image(Visualization):
     """One image."""
 
     experiment_method = "add_image"
-
-    img_tensor: torch.Tensor
+    img_tensor: Tensor
     dataformats: str = "CHW"
 
 
@@ -33,8 +31,7 @@ class Images(Visualization):
     """Several images."""
 
     experiment_method = "add_images"
-
-    img_tensor: torch.Tensor
+    img_tensor: Tensor
     dataformats: str = "NCHW"
 
 
@@ -43,8 +40,7 @@ class Video(Visualization):
     """Videos (N, T, C, H, W)."""
 
     experiment_method = "add_video"
-
-    vid_tensor: torch.Tensor
+    vid_tensor: Tensor
     fps: int = 4
 
 
@@ -53,6 +49,5 @@ class Figure(Visualization):
     """A matplotlib figure."""
 
     experiment_method = "add_figure"
-
     figure: Any
     close: bool = True

@@ -1,6 +1,5 @@
 """Metrics."""
 
-from ocl.metrics.diagnosis import TensorStatistic
 from ocl.metrics.masks import (
     ARIMetric,
     AverageBestOverlapMetric,
@@ -9,13 +8,7 @@ from ocl.metrics.masks import (
     PatchARIMetric,
     UnsupervisedMaskIoUMetric,
 )
+from ocl.metrics.means import TensorStatistic
 
-__all__ = [
-    "ARIMetric",
-    "AverageBestOverlapMetric",
-    "BestOverlapObjectRecoveryMetric",
-    "MaskCorLocMetric",
-    "PatchARIMetric",
-    "TensorStatistic",
-    "UnsupervisedMaskIoUMetric",
-]
+__all__ = ["ARIMetric", "AverageBestOverlapMetric", "BestOverlapObjectRecoveryMetric", "MaskCorLocMetric",
+           "PatchARIMetric", "TensorStatistic", "UnsupervisedMaskIoUMetric"]

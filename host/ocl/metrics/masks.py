@@ -1,69 +1,61 @@
 """Metrics that compare predicted with true masks.
 
-Predictions are scores (B, C, H, W), true masks (B, K, H, W), pixels to leave out (B, 1, H, W). Videos have an
-axis T behind B: all their frames are scored jointly, so masks have to keep their place over time. A model
-called `prediction`, `target` or `ignore` would take the place of what is mapped to these arguments.
+Predictions are scores (B, C, H, W), true masks (B, K, H, W), pixels to leave out (B, 1, H, W). Videos have an axis T
+behind B: all their frames are scored jointly, so masks have to keep their place over time. A model called `prediction`,
+`target` or `ignore` would take the place of what is mapped to these arguments.
 """
 
 from typing import Optional
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
-from ocl.metrics.utils import MeanMetric
+from ocl.metrics.means import MeanMetric
 from ocl.utils.resizing import resize_patches_to_image
 
 
-def _check_shapes(prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor]):
+def _flatten(prediction: Tensor, target: Tensor, ignore: Optional[Tensor], from_class: int) -> tuple[Tensor, ...]:
+    """Merge frames and pixels: scores (B, C, N), true masks (B, K, N) from a class on, and ignored pixels (B, 1, N)."""
     shapes = [tuple(mask.shape) for mask in (prediction, target, ignore) if mask is not None]
     if prediction.dim() not in (4, 5) or len({shape[:-3] + shape[-2:] for shape in shapes}) != 1:
-        raise ValueError(
-            "Expected predictions (B, C, H, W), targets (B, K, H, W) and pixels to ignore (B, 1, H, W), "
-            f"or videos with an axis T behind B, all of one size, got shapes {shapes}."
-        )
+        raise ValueError("Expected predictions (B, C, H, W), targets (B, K, H, W) and pixels to ignore (B, 1, H, W), "
+                         f"or videos with an axis T behind B, all of one size, got shapes {shapes}.")
+    ignore = torch.zeros_like(prediction[..., :1, :, :]) if ignore is None else ignore
+    scores, target, ignored = (mask.movedim(-3, 1).flatten(2) for mask in (prediction, target, ignore))
+    return scores, target[:, from_class:], ignored > 0
 
 
-def _flatten_pixels(masks: torch.Tensor) -> torch.Tensor:
-    """Merge frames and pixels: (B, K, H, W) or (B, T, K, H, W) to (B, K, N)."""
-    return masks.movedim(-3, 1).flatten(2)
-
-
-def _one_hot_argmax(scores: torch.Tensor) -> torch.Tensor:
+def _one_hot_argmax(scores: Tensor) -> Tensor:
     """Mark the highest of K scores (B, K, N), the first one of equals, as bool."""
     winner = scores.max(dim=1, keepdim=True).indices  # several times faster than argmax on CPUs
     return torch.arange(scores.shape[1], device=scores.device).view(-1, 1) == winner
 
 
-def _find_counted_pixels(
-    target: torch.Tensor, ignore: Optional[torch.Tensor], ignore_overlaps: bool
-) -> torch.Tensor:
+def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool) -> Tensor:
     """Find the pixels (B, 1, N) that are neither ignored nor in several of the bool masks (B, K, N)."""
     counted = target.sum(dim=1, keepdim=True) <= 1
-    ignored = torch.zeros_like(counted) if ignore is None else _flatten_pixels(ignore) > 0
     if not ignore_overlaps and not (counted | ignored).all():
-        raise ValueError(
-            "True masks overlap. Set ignore_overlaps to leave these pixels out, "
-            "or convert the masks such that each pixel belongs to one object."
-        )
+        raise ValueError("True masks overlap. Set ignore_overlaps to leave these pixels out, "
+                         "or convert the masks such that each pixel belongs to one object.")
     return counted & ~ignored
 
 
-def _count_common_pixels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _count_common_pixels(first: Tensor, second: Tensor) -> Tensor:
     """Count the pixels that bool masks (B, C, N) and (B, K, N) share, as (B, C, K) in double precision."""
     # Products in single precision are at the mercy of autocast; those in double precision are exact.
     return first.to(torch.float64) @ second.to(torch.float64).transpose(1, 2)
 
 
-def _adjusted_rand_index(table: torch.Tensor) -> torch.Tensor:
+def _adjusted_rand_index(table: Tensor) -> Tensor:
     """Compute the index (B,) of contingency tables (B, C, K); it is 1 where it is not defined.
 
     This is Hubert and Arabie (1985), eq. 5, with ordered instead of unordered pairs of pixels.
     """
-    rows, columns, n = table.sum(dim=2), table.sum(dim=1), table.sum(dim=(1, 2))
-    in_both = (table * (table - 1)).sum(dim=(1, 2))
-    in_rows, in_columns = (rows * (rows - 1)).sum(dim=1), (columns * (columns - 1)).sum(dim=1)
+    margins = table, table.sum(2, keepdim=True), table.sum(1, keepdim=True), table.sum((1, 2), keepdim=True)
+    in_both, in_rows, in_columns, in_all = ((counts * (counts - 1)).sum((1, 2)) for counts in margins)
     # Divided first, such that a single cluster gives exactly 1.
-    expected = in_rows * (in_columns / (n * (n - 1)).clamp(min=1))
+    expected = in_rows * (in_columns / in_all.clamp(min=1))
     span = (in_rows + in_columns) / 2 - expected
     return torch.where(span > 0, (in_both - expected) / span.where(span > 0, 1), 1)
 
@@ -79,20 +71,12 @@ class ARIMetric(MeanMetric):
 
     higher_is_better = True
 
-    def __init__(
-        self,
-        foreground: bool = True,
-        convert_target_one_hot: bool = False,
-        ignore_overlaps: bool = False,
-    ):
+    def __init__(self, foreground: bool = True, convert_target_one_hot: bool = False, ignore_overlaps: bool = False):
         super().__init__()
         self.foreground = foreground
-        self.convert_target_one_hot = convert_target_one_hot
-        self.ignore_overlaps = ignore_overlaps
+        self.convert_target_one_hot, self.ignore_overlaps = convert_target_one_hot, ignore_overlaps
 
-    def update(
-        self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None
-    ) -> None:
+    def update(self, prediction: Tensor, target: Tensor, ignore: Optional[Tensor] = None) -> None:
         """Add samples; only pixels of a true mask count, and samples without any score 1.
 
         Args:
@@ -103,46 +87,31 @@ class ARIMetric(MeanMetric):
         Raises:
             ValueError: If shapes do not fit or true masks overlap.
         """
-        _check_shapes(prediction, target, ignore)
-        target = _flatten_pixels(target)
-        if self.foreground:
-            target = target[:, 1:]
+        scores, target, ignored = _flatten(prediction, target, ignore, int(self.foreground))
         labeled = target > 0
         if self.convert_target_one_hot and target.shape[1] > 1:
             labeled = labeled & _one_hot_argmax(target)
-        labeled = labeled & _find_counted_pixels(labeled, ignore, self.ignore_overlaps)
-        predicted = _one_hot_argmax(_flatten_pixels(prediction))
-        self.add_scores(_adjusted_rand_index(_count_common_pixels(predicted, labeled)))
+        labeled = labeled & _find_counted_pixels(labeled, ignored, self.ignore_overlaps)
+        self.add_scores(_adjusted_rand_index(_count_common_pixels(_one_hot_argmax(scores), labeled)))
 
 
 class PatchARIMetric(ARIMetric):
     """Adjusted Rand index of masks over the patches of a square image.
 
     Args:
-        foreground: See `ARIMetric`, like the last two arguments.
+        foreground: See `ARIMetric`, like the further options.
         resize_masks_mode: How the predictions are brought to the size of the true masks.
-        convert_target_one_hot: The true masks carry class ids as values.
-        ignore_overlaps: Leave out pixels of several true masks.
+        **options: `convert_target_one_hot` and `ignore_overlaps`.
     """
 
-    def __init__(
-        self,
-        foreground: bool = True,
-        resize_masks_mode: str = "bilinear",
-        convert_target_one_hot: bool = False,
-        ignore_overlaps: bool = False,
-    ):
-        super().__init__(foreground, convert_target_one_hot, ignore_overlaps)
+    def __init__(self, foreground: bool = True, resize_masks_mode: str = "bilinear", **options):
+        super().__init__(foreground, **options)
         self.resize_masks_mode = resize_masks_mode
 
-    def update(
-        self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None
-    ) -> None:
+    def update(self, prediction: Tensor, target: Tensor, ignore: Optional[Tensor] = None) -> None:
         """Add samples; `prediction` is (B, C, P) or (B, T, C, P), the rest as in `ARIMetric`."""
-        resized = resize_patches_to_image(
-            prediction, size=target.shape[-1], resize_mode=self.resize_masks_mode
-        )
-        super().update(resized, target, ignore)
+        size = target.shape[-1]
+        super().update(resize_patches_to_image(prediction, size, resize_mode=self.resize_masks_mode), target, ignore)
 
 
 class UnsupervisedMaskIoUMetric(MeanMetric):
@@ -167,34 +136,20 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
 
     higher_is_better = True
 
-    def __init__(
-        self,
-        use_threshold: bool = False,
-        threshold: float = 0.5,
-        matching: str = "hungarian",
-        compute_discovery_fraction: bool = False,
-        correct_localization: bool = False,
-        discovery_threshold: float = 0.5,
-        ignore_background: bool = False,
-        ignore_overlaps: bool = False,
-    ):
+    def __init__(self, use_threshold: bool = False, threshold: float = 0.5, matching: str = "hungarian",
+                 compute_discovery_fraction: bool = False, correct_localization: bool = False,
+                 discovery_threshold: float = 0.5, ignore_background: bool = False, ignore_overlaps: bool = False):
         super().__init__()
         if matching not in ("hungarian", "best_overlap"):
             raise ValueError(f"Unknown matching {matching!r}: choose hungarian or best_overlap.")
         if compute_discovery_fraction and correct_localization:
             raise ValueError("Choose one of compute_discovery_fraction and correct_localization.")
-        self.use_threshold = use_threshold
-        self.threshold = threshold
-        self.matching = matching
-        self.compute_discovery_fraction = compute_discovery_fraction
-        self.correct_localization = correct_localization
+        self.use_threshold, self.threshold, self.matching = use_threshold, threshold, matching
+        self.compute_discovery_fraction, self.correct_localization = compute_discovery_fraction, correct_localization
         self.discovery_threshold = discovery_threshold
-        self.ignore_background = ignore_background
-        self.ignore_overlaps = ignore_overlaps
+        self.ignore_background, self.ignore_overlaps = ignore_background, ignore_overlaps
 
-    def update(
-        self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None
-    ) -> None:
+    def update(self, prediction: Tensor, target: Tensor, ignore: Optional[Tensor] = None) -> None:
         """Add samples.
 
         Args:
@@ -205,40 +160,32 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
         Raises:
             ValueError: If shapes do not fit or true masks overlap.
         """
-        _check_shapes(prediction, target, ignore)
-        scores = _flatten_pixels(prediction)
+        scores, target, ignored = _flatten(prediction, target, ignore, int(self.ignore_background))
         predicted = scores > self.threshold if self.use_threshold else _one_hot_argmax(scores)
-        target = _flatten_pixels(target) > 0
-        if self.ignore_background:
-            target = target[:, 1:]
-        counted = _find_counted_pixels(target, ignore, self.ignore_overlaps)
-        target, predicted = target & counted, predicted & counted
-
+        target = target > 0
+        counted = _find_counted_pixels(target, ignored, self.ignore_overlaps)
+        predicted, target = predicted & counted, target & counted
         common = _count_common_pixels(predicted, target)  # b c k
         union = predicted.sum(dim=2).unsqueeze(2) + target.sum(dim=2).unsqueeze(1) - common
-        ious = self._match(common / union.clamp(min=1), target.any(dim=2))
-        self.add_scores(self._score(ious))
+        self.add_scores(self._score(common / union.clamp(min=1), target.any(dim=2)))
 
-    def _match(self, ious: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Turn IoUs (B, C, K) into those of the true masks (B, K), NaN where these are not present."""
+    def _score(self, ious: Tensor, present: Tensor) -> Tensor:
+        """Turn IoUs (B, C, K) into the scores of all samples that have any of the true masks (B, K)."""
         if self.matching == "best_overlap":
             matched = ious.amax(dim=1)
         else:
-            matched = torch.stack([_assign(table, kept) for table, kept in zip(ious.cpu(), present.cpu())])
-        return matched.to(ious.device).where(present, torch.nan)
-
-    def _score(self, ious: torch.Tensor) -> torch.Tensor:
-        """Turn IoUs (B, K) into the scores of all samples that have masks."""
-        present = ~ious.isnan()
-        ious, present = ious[present.any(dim=1)], present[present.any(dim=1)]
+            matched = torch.stack([_assign(table, kept) for table, kept in zip(ious.cpu(), present.cpu())]).to(ious)
+        matched = matched.where(present, torch.nan)
         if self.correct_localization:
-            return (ious > self.discovery_threshold).any(dim=1).to(ious.dtype)
-        if self.compute_discovery_fraction:
-            return (ious > self.discovery_threshold).sum(dim=1) / present.sum(dim=1, dtype=ious.dtype)
-        return ious.nanmean(dim=1)
+            scores = (matched > self.discovery_threshold).any(dim=1).to(ious)
+        elif self.compute_discovery_fraction:
+            scores = (matched > self.discovery_threshold).sum(dim=1) / present.sum(dim=1, dtype=ious.dtype)
+        else:
+            scores = matched.nanmean(dim=1)
+        return scores[present.any(dim=1)]
 
 
-def _assign(ious: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def _assign(ious: Tensor, present: Tensor) -> Tensor:
     """Match predictions one to one with the present ones of K true masks; return the IoUs (K,)."""
     columns = present.nonzero().flatten()
     rows, order = linear_sum_assignment(ious[:, columns].numpy(), maximize=True)

@@ -1,24 +1,25 @@
-"""Preprocessing of image sizes and bounding boxes."""
+"""Sizes and boxes of samples, and placeholders for annotations that they lack."""
 import numpy as np
 
 from ocl._pipe import get_field
 
 
-class AddImageSize:
-    """Add the size of the image as int64 `[height, width]`.
+class AddEmptyMasks:
+    """Add masks of zeros to samples that lack them.
 
     Args:
-        key: field of the image (H, W, ...).
-        target_key: field to add.
+        mask_keys: one field or a list of fields; each is uint8 (1, H, W, 1).
+        take_size_from: field of the image (H, W, ...).
     """
 
-    def __init__(self, key="image", target_key="image_size"):
-        self.key = key
-        self.target_key = target_key
+    def __init__(self, mask_keys, take_size_from="image"):
+        self.mask_keys = [mask_keys] if isinstance(mask_keys, str) else list(mask_keys)
+        self.take_size_from = take_size_from
 
     def __call__(self, data):
-        """Return the sample with the new field."""
-        return {**data, self.target_key: np.array(get_field(data, self.key).shape[:2], dtype=np.int64)}
+        """Return the sample with all masks."""
+        height, width = get_field(data, self.take_size_from).shape[:2]
+        return {**{key: np.zeros((1, height, width, 1), np.uint8) for key in self.mask_keys}, **data}
 
 
 class AddEmptyBboxes:
@@ -35,8 +36,23 @@ class AddEmptyBboxes:
 
     def __call__(self, data):
         """Return the sample with all boxes."""
-        missing = [key for key in self.keys if key not in data]
-        return {**data, **{key: np.full((1, 4), self.empty_value, np.float32) for key in missing}}
+        return {**{key: np.full((1, 4), self.empty_value, np.float32) for key in self.keys}, **data}
+
+
+class AddImageSize:
+    """Add the size of the image as int64 `[height, width]`.
+
+    Args:
+        key: field of the image (H, W, ...).
+        target_key: field to add.
+    """
+
+    def __init__(self, key="image", target_key="image_size"):
+        self.key, self.target_key = key, target_key
+
+    def __call__(self, data):
+        """Return the sample with the new field."""
+        return {**data, self.target_key: np.array(get_field(data, self.key).shape[:2], dtype=np.int64)}
 
 
 class CanonicalizeBboxes:
@@ -50,8 +66,7 @@ class CanonicalizeBboxes:
     def __init__(self, key="instance_bbox", format="xywh"):
         if format not in ("xywh", "yxyx"):
             raise ValueError(f"Boxes can be of format xywh or yxyx, not `{format}`.")
-        self.key = key
-        self.format = format
+        self.key, self.format = key, format
 
     def __call__(self, data):
         """Return the sample with converted boxes."""
@@ -59,10 +74,9 @@ class CanonicalizeBboxes:
             return data
         boxes = data[self.key]
         if self.format == "yxyx":
-            corners = boxes[..., [1, 0, 3, 2]]
-        else:
-            corners = np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
-        return {**data, self.key: corners}
+            return {**data, self.key: boxes[..., [1, 0, 3, 2]]}
+        corner, size = boxes[..., :2], boxes[..., 2:]
+        return {**data, self.key: np.concatenate([corner, corner + size], axis=-1)}
 
 
 class RescaleBboxes:
@@ -74,8 +88,7 @@ class RescaleBboxes:
     """
 
     def __init__(self, key="instance_bbox", take_size_from="image"):
-        self.key = key
-        self.take_size_from = take_size_from
+        self.key, self.take_size_from = key, take_size_from
 
     def __call__(self, data):
         """Return the sample with scaled boxes."""

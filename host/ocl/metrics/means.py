@@ -1,0 +1,47 @@
+"""Means over samples."""
+
+import torch
+import torchmetrics
+from torch import Tensor
+
+
+class MeanMetric(torchmetrics.Metric):
+    """The mean of scores over the samples of all updates and all ranks, in double precision."""
+
+    full_state_update = is_differentiable = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add_scores(self, scores: Tensor) -> None:
+        """Add one score per sample, (B,)."""
+        self.total += scores.sum(dtype=torch.float64)
+        self.count += scores.numel()
+
+    def compute(self) -> Tensor:
+        """Return the mean, or 0 if there were no samples."""
+        return self.total / self.count.clamp(min=1)
+
+
+class TensorStatistic(MeanMetric):
+    """Mean over samples of the mean or the sum of a tensor.
+
+    Args:
+        reduction: What to compute per sample, `mean` or `sum`.
+
+    Raises:
+        ValueError: If the reduction is unknown.
+    """
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"Unknown reduction {reduction!r}: choose mean or sum.")
+        self.reduction = reduction
+
+    def update(self, tensor: Tensor) -> None:
+        """Add a tensor (B, ...); one with fewer than 2 axes counts as one sample."""
+        samples = (tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)).to(torch.float64)
+        self.add_scores(samples.mean(dim=1) if self.reduction == "mean" else samples.sum(dim=1))
