@@ -8,8 +8,9 @@ from typing import Any, Optional
 
 import pytorch_lightning as pl
 from hydra.utils import to_absolute_path
+from pytorch_lightning import LightningModule, Trainer
 
-from ocl.optimization import check_parameter_group, select_parameters
+from ocl.optimization import check_parameter_groups, select_parameters
 from ocl.scheduling import HPScheduler
 from ocl.utils.checkpoints import load_weights
 
@@ -20,20 +21,16 @@ class FreezeParameters(pl.Callback):
     """Exclude parameters from training by clearing `requires_grad`; nothing else about them changes.
 
     Args:
-        parameter_groups: Groups with `params` and optionally `predicate`, as in
-            `ocl.optimization.OptimizationWrapper`.
+        parameter_groups: Groups with `params` and optionally `predicate`, as in `ocl.optimization.OptimizationWrapper`.
 
     Raises:
         ValueError: If a group is malformed, or, when fitting starts, if a path does not exist.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]):
-        super().__init__()
-        self.parameter_groups = list(parameter_groups)
-        for group in self.parameter_groups:
-            check_parameter_group(group)
+        self.parameter_groups = check_parameter_groups(parameter_groups)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Before distributed wrappers look at which parameters need gradients.
         if stage == "fit":
             for group in self.parameter_groups:
@@ -51,12 +48,10 @@ class RestoreParameterSubset(pl.Callback):
     """
 
     def __init__(self, checkpoint_file: str, target_path: str, source_path: Optional[str] = None):
-        super().__init__()
         self.checkpoint_file = to_absolute_path(checkpoint_file)
-        self.target_path = target_path
-        self.source_path = target_path if source_path is None else source_path
+        self.target_path, self.source_path = target_path, target_path if source_path is None else source_path
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
             load_weights(pl_module, self.checkpoint_file, self.target_path, self.source_path)
 
@@ -64,14 +59,14 @@ class RestoreParameterSubset(pl.Callback):
 class UpdateHyperparameterScheduling(pl.Callback):
     """Tell every `HPScheduler` below the model the global step."""
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         update_global_step(pl_module, 0)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         update_global_step(pl_module, trainer.global_step)
 
 
-def update_global_step(model: pl.LightningModule, global_step: int) -> None:
+def update_global_step(model: LightningModule, global_step: int) -> None:
     """Move all schedules below `model` to a step."""
     for module in model.modules():
         if isinstance(module, HPScheduler):
@@ -81,40 +76,34 @@ def update_global_step(model: pl.LightningModule, global_step: int) -> None:
 class SetEpochEnvironmentVariable(pl.Callback):
     """Keep the current epoch in the environment variable `EPOCH`, where later data workers find it."""
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str = "fit") -> None:
         os.environ["EPOCH"] = str(trainer.current_epoch)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    on_train_epoch_start = setup
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # The first workers of a resumed run start before the trainer knows its epoch.
-        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        os.environ["EPOCH"] = str(progress["processed"])
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        os.environ["EPOCH"] = str(trainer.current_epoch)
+        os.environ["EPOCH"] = str(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 class LogProgress(pl.Callback):
     """Write a line per validation, and 20 over the training where no progress bar shows it."""
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.progress_bar_callback is None and trainer.max_steps > 0:
-            if trainer.global_step % max(1, trainer.max_steps // 20) == 0:
-                self._log(trainer, "train/")
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        silent = trainer.progress_bar_callback is None and trainer.max_steps > 0
+        if silent and trainer.global_step % max(1, trainer.max_steps // 20) == 0:
+            self._log(trainer, "train/")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._log(trainer, "val/")
 
     @staticmethod
-    def _log(trainer: pl.Trainer, phase: str) -> None:
+    def _log(trainer: Trainer, phase: str) -> None:
         if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            values = [f"{name} {metrics[name]:.4g}" for name in sorted(metrics) if name.startswith(phase)]
-            log.info("step %d: %s", trainer.global_step, ", ".join(values) or "no metrics")
+            metrics = sorted(item for item in trainer.callback_metrics.items() if item[0].startswith(phase))
+            values = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics)
+            log.info("step %d: %s", trainer.global_step, values or "no metrics")
 
 
 class Interrupted(SystemExit):
@@ -122,9 +111,7 @@ class Interrupted(SystemExit):
 
 
 # Schedulers announce the end of a job by SIGTERM or SIGUSR1, which Windows lacks.
-STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-]
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class StopOnSignal(pl.Callback):
@@ -133,12 +120,9 @@ class StopOnSignal(pl.Callback):
     A second signal stops at once. The exit status is 128 + signal: 130, 143 or 138.
     """
 
-    def __init__(self):
-        super().__init__()
-        self._signal: Optional[int] = None
-        self._process: Optional[int] = None
+    _signal: Optional[int] = None  # the one that asked to stop
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning has registered its own handlers by now, and puts the original ones back when it is done.
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
@@ -155,39 +139,30 @@ class StopOnSignal(pl.Callback):
         elif signum != signal.SIGINT:  # a data worker that has inherited this handler
             os.kill(os.getpid(), signum)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return  # a checkpoint has no place for the gradients of half a step
-        # All ranks have to leave after the same step.
-        requested = self._signal is not None
-        if trainer.world_size > 1:
-            requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
-        if requested:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        # A checkpoint has no place for the gradients of half a step, and all ranks have to leave after the same one.
+        done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if done and trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             self._save_and_exit(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         # Ranks can have different numbers of validation batches: they agree after the next training step.
         if self._signal is not None and trainer.world_size == 1:
             self._save_and_exit(trainer)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Ctrl-C reaches data workers as well, so that the next batch can fail before the step is over.
-        if self._signal is not None and isinstance(exception, RuntimeError) and trainer.world_size == 1:
-            self._save_and_exit(trainer)
+        if isinstance(exception, RuntimeError):
+            self.on_validation_batch_end(trainer, pl_module)  # stops without asking other ranks, too
 
-    def _save_and_exit(self, trainer: pl.Trainer) -> None:
+    def _save_and_exit(self, trainer: Trainer) -> None:
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         if folder and trainer.global_step > 0 and not trainer.sanity_checking:
-            name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
-            path = os.path.join(folder, name)
+            path = os.path.join(folder, f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
             trainer.save_checkpoint(path, weights_only=False)
             if trainer.is_global_zero:
                 log.warning("Interrupted at step %d, saved %s", trainer.global_step, path)
-                hint = f"load_checkpoint='{os.path.abspath(path)}'"
-                log.warning('To continue, repeat the command with "%s"', hint)
+                log.warning("To continue, repeat the command with \"load_checkpoint='%s'\"", os.path.abspath(path))
         # The launcher kills the first process of a node if another one reports a failure.
         raise Interrupted(128 + (self._signal or signal.SIGTERM) if trainer.local_rank == 0 else 0)

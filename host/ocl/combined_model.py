@@ -28,26 +28,18 @@ class CombinedModel(pl.LightningModule):
         vis_log_frequency: Training steps between visualizations.
     """
 
-    def __init__(
-        self,
-        models: Union[dict[str, nn.Module], nn.Module],
-        optimizers: dict[str, Union[OptimizationWrapper, Callable]],
-        losses: dict[str, nn.Module],
-        visualizations: dict[str, Callable],
-        training_metrics: Optional[dict[str, Any]] = None,
-        evaluation_metrics: Optional[dict[str, Any]] = None,
-        vis_log_frequency: int = 100,
-    ):
+    def __init__(self, models: Union[dict[str, nn.Module], nn.Module],
+                 optimizers: dict[str, Union[OptimizationWrapper, Callable]], losses: dict[str, nn.Module],
+                 visualizations: dict[str, Callable], training_metrics: Optional[dict[str, Any]] = None,
+                 evaluation_metrics: Optional[dict[str, Any]] = None, vis_log_frequency: int = 100):
         super().__init__()
         self.models = models if isinstance(models, nn.Module) else Combined(**models)
-        self.optimizer_builders = optimizers
+        self.optimizer_builders, self.visualizations = optimizers, visualizations
         self.losses = nn.ModuleDict(losses)
         self.validation_losses = nn.ModuleDict({name: TensorStatistic() for name in (*losses, "loss_total")})
-        self.visualizations = visualizations
         self.training_metrics = nn.ModuleDict(training_metrics or {})
         self.evaluation_metrics = nn.ModuleDict(evaluation_metrics or {})
-        self.vis_log_frequency = vis_log_frequency
-        self.return_outputs_on_validation = False
+        self.vis_log_frequency, self.return_outputs_on_validation = vis_log_frequency, False
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, map_location: Any = None, **kwargs) -> "CombinedModel":
@@ -66,10 +58,9 @@ class CombinedModel(pl.LightningModule):
         return self.models(inputs={"input": batch, "model": self})
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        outputs = self(batch)
-        losses = self._compute_losses(outputs)
+        outputs, losses, total = self._forward_and_losses(batch)
         options = dict(on_step=True, on_epoch=False, batch_size=batch["batch_size"])
-        for name, value in self._with_total(losses).items():
+        for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), **options)
         with torch.no_grad():
             for name, metric in self.training_metrics.items():
@@ -77,13 +68,12 @@ class CombinedModel(pl.LightningModule):
                 self.log(f"train/{name}", metric, **options)
             if self.trainer.global_step % self.vis_log_frequency == 0:
                 self._visualize(outputs, "train")
-        return sum(losses.values())
+        return total
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Optional[dict[str, Any]]:
-        outputs = self(batch)
-        losses = self._compute_losses(outputs)
+        outputs, losses, _ = self._forward_and_losses(batch)
         options = dict(on_step=False, on_epoch=True, batch_size=batch["batch_size"])
-        for name, value in self._with_total(losses).items():
+        for name, value in losses.items():
             # Lightning's own mean of a number is wrong if ranks have different numbers of samples.
             mean = self.validation_losses[name]
             mean.update(value.detach().expand(batch["batch_size"], 1))
@@ -115,39 +105,31 @@ class CombinedModel(pl.LightningModule):
         return {name: value for name, value in outputs.items() if name != "model"}
 
     def configure_optimizers(self):
-        return [
-            build(self) if isinstance(build, OptimizationWrapper) else build(self.parameters())
-            for _, build in sorted(self.optimizer_builders.items())
-        ]
+        return [build(self) if isinstance(build, OptimizationWrapper) else build(self.parameters())
+                for _, build in sorted(self.optimizer_builders.items())]
 
-    def _compute_losses(self, outputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the losses by name, and leave them or their further outputs in `outputs["losses"]`."""
+    def _forward_and_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+        """Return the outputs, with the losses or their further outputs, the losses to log by name, and their sum."""
         if not self.losses:
             raise ValueError("The model has no losses: it can predict, but not be trained or validated.")
+        outputs = self(batch)
         losses, outputs["losses"] = {}, {}
         for name, loss in self.losses.items():
             result = loss(inputs=outputs)
             losses[name], outputs["losses"][name] = result if isinstance(result, tuple) else (result, result)
-        return losses
-
-    @staticmethod
-    def _with_total(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**losses, "loss_total": sum(losses.values())} if len(losses) > 1 else losses
+        total = sum(losses.values())
+        return outputs, {**losses, "loss_total": total} if len(losses) > 1 else losses, total
 
     def _visualize(self, outputs: dict[str, Any], phase: str) -> None:
         experiment = getattr(self.logger, "experiment", None)
         if experiment is None or not self.trainer.is_global_zero:
             return
         for name, visualize in self.visualizations.items():
-            images = visualize(inputs=outputs)
-            if not isinstance(images, dict):
-                self._show(experiment, f"{phase}/{name}", images)
-                continue
-            for key, image in images.items():
-                self._show(experiment, f"{phase}/{name}.{key}", image)
-
-    def _show(self, experiment: Any, tag: str, image: Any) -> None:
-        # Many loggers cannot show images, or not all kinds of them.
-        method = getattr(image, "experiment_method", None)
-        if image is not None and (method is None or hasattr(experiment, method)):
-            image.add_to_experiment(experiment=experiment, tag=tag, global_step=self.trainer.global_step)
+            shown = visualize(inputs=outputs)
+            images = {f".{key}": image for key, image in shown.items()} if isinstance(shown, dict) else {"": shown}
+            for suffix, image in images.items():
+                # Many loggers cannot show images, or not all kinds of them.
+                method = getattr(image, "experiment_method", None)
+                if image is not None and (method is None or hasattr(experiment, method)):
+                    image.add_to_experiment(experiment=experiment, tag=f"{phase}/{name}{suffix}",
+                                            global_step=self.trainer.global_step)

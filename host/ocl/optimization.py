@@ -1,9 +1,11 @@
 """Optimizers for parts of a model, together with their learning-rate schedule."""
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
 from torch import nn
 from torch.optim import Optimizer
+
+from ocl.utils.trees import get_tree_element
 
 
 class OptimizationWrapper:
@@ -12,26 +14,20 @@ class OptimizationWrapper:
     Args:
         optimizer: Called with the parameters or parameter groups, returns an optimizer.
         lr_scheduler: Called with the optimizer, returns further entries of Lightning's description of it.
-        parameter_groups: Which parameters to optimize, by default all. Each group has `params`, one or
-            several dotted paths below the model (such as `models.decoder`), optionally `predicate`, a
-            function of the name (relative to the path) and the parameter which selects some of them, and
-            options of the optimizer such as `lr`. Parameters in no group are not optimized.
+        parameter_groups: Which parameters to optimize, by default all. Each group has `params`, one or several dotted
+            paths below the model (such as `models.decoder`), optionally `predicate`, a function of the name (relative
+            to the path) and the parameter which selects some of them, and options of the optimizer such as `lr`.
+            Parameters in no group are not optimized.
 
     Raises:
         ValueError: If a group is malformed.
     """
 
-    def __init__(
-        self,
-        optimizer: Callable[[Iterable], Optimizer],
-        lr_scheduler: Optional[Callable[[Optimizer], dict[str, Any]]] = None,
-        parameter_groups: Optional[list[dict[str, Any]]] = None,
-    ):
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.parameter_groups = None if parameter_groups is None else list(parameter_groups)
-        for group in self.parameter_groups or ():
-            check_parameter_group(group)
+    def __init__(self, optimizer: Callable[[Iterable], Optimizer],
+                 lr_scheduler: Optional[Callable[[Optimizer], dict[str, Any]]] = None,
+                 parameter_groups: Optional[list[dict[str, Any]]] = None):
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.parameter_groups = None if parameter_groups is None else check_parameter_groups(parameter_groups)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """Return Lightning's description of the optimizer of `model`.
@@ -39,28 +35,31 @@ class OptimizationWrapper:
         Raises:
             ValueError: If a path of a parameter group does not exist in `model`.
         """
-        if self.parameter_groups is None:
-            optimizer = self.optimizer(model.parameters())
-        else:
-            optimizer = self.optimizer([self._expand(model, group) for group in self.parameter_groups])
-        schedule = self.lr_scheduler(optimizer) if self.lr_scheduler else {}
-        return {"optimizer": optimizer, **schedule}
-
-    @staticmethod
-    def _expand(model: nn.Module, group: dict[str, Any]) -> dict[str, Any]:
-        options = {key: value for key, value in group.items() if key not in ("params", "predicate")}
-        return {"params": select_parameters(model, group), **options}
+        parameters = model.parameters()
+        if self.parameter_groups is not None:
+            parameters = [{**group, "params": select_parameters(model, group)} for group in self.parameter_groups]
+            for group in parameters:
+                group.pop("predicate", None)
+        optimizer = self.optimizer(parameters)
+        return {"optimizer": optimizer, **(self.lr_scheduler(optimizer) if self.lr_scheduler else {})}
 
 
-def check_parameter_group(group: dict[str, Any]) -> None:
-    """Raise a `ValueError` unless `params` is a path or a list of paths, and `predicate` is callable."""
-    paths = _paths(group)
-    if not paths or not all(isinstance(path, str) for path in paths):
-        raise ValueError(
-            f"A parameter group needs `params`, a dotted module path or a list of them, got {dict(group)}."
-        )
-    if not callable(group.get("predicate") or callable):
-        raise ValueError(f"`predicate` of a parameter group has to be callable, got {group['predicate']!r}.")
+def check_parameter_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups with `params` as a list of paths.
+
+    Raises:
+        ValueError: Unless `params` is a path or a list of paths, and `predicate` is callable.
+    """
+    checked = []
+    for group in groups:
+        paths = [group["params"]] if isinstance(group.get("params"), str) else group.get("params")
+        if not paths or not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
+            expected = "`params`, a dotted module path or a list of them"
+            raise ValueError(f"A parameter group needs {expected}, got {dict(group)}.")
+        if not callable(group.get("predicate") or callable):
+            raise ValueError(f"`predicate` of a parameter group has to be callable, got {group['predicate']!r}.")
+        checked.append({**group, "params": paths})
+    return checked
 
 
 def select_parameters(model: nn.Module, group: dict[str, Any]) -> list[nn.Parameter]:
@@ -68,7 +67,7 @@ def select_parameters(model: nn.Module, group: dict[str, Any]) -> list[nn.Parame
 
     Args:
         model: Module that the paths start from.
-        group: Parameter group, see `OptimizationWrapper`; a path can name a single parameter, too.
+        group: Checked parameter group, see `OptimizationWrapper`; a path can name a single parameter, too.
 
     Returns:
         The parameters in the order of the paths, each one once.
@@ -77,25 +76,14 @@ def select_parameters(model: nn.Module, group: dict[str, Any]) -> list[nn.Parame
         ValueError: If a path does not exist in `model`.
     """
     predicate = group.get("predicate") or (lambda name, parameter: True)
-    selected = {}
-    for path in _paths(group):
-        for name, parameter in _parameters_below(model, path).items():
-            if predicate(name, parameter):
-                selected[id(parameter)] = parameter
-    return list(selected.values())
+    found = [named for path in group["params"] for named in _named_parameters(model, path)]
+    return list(dict.fromkeys(parameter for name, parameter in found if predicate(name, parameter)))
 
 
-def _paths(group: dict[str, Any]) -> list[str]:
-    paths = group.get("params") or []
-    return [paths] if isinstance(paths, str) or not hasattr(paths, "__iter__") else list(paths)
-
-
-def _parameters_below(model: nn.Module, path: str) -> dict[str, nn.Parameter]:
-    parents, _, last = path.rpartition(".")
-    try:
-        parent = model.get_submodule(parents)
-        if isinstance(getattr(parent, last), nn.Parameter):
-            return {last: getattr(parent, last)}
-        return dict(model.get_submodule(path).named_parameters())
-    except AttributeError as error:
-        raise ValueError(f"`{path}` names neither a module nor a parameter of the model: {error}") from error
+def _named_parameters(model: nn.Module, path: str) -> Iterable[tuple[str, nn.Parameter]]:
+    element = get_tree_element(model, path.split("."))
+    if isinstance(element, nn.Parameter):
+        return [(path.rpartition(".")[2], element)]
+    if not isinstance(element, nn.Module):
+        raise ValueError(f"`{path}` names neither a module nor a parameter of the model.")
+    return element.named_parameters()

@@ -1,16 +1,16 @@
 """Learning-rate schedules, and hyper-parameters that follow the global step."""
 import abc
 import math
-from typing import Any, Optional
+import operator
+from typing import Any, Callable, Optional
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 
-def exponential_decay_with_optional_warmup(
-    optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000, warmup_steps: int = 0
-) -> dict[str, Any]:
+def exponential_decay_with_optional_warmup(optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000,
+                                           warmup_steps: int = 0) -> dict[str, Any]:
     """Decay exponentially from the first step on, scaled by a linear warm-up.
 
     Args:
@@ -22,17 +22,11 @@ def exponential_decay_with_optional_warmup(
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
     """
-
-    def factor(step: int) -> float:
-        warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
-        return warmup * decay_rate ** (step / decay_steps)
-
-    return _every_step(LambdaLR(optimizer, factor))
+    return _exponential_decay(optimizer, decay_rate, decay_steps, warmup_steps, first_step=0)
 
 
-def exponential_decay_after_optional_warmup(
-    optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000, warmup_steps: int = 0
-) -> dict[str, Any]:
+def exponential_decay_after_optional_warmup(optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000,
+                                            warmup_steps: int = 0) -> dict[str, Any]:
     """Warm up linearly, then decay exponentially counting from the end of the warm-up.
 
     Args:
@@ -44,22 +38,21 @@ def exponential_decay_after_optional_warmup(
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
     """
+    return _exponential_decay(optimizer, decay_rate, decay_steps, warmup_steps, first_step=warmup_steps)
 
+
+def _exponential_decay(optimizer: Optimizer, decay_rate: float, decay_steps: int, warmup_steps: int,
+                       first_step: int) -> dict[str, Any]:
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return step / warmup_steps
-        return decay_rate ** ((step - warmup_steps) / decay_steps)
+        warmup = step / warmup_steps if step < warmup_steps else 1.0
+        return warmup * decay_rate ** (max(0, step - first_step) / decay_steps)
 
-    return _every_step(LambdaLR(optimizer, factor))
+    return {"lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def cosine_annealing_with_optional_warmup(
-    optimizer: Optimizer,
-    T_max: int = 100000,
-    eta_min: float = 0.0,
-    warmup_steps: int = 0,
-    error_on_exceeding_steps: bool = False,
-) -> dict[str, Any]:
+def cosine_annealing_with_optional_warmup(optimizer: Optimizer, T_max: int = 100000, eta_min: float = 0.0,
+                                          warmup_steps: int = 0,
+                                          error_on_exceeding_steps: bool = False) -> dict[str, Any]:
     """Warm up linearly, then follow half a cosine down to `eta_min`.
 
     Args:
@@ -72,18 +65,32 @@ def cosine_annealing_with_optional_warmup(
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
     """
-    return _every_step(
-        CosineAnnealingWithWarmup(optimizer, T_max, eta_min, warmup_steps, error_on_exceeding_steps)
-    )
+    scheduler = _CosineAnnealing(optimizer, T_max=T_max, eta_min=eta_min, warmup_steps=warmup_steps,
+                                 error_on_exceeding_steps=error_on_exceeding_steps)
+    return {"lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def plateau_decay(
-    optimizer: Optimizer,
-    decay_rate: float = 1.0,
-    patience: int = 10,
-    monitor_metric: str = "val/lotal_loss",
-    mode: str = "min",
-) -> dict[str, Any]:
+class _CosineAnnealing(LRScheduler):
+    """The schedule of `cosine_annealing_with_optional_warmup`, whose options are its attributes."""
+
+    def __init__(self, optimizer: Optimizer, **options):
+        vars(self).update(options)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        step, n_steps = self.last_epoch - self.warmup_steps, self.T_max - self.warmup_steps
+        if step < 0:
+            return [base_lr * (self.last_epoch + 0.5) / self.warmup_steps for base_lr in self.base_lrs]
+        if step >= n_steps and self.error_on_exceeding_steps:
+            raise ValueError(f"The learning-rate schedule ends after T_max={self.T_max} steps.")
+        # A cosine of a single step has no length to divide by.
+        progress = step / max(1, n_steps - 1) if step < n_steps else 1.0
+        height = 1 + math.cos(math.pi * progress)
+        return [self.eta_min + (base_lr - self.eta_min) / 2 * height for base_lr in self.base_lrs]
+
+
+def plateau_decay(optimizer: Optimizer, decay_rate: float = 1.0, patience: int = 10,
+                  monitor_metric: str = "val/lotal_loss", mode: str = "min") -> dict[str, Any]:
     """Multiply the learning rate by `decay_rate` when a metric has stopped improving.
 
     Args:
@@ -100,40 +107,9 @@ def plateau_decay(
     return {"lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor_metric}}
 
 
-def _every_step(scheduler: LRScheduler) -> dict[str, Any]:
-    return {"lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-class CosineAnnealingWithWarmup(LRScheduler):
-    """Linear warm-up followed by half a cosine, see `cosine_annealing_with_optional_warmup`."""
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        T_max: int,
-        eta_min: float = 0.0,
-        warmup_steps: int = 0,
-        error_on_exceeding_steps: bool = False,
-    ):
-        self.T_max = T_max
-        self.eta_min = eta_min
-        self.warmup_steps = warmup_steps
-        self.error_on_exceeding_steps = error_on_exceeding_steps
-        super().__init__(optimizer)
-
-    def get_lr(self):
-        return [self._rate(self.last_epoch, base_lr) for base_lr in self.base_lrs]
-
-    def _rate(self, step: int, base_lr: float) -> float:
-        if step < self.warmup_steps:
-            return base_lr * (step + 0.5) / self.warmup_steps
-        if step < self.T_max:
-            # A cosine of a single step has no length to divide by.
-            progress = (step - self.warmup_steps) / max(1, self.T_max - self.warmup_steps - 1)
-            return self.eta_min + (base_lr - self.eta_min) / 2 * (1 + math.cos(math.pi * progress))
-        if self.error_on_exceeding_steps:
-            raise ValueError(f"The learning-rate schedule ends after T_max={self.T_max} steps.")
-        return self.eta_min
+def _operators(operation: Callable) -> tuple[Callable, Callable]:
+    """Return the methods of a schedule for an operation with the schedule on its left and on its right."""
+    return (lambda self, other: operation(float(self), other)), (lambda self, other: operation(other, float(self)))
 
 
 class HPScheduler(nn.Module, abc.ABC):
@@ -161,33 +137,14 @@ class HPScheduler(nn.Module, abc.ABC):
 
     def __float__(self) -> float:
         if self.last_global_step is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no value yet: add ocl.callbacks.UpdateHyperparameterScheduling "
-                "to the callbacks, or call update_global_step first."
-            )
+            raise RuntimeError(f"{type(self).__name__} has no value yet: add ocl.callbacks."
+                               "UpdateHyperparameterScheduling to the callbacks, or call update_global_step first.")
         return float(self.compute_scheduled_value())
 
-    def __mul__(self, other):
-        return float(self) * other
-
-    __rmul__ = __mul__
-
-    def __add__(self, other):
-        return float(self) + other
-
-    __radd__ = __add__
-
-    def __sub__(self, other):
-        return float(self) - other
-
-    def __rsub__(self, other):
-        return other - float(self)
-
-    def __truediv__(self, other):
-        return float(self) / other
-
-    def __rtruediv__(self, other):
-        return other / float(self)
+    __add__, __radd__ = _operators(operator.add)
+    __sub__, __rsub__ = _operators(operator.sub)
+    __mul__, __rmul__ = _operators(operator.mul)
+    __truediv__, __rtruediv__ = _operators(operator.truediv)
 
 
 class _Ramp(HPScheduler):
@@ -197,17 +154,14 @@ class _Ramp(HPScheduler):
         super().__init__()
         if start_step > end_step:
             raise ValueError(f"start_step={start_step} is after end_step={end_step}.")
-        self.start_value = start_value
-        self.end_value = end_value
-        self.start_step = start_step
-        self.end_step = end_step
+        self.start_value, self.end_value = start_value, end_value
+        self.start_step, self.end_step = start_step, end_step
 
     def progress(self) -> float:
         """Return the share of the steps that is done, in 0..1."""
-        step, start, end = self.last_global_step, self.start_step, self.end_step
-        if step >= end:
+        if self.last_global_step >= self.end_step:
             return 1.0
-        return 0.0 if step <= start else (step - start) / (end - start)
+        return max(0, self.last_global_step - self.start_step) / max(1, self.end_step - self.start_step)
 
 
 class LinearHPScheduler(_Ramp):
@@ -241,9 +195,7 @@ class StepHPScheduler(HPScheduler):
 
     def __init__(self, end_value: float, switch_step: int, start_value: float = 0.0):
         super().__init__()
-        self.start_value = start_value
-        self.end_value = end_value
-        self.switch_step = switch_step
+        self.start_value, self.end_value, self.switch_step = start_value, end_value, switch_step
 
     def compute_scheduled_value(self) -> float:
         return self.start_value if self.last_global_step < self.switch_step else self.end_value

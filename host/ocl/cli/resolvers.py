@@ -38,18 +38,10 @@ class LambdaFunction:
         return f"LambdaFunction({self.source!r})"
 
 
-def eval_lambda(source: str, *args) -> Any:
-    """Return what a lambda expression gives for the arguments."""
-    return LambdaFunction(source)(*args)
-
-
 def slice_string(string: str, separator: str, index: Any) -> str:
     """Return the piece (`0`) or pieces (`1:`, rejoined) of a string between separators."""
-    pieces = string.split(separator)
-    bounds = [int(bound) if bound else None for bound in str(index).split(":")]
-    if len(bounds) == 1:
-        return pieces[bounds[0]]
-    return separator.join(pieces[slice(*bounds)])
+    pieces, bounds = string.split(separator), [int(bound) if bound else None for bound in str(index).split(":")]
+    return separator.join(pieces[slice(*bounds)]) if len(bounds) > 1 else pieces[bounds[0]]
 
 
 def read_yaml(path: str) -> Any:
@@ -60,23 +52,13 @@ def read_yaml(path: str) -> Any:
 
 def when_testing(value: Any, otherwise: Any) -> Any:
     """Return the first value if the environment variable `RUNNING_TESTS` is on, else the second."""
-    testing = os.environ.get("RUNNING_TESTS", "").lower() in ("true", "1", "yes", "on")
-    return value if testing else otherwise
-
-
-def interpolation_mode(name: str) -> InterpolationMode:
-    """Return torchvision's interpolation mode of this name, in any case."""
-    return InterpolationMode[name.upper()]
+    return value if os.environ.get("RUNNING_TESTS", "").lower() in ("true", "1", "yes", "on") else otherwise
 
 
 def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
-    for name, resolver in (
-        ("lambda_fn", LambdaFunction),
-        ("eval_lambda", eval_lambda),
-        ("slice", slice_string),
-        ("read_yaml", read_yaml),
-        ("when_testing", when_testing),
-        ("torchvision_interpolation_mode", interpolation_mode),
-    ):
+    resolvers = dict(lambda_fn=LambdaFunction, eval_lambda=lambda source, *args: LambdaFunction(source)(*args),
+                     slice=slice_string, read_yaml=read_yaml, when_testing=when_testing,
+                     torchvision_interpolation_mode=lambda name: InterpolationMode[name.upper()])
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -36,23 +36,18 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # bytes that are no checkpoint can make the reader fail in any way
+        problem = f"is damaged, cut off or no checkpoint: {_reason(error)}"
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            raise CheckpointError(
-                f"Checkpoint {path} is refused: besides tensors and plain values it holds "
-                f"{found.group(1) if found else 'other objects'}, and unpickling objects can run any code. "
-                "Save it again without them."
-            ) from error
-        message = f"Checkpoint {path} is damaged, cut off or no checkpoint: {_reason(error)}"
-        raise CheckpointError(message) from error
+            found = re.search(r"GLOBAL (\S+)|$", str(error)).group(1) or "other objects"
+            problem = (f"is refused: besides tensors and plain values it holds {found}, "
+                       "and unpickling objects can run any code. Save it again without them.")
+        raise CheckpointError(f"Checkpoint {path} {problem}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"Checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary.")
     return checkpoint
 
 
-def load_weights(
-    module: nn.Module, path: str, target_path: str = "", source_path: str = ""
-) -> dict[str, Any]:
+def load_weights(module: nn.Module, path: str, target_path: str = "", source_path: str = "") -> dict[str, Any]:
     """Load the weights of a module, or of a part of it, from a checkpoint.
 
     Args:
@@ -88,9 +83,8 @@ def select_weights(checkpoint: dict[str, Any], path: str, source_path: str = "")
     prefix = f"{source_path}." if source_path else ""
     selected = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     if not selected:
-        raise CheckpointError(
-            f"Checkpoint {path} has no weights below `{source_path}`; it has {_first(_parents(state))}."
-        )
+        parents = sorted({name.rpartition(".")[0] for name in state})
+        raise CheckpointError(f"Checkpoint {path} has no weights below `{source_path}`; it has {_first(parents)}.")
     return selected
 
 
@@ -100,20 +94,16 @@ def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: 
     A module's extra state, which has no shape, is left to the module.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name, value in own.items()
-        if torch.is_tensor(value) and name in state and state[name].shape != value.shape
-    ]
-    differences = [
-        f"{len(names)} {kind} ({_first(names)})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
-    ]
-    if differences:
-        raise CheckpointError(f"{complaint}: {', '.join(differences)}.")
+    differences = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+                             for name, value in own.items()
+                             if torch.is_tensor(value) and name in state and state[name].shape != value.shape],
+    }
+    found = [f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names]
+    if found:
+        raise CheckpointError(f"{complaint}: {', '.join(found)}.")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -128,13 +118,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._written = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
-        path = str(path)
-        if "://" in path:
+        if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        folder, name = os.path.split(os.path.abspath(path))
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+        path = os.path.abspath(path)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
@@ -148,7 +137,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
-        self._written.add(os.path.abspath(path))
+        self._written.add(path)
 
     def load_checkpoint(self, path: str, map_location: Any = "cpu", **_) -> dict[str, Any]:
         return load_checkpoint(str(path), map_location)
@@ -160,14 +149,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _reason(error: Exception) -> str:
     """First sentence of what may be a page."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0]
+    return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0]
 
 
 def _first(names: Iterable, count: int = 3) -> str:
     names = [str(name) for name in names]
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _parents(state: dict[str, Any]) -> list[str]:
-    return sorted({name.rpartition(".")[0] for name in state})
+    return ", ".join(names[:count] + ["..."] * (len(names) > count))

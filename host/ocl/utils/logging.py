@@ -3,12 +3,12 @@ import os
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.model_summary import summarize
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from torchvision.utils import make_grid
 
 
@@ -30,28 +30,23 @@ class _ImageClient:
     """An MLflow client with the methods of a TensorBoard writer that visualizations call."""
 
     def __init__(self, client: Any, run_id: str):
-        self._client = client
-        self._run_id = run_id
+        self._client, self._run_id = client, run_id
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    def add_image(self, tag: str, img_tensor: torch.Tensor, global_step: int, dataformats: str = "CHW"):
+    def add_image(self, tag: str, img_tensor: Tensor, global_step: int, dataformats: str = "CHW") -> None:
         image = img_tensor if dataformats == "HWC" else img_tensor.permute(1, 2, 0)
         if image.is_floating_point():
             image = (image.clamp(0, 1) * 255).byte()
-        self._client.log_image(self._run_id, image.cpu().numpy(), self._file(tag, global_step))
+        self._client.log_image(self._run_id, image.cpu().numpy(), f"{tag}/{global_step:08d}.png")
 
-    def add_images(self, tag: str, img_tensor: torch.Tensor, global_step: int, dataformats: str = "NCHW"):
+    def add_images(self, tag: str, img_tensor: Tensor, global_step: int, dataformats: str = "NCHW") -> None:
         images = img_tensor if dataformats == "NCHW" else img_tensor.permute(0, 3, 1, 2)
         self.add_image(tag, make_grid(images), global_step)
 
-    def add_figure(self, tag: str, figure: Any, global_step: int, close: bool = True):
-        self._client.log_figure(self._run_id, figure, self._file(tag, global_step))
-
-    @staticmethod
-    def _file(tag: str, global_step: int) -> str:
-        return f"{tag}/{global_step:08d}.png"
+    def add_figure(self, tag: str, figure: Any, global_step: int, close: bool = True) -> None:
+        self._client.log_figure(self._run_id, figure, f"{tag}/{global_step:08d}.png")
 
 
 class LogHydraConfig(pl.Callback):
@@ -71,5 +66,5 @@ class LogModelSummary(pl.Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.logger, MLFlowLogger):
-            summary = str(summarize(pl_module, max_depth=2))
-            trainer.logger.experiment.log_text(trainer.logger.run_id, summary, "model_summary.txt")
+            summary = summarize(pl_module, max_depth=2)
+            trainer.logger.experiment.log_text(trainer.logger.run_id, str(summary), "model_summary.txt")

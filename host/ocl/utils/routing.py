@@ -9,6 +9,11 @@ from ocl.utils.trees import get_tree_element, reduce_tree, split_tree
 RESERVED_NAMES = ("input", "model", "prefix", "losses", "previous_output")
 
 
+def _subtree(tree, path):
+    """Return the dict at a path, after making what is missing."""
+    return functools.reduce(lambda part, name: part.setdefault(name, {}), path, tree)
+
+
 class Combined(nn.ModuleDict):
     """Run modules in order; each sees the outputs of all earlier ones.
 
@@ -40,11 +45,10 @@ class Combined(nn.ModuleDict):
             The part of the tree that holds the outputs; without an outer `Combined` that is `inputs` itself.
         """
         prefix = inputs.setdefault("prefix", "")
-        outputs = inputs
-        for component in prefix.split(".") if prefix else ():
-            outputs = outputs.setdefault(component, {})
+        path = prefix.split(".") if prefix else []
+        outputs = _subtree(inputs, path)
         for name, module in self.items():
-            inputs["prefix"] = f"{prefix}.{name}" if prefix else name
+            inputs["prefix"] = ".".join([*path, name])
             outputs[name] = module(inputs=inputs)
         inputs["prefix"] = prefix
         return outputs
@@ -70,8 +74,7 @@ class Recurrent(nn.Module):
         self.module = module
         self.inputs_to_split = [path.split(".") for path in inputs_to_split]
         self.initial_input_mapping = dict(initial_input_mapping)
-        self.split_axis = split_axis
-        self.chunk_size = chunk_size
+        self.split_axis, self.chunk_size = split_axis, chunk_size
 
     def forward(self, inputs):
         """Run all steps; `inputs` is not modified.
@@ -82,23 +85,11 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: a path is missing in `inputs`.
         """
-        outputs = []
-        previous_output = self._initial_output(inputs)
-        for step_inputs in split_tree(inputs, self.inputs_to_split, self.split_axis, self.chunk_size):
-            step_inputs["previous_output"] = previous_output
-            previous_output = self.module(inputs=step_inputs)
-            outputs.append(previous_output)
-        return reduce_tree(outputs, functools.partial(torch.stack, dim=self.split_axis))
-
-    def _initial_output(self, inputs):
-        initial = {}
+        state, outputs = {"previous_output": {}}, []
         for target, source in self.initial_input_mapping.items():
-            element = get_tree_element(inputs, source.split("."))
-            if target == "":
-                return element
-            *parents, name = target.split(".")
-            parent = initial
-            for component in parents:
-                parent = parent.setdefault(component, {})
-            parent[name] = element
-        return initial
+            *parents, name = ["previous_output", *filter(None, target.split("."))]
+            _subtree(state, parents)[name] = get_tree_element(inputs, source.split("."))
+        for step_inputs in split_tree(inputs, self.inputs_to_split, self.split_axis, self.chunk_size):
+            state["previous_output"] = self.module(inputs={**step_inputs, **state})
+            outputs.append(state["previous_output"])
+        return reduce_tree(outputs, functools.partial(torch.stack, dim=self.split_axis))

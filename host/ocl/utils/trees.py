@@ -5,17 +5,15 @@ list with one component per level: a key, a field name or an index.
 """
 import copy
 import dataclasses
+import operator
 from collections.abc import Mapping
 
-import torch
-from torch import nn
-
-_MISSING = object()
+from torch import Tensor, nn
 
 
 def is_tensor_or_module(x):
     """Tell whether `x` is a tensor or a module."""
-    return isinstance(x, (torch.Tensor, nn.Module))
+    return isinstance(x, (Tensor, nn.Module))
 
 
 def is_namedtuple(x):
@@ -37,58 +35,45 @@ def get_tree_element(tree, path):
     """
     element = tree
     for depth, component in enumerate(path):
-        child = _get_child(element, component)
-        if child is _MISSING:
-            wanted = ".".join(map(str, path))
-            reached = f"`{'.'.join(map(str, path[:depth]))}`" if depth else "the tree"
-            raise ValueError(
-                f"Nothing is at path `{wanted}`: {reached} has no `{component}`, {_describe(element)}."
-            )
-        element = child
-    return element
-
-
-def _get_child(element, component):
-    if isinstance(element, Mapping) and component in element:
-        return element[component]
-    if isinstance(component, str):
-        attribute = getattr(element, component, _MISSING)
-        if attribute is not _MISSING:
-            return attribute
-    if isinstance(element, (list, tuple)):
         try:
-            return element[int(component)]
-        except (ValueError, IndexError):
-            pass
-    return _MISSING
+            if isinstance(element, Mapping) and component in element:
+                element = element[component]
+            elif isinstance(element, (list, tuple)) and not hasattr(element, str(component)):
+                element = element[int(component)]
+            else:
+                element = getattr(element, str(component))
+        except (AttributeError, IndexError, ValueError) as error:
+            wanted, reached = ".".join(map(str, path)), ".".join(map(str, path[:depth]))
+            place = f"`{reached}`" if depth else "the tree"
+            message = f"Nothing is at path `{wanted}`: {place} has no `{component}`, {_describe(element)}."
+            raise ValueError(message) from error
+    return element
 
 
 def _describe(element):
     if isinstance(element, Mapping):
         return f"only {sorted(map(str, element))}"
-    if isinstance(element, (list, tuple)) and not is_namedtuple(element):
-        return f"it is a {type(element).__name__} of length {len(element)}"
-    return f"it is of type {type(element).__name__}"
+    length = f" of length {len(element)}" if isinstance(element, (list, tuple)) else ""
+    return f"it is of type {type(element).__name__}{length}"
 
 
 def _children(tree):
-    """Return the (component, child) pairs of a container, None for a leaf."""
+    """Return the (component, child) pairs of a container or module, none for a leaf."""
+    if isinstance(tree, nn.Module):
+        return tree.named_children()
     if isinstance(tree, Mapping):
-        return list(tree.items())
+        return tree.items()
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
     if is_namedtuple(tree):
-        return list(zip(tree._fields, tree))
-    if isinstance(tree, (list, tuple)):
-        return list(enumerate(tree))
-    return None
+        return zip(tree._fields, tree)
+    return enumerate(tree) if isinstance(tree, (list, tuple)) else ()
 
 
 def walk_tree_with_paths(tree, path=None, instance_check=is_tensor_or_module):
     """Yield (path, element) for each matching element, depth first and in container order.
 
-    A matching element is not descended into. Unlike the other functions this one also descends into modules,
-    by child name.
+    A matching element is not descended into. Modules that do not match are, by child name.
 
     Args:
         tree: the tree to walk.
@@ -99,28 +84,13 @@ def walk_tree_with_paths(tree, path=None, instance_check=is_tensor_or_module):
     if instance_check(tree):
         yield path, tree
         return
-    children = tree.named_children() if isinstance(tree, nn.Module) else _children(tree)
-    for component, child in children or ():
-        yield from walk_tree_with_paths(child, path + [component], instance_check)
+    for component, child in _children(tree):
+        yield from walk_tree_with_paths(child, [*path, component], instance_check)
 
 
-def _map_leaves(tree, fn, path=()):
-    """Copy the containers of a tree and replace each leaf by `fn(leaf, path)`."""
-    children = None if is_tensor_or_module(tree) else _children(tree)
-    if children is None:
-        return fn(tree, path)
-    mapped = [(component, _map_leaves(child, fn, (*path, component))) for component, child in children]
-    if is_namedtuple(tree):
-        return type(tree)._make(child for _, child in mapped)
-    if isinstance(tree, tuple):
-        return type(tree)([child for _, child in mapped])
-    result = copy.copy(tree)
-    for component, child in mapped:
-        if isinstance(tree, (Mapping, list)):
-            result[component] = child
-        else:
-            object.__setattr__(result, component, child)  # also sets fields of frozen dataclasses
-    return result
+def _elements(tree):
+    """Return the tensors and modules of a tree by identity, as `copy.deepcopy` keeps what needs no further copy."""
+    return {id(element): element for _, element in walk_tree_with_paths(tree)}
 
 
 def map_tree(tree, fn):
@@ -128,16 +98,7 @@ def map_tree(tree, fn):
 
     An object that occurs several times is mapped once.
     """
-    mapped = {}
-
-    def map_leaf(leaf, path):
-        if not is_tensor_or_module(leaf):
-            return copy.deepcopy(leaf)
-        if id(leaf) not in mapped:
-            mapped[id(leaf)] = fn(leaf)
-        return mapped[id(leaf)]
-
-    return _map_leaves(tree, map_leaf)
+    return copy.deepcopy(tree, {key: fn(element) for key, element in _elements(tree).items()})
 
 
 def reduce_tree(list_of_trees, fn):
@@ -153,12 +114,23 @@ def reduce_tree(list_of_trees, fn):
     if not list_of_trees:
         raise ValueError("There are no trees to reduce.")
 
-    def reduce_leaf(leaf, path):
-        if isinstance(leaf, torch.Tensor):
-            return fn([get_tree_element(tree, path) for tree in list_of_trees])
-        return leaf if isinstance(leaf, nn.Module) else copy.deepcopy(leaf)
+    def reduce(tree, path):
+        if isinstance(tree, Tensor):
+            return fn([get_tree_element(other, path) for other in list_of_trees])
+        if isinstance(tree, nn.Module):
+            return tree
+        reduced = {component: reduce(child, [*path, component]) for component, child in _children(tree)}
+        if not reduced:
+            return copy.deepcopy(tree)
+        if isinstance(tree, tuple):
+            return tree._make(reduced.values()) if is_namedtuple(tree) else type(tree)(reduced.values())
+        merged = copy.copy(tree)
+        put = operator.setitem if isinstance(tree, (Mapping, list)) else object.__setattr__  # works if frozen, too
+        for component, child in reduced.items():
+            put(merged, component, child)
+        return merged
 
-    return _map_leaves(list_of_trees[0], reduce_leaf)
+    return reduce(list_of_trees[0], [])
 
 
 def split_tree(tree, split_paths, split_axis, chunk_size):
@@ -177,18 +149,13 @@ def split_tree(tree, split_paths, split_axis, chunk_size):
         ValueError: a path leads to no tensor, or the tensors differ in length.
     """
     tensors = {id(tensor): tensor for tensor in (get_tree_element(tree, path) for path in split_paths)}
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"Only tensors can be split, not all of {split_paths} are tensors.")
     if len({tensor.shape[split_axis] for tensor in tensors.values()}) > 1:
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         raise ValueError(f"The tensors {split_paths} differ in length along axis {split_axis}: {shapes}.")
-    chunks = [tensor.split(chunk_size, split_axis) for tensor in tensors.values()]
+    chunks = [tensor.unbind(split_axis) if chunk_size == 1 else tensor.split(chunk_size, split_axis)
+              for tensor in tensors.values()]
+    shared = _elements(tree)
     for step in zip(*chunks):
-        if chunk_size == 1:
-            step = [chunk.squeeze(split_axis) for chunk in step]
-        replacements = dict(zip(tensors, step))
-
-        def pick(leaf, path, replacements=replacements):
-            return replacements.get(id(leaf), leaf) if is_tensor_or_module(leaf) else copy.deepcopy(leaf)
-
-        yield _map_leaves(tree, pick)
+        yield copy.deepcopy(tree, {**shared, **dict(zip(tensors, step))})
