@@ -346,6 +346,14 @@ def test_the_newest_checkpoint_is_found(tmp_path):
     assert cli_utils.find_checkpoint(str(tmp_path)) == newest
 
 
+def test_checkpoints_of_other_loggers_are_found(tmp_path):
+    for step in (20, 100):
+        path = tmp_path / "project" / "3fa2" / "checkpoints" / f"epoch=0-step={step}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    assert cli_utils.find_checkpoint(str(tmp_path)) == str(path)
+
+
 def test_errors_of_data_workers_are_told_in_a_sentence():
     text = (
         "Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"

@@ -32,12 +32,14 @@ def find_checkpoint(path: str) -> str:
     """Return the newest checkpoint of a run: of the last version, by step, or by age if names have no step.
 
     Args:
-        path: Run folder, the one with `lightning_logs`.
+        path: Run folder, the one with `lightning_logs`, or where another logger has its folders.
 
     Raises:
         IndexError: If there is no checkpoint.
     """
-    found = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
+    folder = os.path.join(glob.escape(path), "")
+    found = glob.glob(f"{folder}lightning_logs/version_*/checkpoints/*.ckpt")
+    found = found or glob.glob(f"{folder}**/checkpoints/*.ckpt", recursive=True)
     if not found:
         raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
 
