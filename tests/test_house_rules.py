@@ -2,9 +2,11 @@
 
 import ast
 import importlib.util
+import io
 import re
 import sys
 import sysconfig
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,20 @@ def test_the_oldest_python_runs_tests_that_exist():
     files = re.findall(r"tests/[\w/]+\.py", jobs["oldest"]["steps"][-1]["run"])
     assert files
     assert not [file for file in files if not (ROOT / file).exists()]
+
+
+def lines_of_code(source):
+    """How many lines are neither blank nor only a comment or a docstring."""
+    texts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    texts = [node for node in texts if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.string.strip() and token.type != tokenize.COMMENT:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - {row for node in texts for row in range(node.lineno, node.end_lineno + 1)})
+
+
+def test_the_host_stays_small():
+    assert lines_of_code('"""Text,\n\nmore."""\n# remark\nx = (1,  # remark\n\n     "")\n\n') == 2
+    sources = [path.read_text() for path in (ROOT / "host").rglob("*.py")]
+    assert 2000 < sum(map(lines_of_code, sources)) <= 3200  # about 3,000
