@@ -26,7 +26,7 @@ DINOSAUR = "projects/bridging/dinosaur/coco_feat_rec_dino_base16_auto"
 SMALL = {
     "slate": ["experiment.image_size=16", "experiment.dim=8", "experiment.vocab_size=12"],
     "slot_attention": [],
-    "SAVi": ["experiment.dim=8", "experiment.hidden_dim=16", "experiment.n_frames=2"],
+    "SAVi": ["experiment.dim=8", "experiment.n_frames=2"],
     "projects": [
         "experiment.encoder={name: vit_tiny_patch16_224, dim: 192, n_patches: 196}",
         "experiment.slots={number: 3, dim: 8, hidden_dim: 8}",
@@ -182,6 +182,22 @@ def test_a_community_experiment_trains_and_is_evaluated(experiment, compose, mon
     for metrics in report.values():
         assert {*losses, *config.evaluation_metrics} <= set(metrics)
         assert all(math.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    "experiment, size",
+    [
+        ("slot_attention/clevr6", 923_140),
+        ("slate/clevr6", 7_651_267),
+        ("slate/movi_e", 7_651_267),
+        ("SAVi/cater", 721_956),
+    ],
+)
+def test_community_models_have_as_many_parameters_as_in_oclf(experiment, size, monkeypatch):
+    monkeypatch.setenv("DATASET_PREFIX", "/unused")
+    config = hydra_compose("training_config", [f"+experiment={experiment}"])
+    model = ocl.cli.train.build_model_from_config(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 
 def test_the_vision_transformer_is_pretrained_but_in_tests(compose, monkeypatch):
