@@ -85,7 +85,7 @@ class _SpatialBroadcastDecoder(nn.Module):
         super().__init__()
         self.decoder, self.positional_embedding = decoder, positional_embedding
         if positional_embedding is not None:
-            self.register_buffer("grid", build_grid_of_positions((8, 8)).unsqueeze(0))
+            self.register_buffer("grid", build_grid_of_positions((8, 8)))
 
     def decode(self, objects: ObjectFeatures, activation: Callable[[Tensor], Tensor] = nn.Identity()):
         """Turn objects (..., K, D) into a mixture (..., C, H, W), contents (..., K, C, H, W), masks (..., K, H, W)."""
@@ -93,7 +93,7 @@ class _SpatialBroadcastDecoder(nn.Module):
             raise ValueError(f"Expected objects (B, K, D) or (B, T, K, D), got shape {tuple(objects.shape)}.")
         maps = objects.flatten(0, -2)[:, :, None, None].expand(-1, -1, 8, 8)
         if self.positional_embedding is not None:
-            maps = self.positional_embedding(maps, self.grid)
+            maps = self.positional_embedding(maps, self.grid.unsqueeze(0))
         decoded = self.decoder(maps).unflatten(0, objects.shape[:-1])
         contents, logits = decoded.split([decoded.shape[-3] - 1, 1], dim=-3)
         contents, masks = activation(contents), logits.softmax(dim=-4)

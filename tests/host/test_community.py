@@ -193,11 +193,12 @@ def test_a_community_experiment_trains_and_is_evaluated(experiment, compose, mon
         ("SAVi/cater", 721_956),
     ],
 )
-def test_community_models_have_as_many_parameters_as_in_oclf(experiment, size, monkeypatch):
+def test_community_models_are_shaped_as_in_oclf(experiment, size, monkeypatch):
     monkeypatch.setenv("DATASET_PREFIX", "/unused")
     config = hydra_compose("training_config", [f"+experiment={experiment}"])
     model = ocl.cli.train.build_model_from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == size
+    assert all(buffer.shape == (8, 8, 2) for name, buffer in model.named_buffers() if name.endswith(".grid"))
 
 
 def test_the_vision_transformer_is_pretrained_but_in_tests(compose, monkeypatch):
