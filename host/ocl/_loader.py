@@ -169,6 +169,9 @@ class TrainingLoader(_BatchLoader):
         while all(gather(batch is not None)):
             yield batch
             batch = next(batches, None)
+        if current_pass.world_size == 1:
+            yield from self.dataset.form(rest, [])
+            return
         spare = [] if batch is None else [batch, *batches]
         spare, rest = (list(itertools.chain.from_iterable(gather(part))) for part in (spare, rest))
         spare += self.dataset.form(rest, [])

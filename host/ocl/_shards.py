@@ -3,10 +3,8 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import logging
 import os
 import tarfile
-import time
 
 import braceexpand
 import fsspec
@@ -16,11 +14,7 @@ from torch import distributed
 from torch.utils.data import get_worker_info
 
 from ocl._randomness import draw_seed
-
-log = logging.getLogger(__name__)
-
-WAITS = (0.5, 2, 8)  # seconds before each further attempt to read a shard
-HOPELESS = (FileNotFoundError, IsADirectoryError, PermissionError)
+from ocl._streams import open_stream
 
 
 class ShardError(RuntimeError):
@@ -105,7 +99,7 @@ class ShardReader:
 
     Raises:
         FileNotFoundError: a shard does not exist; local ones are looked for before the first sample.
-        ShardError: a shard is damaged, or cannot be read even when tried again.
+        ShardError: a shard is damaged, or cannot be read.
     """
 
     def __init__(self, shards, field_prefixes=(), skip_damage=False):
@@ -124,7 +118,7 @@ class ShardReader:
         order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(current.seed))
         for index, part, n_parts in share_of_reader(len(self.shards), current, worker_id, n_workers):
             with self.tolerance():
-                yield from read_persistently(self.shards[order[index]], self.field_prefixes, part, n_parts)
+                yield from read_shard(self.shards[order[index]], self.field_prefixes, part, n_parts)
 
     @contextlib.contextmanager
     def tolerance(self):
@@ -147,30 +141,6 @@ def share_of_reader(n_shards, current_pass, worker_id, n_workers):
     return whole + [(index, (reader + index) % n_readers, n_readers) for index in range(n_whole, n_shards)]
 
 
-def read_persistently(shard, field_prefixes, part=0, n_parts=1):
-    """Read a shard like `read_shard`; after an error of its file system go on behind the last sample, after a while.
-
-    Raises:
-        FileNotFoundError: there is no such shard.
-        ShardError: the shard is damaged, or reading failed too often without another sample.
-    """
-    n_read, waits = 0, list(WAITS)
-    while True:
-        try:
-            for sample in itertools.islice(read_shard(shard, field_prefixes, part, n_parts), n_read, None):
-                yield sample
-                n_read, waits = n_read + 1, list(WAITS)
-            return
-        except (ShardError, *HOPELESS):
-            raise
-        except Exception as error:  # clients of file systems raise errors of their own
-            if not waits:
-                attempts = f"{len(WAITS) + 1} attempts failed, the last one with: {error}"
-                raise ShardError(f"Shard `{shard}` cannot be read: {attempts}") from error
-            log.warning("Reading %s failed, trying again in %g s: %s", shard, waits[0], error)
-        time.sleep(waits.pop(0))
-
-
 def read_shard(shard, field_prefixes, part=0, n_parts=1):
     """Yield the raw samples of a shard, or only every `n_parts`-th one from the `part`-th on.
 
@@ -178,7 +148,7 @@ def read_shard(shard, field_prefixes, part=0, n_parts=1):
 
     Raises:
         FileNotFoundError: there is no such shard.
-        ShardError: the shard is cut off or damaged.
+        ShardError: the shard is cut off or damaged, or reading it failed too often.
     """
     key = None
     try:
@@ -190,7 +160,7 @@ def read_shard(shard, field_prefixes, part=0, n_parts=1):
             _check_the_rest(archive)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Shard `{shard}` does not exist.") from error
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError) as error:
         where = "at its beginning" if key is None else f"at or after sample `{key}`"
         raise ShardError(f"Shard `{shard}` is damaged {where}: {error}. Fetch or write it again.") from error
 
@@ -213,8 +183,8 @@ def _check_that_shards_exist(shards):
 def _open_archive(shard):
     filesystem, path = fsspec.core.url_to_fs(shard)
     mode = "r:" if _is_local(filesystem) else "r|"  # seek over skipped fields, or stream
-    with filesystem.open(path, "rb") as stream:
-        with tarfile.open(fileobj=stream, mode=mode, bufsize=2**20, tarinfo=_StrictTarInfo) as archive:
+    with open_stream(filesystem, path) as stream:
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as archive:
             yield archive
 
 

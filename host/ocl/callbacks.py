@@ -148,13 +148,16 @@ class StopOnSignal(pl.Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         # Ranks can have different numbers of validation batches: they agree after the next training step.
-        if self._signal is not None and trainer.world_size == 1:
-            self._save_and_exit(trainer)
+        self._stop_if_alone(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Ctrl-C reaches data workers as well, so that the next batch can fail before the step is over.
         if isinstance(exception, RuntimeError):
-            self.on_validation_batch_end(trainer, pl_module)  # stops without asking other ranks, too
+            self._stop_if_alone(trainer)
+
+    def _stop_if_alone(self, trainer: Trainer) -> None:
+        if self._signal is not None and trainer.world_size == 1:
+            self._save_and_exit(trainer)
 
     def _save_and_exit(self, trainer: Trainer) -> None:
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)

@@ -121,6 +121,10 @@ class ResizeNearestExact(Resize):
     def __init__(self, size, max_size=None):
         super().__init__(size if isinstance(size, int) else list(size), InterpolationMode.NEAREST_EXACT, max_size)
 
+    def forward(self, input):
+        """Return the resized tensor."""
+        return super().forward(input)
+
 
 class OrigCenterCrop:
     """Crop the central square whose side is the shorter edge."""

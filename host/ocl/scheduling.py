@@ -65,16 +65,17 @@ def cosine_annealing_with_optional_warmup(optimizer: Optimizer, T_max: int = 100
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
     """
-    scheduler = _CosineAnnealing(optimizer, T_max=T_max, eta_min=eta_min, warmup_steps=warmup_steps,
-                                 error_on_exceeding_steps=error_on_exceeding_steps)
+    scheduler = _CosineAnnealing(optimizer, T_max, eta_min, warmup_steps, error_on_exceeding_steps)
     return {"lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class _CosineAnnealing(LRScheduler):
-    """The schedule of `cosine_annealing_with_optional_warmup`, whose options are its attributes."""
+    """The schedule of `cosine_annealing_with_optional_warmup`."""
 
-    def __init__(self, optimizer: Optimizer, **options):
-        vars(self).update(options)
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float, warmup_steps: int,
+                 error_on_exceeding_steps: bool):
+        self.T_max, self.eta_min, self.warmup_steps = T_max, eta_min, warmup_steps
+        self.error_on_exceeding_steps = error_on_exceeding_steps
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:

@@ -34,10 +34,12 @@ class Transform(abc.ABC):
 class _FieldTransform(Transform):
     """A transform that is told its fields, and whether it works on batches."""
 
-    fields = ()
-
     def __init__(self, fields, batch_transform=False):
-        self.fields, self.is_batch_transform = tuple(fields), batch_transform
+        self._fields, self.is_batch_transform = tuple(fields), batch_transform
+
+    @property
+    def fields(self):
+        return self._fields
 
 
 class SimpleTransform(_FieldTransform):

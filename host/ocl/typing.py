@@ -6,13 +6,20 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-# Of images (B, C, H, W), of videos (B, T, C, H, W), of either, and of text.
-ImageData = VideoData = ImageOrVideoData = TextData = Tensor
-# (B, D, H, W) of CNNs, (B, N, D) of transformers and of images in general, (B, T, N, D) of videos, and either.
-CNNImageFeatures = TransformerImageFeatures = ImageFeatures = VideoFeatures = ImageOrVideoFeatures = Tensor
-Positions = PooledFeatures = Tensor  # (N, 2) and (B, D)
-# (B, K, D), (B, K), (B, K, N) and (B, K, D)
-ObjectFeatures = EmptyIndicator = ObjectFeatureAttributions = ConditioningOutput = Tensor
+ImageData = Tensor  # (B, C, H, W)
+VideoData = Tensor  # (B, T, C, H, W)
+ImageOrVideoData = TextData = Tensor
+
+CNNImageFeatures = Tensor  # (B, D, H, W)
+TransformerImageFeatures = ImageFeatures = Tensor  # (B, N, D)
+VideoFeatures = Tensor  # (B, T, N, D)
+ImageOrVideoFeatures = Tensor
+Positions = Tensor  # (N, 2)
+PooledFeatures = Tensor  # (B, D)
+
+ObjectFeatures = ConditioningOutput = Tensor  # (B, K, D)
+EmptyIndicator = Tensor  # (B, K)
+ObjectFeatureAttributions = Tensor  # (B, K, N)
 
 
 @dataclasses.dataclass

@@ -274,6 +274,23 @@ def test_evaluating_a_run_folder_file_or_name_reports_the_same_splits(run, evalu
     assert alone == {"val": {"mse": pytest.approx(metrics["val"]["mse"])}}
 
 
+def test_the_config_of_a_run_comes_before_other_files_in_its_folder(run, tmp_path):
+    (tmp_path / "config").mkdir()
+    for place in ("config/config.yaml", "config.yaml"):
+        (tmp_path / place).write_text("")
+    config = compose("evaluation/eval", [f"train_config_path={tmp_path}"])
+    assert ocl.cli.eval.find_train_config(config) == str(tmp_path / "config" / "config.yaml")
+    (tmp_path / "config" / "config.yaml").unlink()
+    assert ocl.cli.eval.find_train_config(config) == str(tmp_path / "config.yaml")
+
+
+def test_sizes_that_a_dataset_leaves_open_come_from_training(run, evaluate):
+    override = "train_config_overrides=['+dataset.eval_batch_size=???']"
+    dataset = "dataset={_target_: ocl.datasets.DummyDataModule, data_shapes: {x: [4]}, data_types: {x: uniform}"
+    dataset += ", batch_size: ???}"
+    assert "mse" in evaluate(f"train_config_path={run}", override, dataset)["val"]
+
+
 def test_schedules_are_evaluated_at_the_step_of_the_checkpoint(run, evaluate):
     scheduled = evaluate(f"train_config_path={run}")["val"]["mse"]
     plain = evaluate(f"train_config_path={run}", "train_config_overrides=['losses.mse.weight=1.0']")
@@ -344,14 +361,6 @@ def test_the_newest_checkpoint_is_found(tmp_path):
     assert cli_utils.find_checkpoint(str(tmp_path)) == newest
     newest = write(10, "last.ckpt", 300)
     assert cli_utils.find_checkpoint(str(tmp_path)) == newest
-
-
-def test_checkpoints_of_other_loggers_are_found(tmp_path):
-    for step in (20, 100):
-        path = tmp_path / "project" / "3fa2" / "checkpoints" / f"epoch=0-step={step}.ckpt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-    assert cli_utils.find_checkpoint(str(tmp_path)) == str(path)
 
 
 def test_errors_of_data_workers_are_told_in_a_sentence():

@@ -14,7 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from ocl import _shards, scheduling
+from ocl import _streams, scheduling
 from ocl.callbacks import STOP_SIGNALS, Interrupted, StopOnSignal, UpdateHyperparameterScheduling
 from ocl.combined_model import CombinedModel
 from ocl.datasets import DummyDataModule, ShardError, WebdatasetDataModule
@@ -96,6 +96,24 @@ def test_skipped_damage_is_counted_and_summed_up_at_the_end(damaged, workers, ca
     assert messages[4:] == ["4 damaged shards or samples were skipped in total."]
 
 
+def test_a_shard_that_may_not_be_read_is_named_or_skipped(monkeypatch):
+    for number in range(2):
+        with fsspec.open(f"memory://forbidden/{number}.tar", "wb") as file:
+            file.write(tar(samples(number)))
+    whole = MemoryFileSystem.open
+
+    def guarded(self, path, *args, **kwargs):
+        if "0.tar" in path:
+            raise PermissionError("Forbidden")
+        return whole(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "open", guarded)
+    url = "memory://forbidden/{0..1}.tar"
+    with pytest.raises(ShardError, match="forbidden/0.tar.*Forbidden"):
+        list(data_module(url).val_dataloader())
+    assert keys_of(data_module(url, on_error="skip").val_dataloader()) == ["0001"]
+
+
 def test_skipping_does_not_hide_wrong_paths_and_wrong_options(damaged):
     with pytest.raises(FileNotFoundError, match=r"3\.tar"):
         list(data_module([damaged, damaged.replace("{0..2}", "3")], on_error="skip").val_dataloader())
@@ -107,18 +125,18 @@ def test_skipping_does_not_hide_wrong_paths_and_wrong_options(damaged):
 
 
 class FlakyFile(io.BytesIO):
-    """Fails in its fifth read, behind the second sample, and cannot be searched through."""
+    """Fails in its fifth read, behind the second sample, and once more; cannot seek, whatever it says."""
 
     reads = 0
 
     def read(self, *args):
         FlakyFile.reads += 1
-        if FlakyFile.reads == 5:
+        if FlakyFile.reads in (5, 11):
             raise ConnectionError("connection lost")
         return super().read(*args)
 
-    def seekable(self):
-        return False
+    def seek(self, *args):
+        raise ValueError("Cannot seek streaming HTTP file")
 
 
 @pytest.fixture
@@ -133,18 +151,18 @@ def flaky(monkeypatch):
 
 
 def test_a_shard_that_breaks_off_is_continued_behind_the_last_sample(flaky, monkeypatch, caplog):
-    monkeypatch.setattr(_shards, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(_streams, "WAITS", (0, 0, 0))
     read = [(sample["__key__"], sample["x"]) for sample in data_module(flaky).val_data_iterator()]
     assert [key for key, _ in read] == ["0", "1", "2", "3"]
     assert all((x == int(key)).all() and len(x) == 200_000 for key, x in read)
-    assert "connection lost" in caplog.text and "s.tar" in caplog.text
+    assert caplog.text.count("connection lost") == 2 and "s.tar" in caplog.text
 
 
 def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
     def fail(*args):
         raise ConnectionError("connection lost")
 
-    monkeypatch.setattr(_shards, "WAITS", (0,))
+    monkeypatch.setattr(_streams, "WAITS", (0,))
     monkeypatch.setattr(FlakyFile, "read", fail)
     with pytest.raises(ShardError, match="s.tar.*2 attempts failed, the last one with: connection lost"):
         list(data_module(flaky).val_data_iterator())
@@ -152,7 +170,7 @@ def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["file", "memory", "local"])
 def test_opening_is_tried_again_on_every_file_system(protocol, tmp_path, monkeypatch):
-    monkeypatch.setattr(_shards, "WAITS", (0, 0))
+    monkeypatch.setattr(_streams, "WAITS", (0, 0))
     url = f"memory://{tmp_path}/s.tar" if protocol == "memory" else (tmp_path / "s.tar").as_uri()
     url = str(tmp_path / "s.tar") if protocol == "local" else url
     with fsspec.open(url, "wb") as file:

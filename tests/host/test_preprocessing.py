@@ -17,6 +17,7 @@ def test_per_object_masks_become_binary_or_exclusive_tensors():
     for convert in (preprocessing.MaskToTensor(), preprocessing.DenseMaskToTensor()):
         with pytest.raises(ValueError, match="size 1"):
             convert(masks[..., 0])
+    assert preprocessing.ResizeNearestExact(size=2)(input=binary).shape == (2, 4, 2, 2)
 
 
 @pytest.mark.parametrize("ignore, n_ids", [(True, 3), (True, 6), (False, 3), (False, 6)])

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 import pickle
 from typing import Any
 
@@ -17,6 +18,15 @@ Pair = collections.namedtuple("Pair", ["left", "right"])
 class Frozen:
     value: Any
     note: str = ""
+
+
+@dataclasses.dataclass
+class Computed:
+    value: Any
+
+    @functools.cached_property
+    def double(self):
+        return 2 * self.value
 
 
 @pytest.fixture
@@ -77,6 +87,11 @@ def test_what_cannot_be_routed_is_refused(shapes_package):
         shapes_package.scale.Scale(3, radius_path="a")
 
 
+def test_modules_that_the_mirror_itself_uses_are_routed_like_others():
+    assert routed.functools.partial is not functools.partial
+    assert issubclass(routed.functools.partial, functools.partial)
+
+
 def test_routed_metrics_update_from_outputs():
     metric = routed.torchmetrics.MeanMetric(value_path="losses.mse")
     metric.update(losses={"mse": 1.0}, other=7)
@@ -131,6 +146,15 @@ class Lookup(nn.Module):
         return get_tree_element(inputs, self.path) + self.offset
 
 
+def test_what_an_object_has_computed_does_not_stop_copying_it():
+    computed = Computed(torch.ones(2, 3, requires_grad=True))
+    assert computed.double.requires_grad  # no leaf of the graph, which could not be deep copied
+    tree = {"computed": computed}
+    assert torch.equal(map_tree(tree, torch.neg)["computed"].value, -computed.value)
+    parts = [part["computed"].value for part in split_tree(tree, [["computed", "value"]], 1, 1)]
+    assert torch.equal(torch.stack(parts, 1), computed.value)
+
+
 def test_combined_modules_see_earlier_outputs_by_absolute_path():
     model = Combined(
         outer=Combined(first=Lookup("input.x", 1), second=Lookup("outer.first", 10)),
@@ -163,3 +187,15 @@ def test_recurrent_equals_a_loop_over_frames():
         state = expected[-1] + 0.5
     torch.testing.assert_close(outputs["corrector"]["slots"], torch.stack(expected, dim=1))
     torch.testing.assert_close(outputs["predictor"][:, -1], state)
+
+
+class Count(nn.Module):
+    def forward(self, inputs):
+        return {"count": inputs["previous_output"]["count"] + 1}
+
+
+def test_recurrent_leaves_the_tree_alone_whatever_it_starts_with():
+    tree = {"x": torch.ones(1, 2), "start": {"count": torch.zeros(1)}}
+    counts = Recurrent(Count(), ["x"], {"": "start", "more": "x"})(inputs=tree)["count"]
+    assert counts.tolist() == [[1, 2]]
+    assert set(tree) == {"x", "start"} and set(tree["start"]) == {"count"}

@@ -32,25 +32,24 @@ def find_checkpoint(path: str) -> str:
     """Return the newest checkpoint of a run: of the last version, by step, or by age if names have no step.
 
     Args:
-        path: Run folder, the one with `lightning_logs`, or where another logger has its folders.
+        path: Run folder, the one with `lightning_logs`.
 
     Raises:
         IndexError: If there is no checkpoint.
     """
-    folder = os.path.join(glob.escape(path), "")
-    found = glob.glob(f"{folder}lightning_logs/version_*/checkpoints/*.ckpt")
-    found = found or glob.glob(f"{folder}**/checkpoints/*.ckpt", recursive=True)
+    found = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
     if not found:
         raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
 
-    def number(name: str, file: str) -> int:
-        match = re.search(rf"{name}(\d+)", file[len(path) :])
+    def number(name: str, text: str) -> int:
+        match = re.search(rf"{name}(\d+)", text)
         return int(match[1]) if match else -1
 
     def age(file: str) -> tuple[int, int, float]:
-        return number("version_", file), number("step=", file) if have_steps else 0, os.path.getmtime(file)
+        step = number("step=", os.path.basename(file)) if have_steps else 0
+        return number("version_", file[len(path) :]), step, os.path.getmtime(file)
 
-    have_steps = all(number("step=", file) >= 0 for file in found)
+    have_steps = all("step=" in os.path.basename(file) for file in found)
     return max(found, key=age)
 
 

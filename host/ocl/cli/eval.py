@@ -64,7 +64,8 @@ def find_train_config(config: DictConfig) -> str:
     """
     path, name = to_absolute_path(config.train_config_path), config.train_config_name
     if name is None and not path.endswith((".yaml", ".yml")):
-        name = "config" if os.path.isfile(os.path.join(path, "config.yaml")) else os.path.join("config", "config")
+        in_run = os.path.join("config", "config.yaml")
+        name = in_run if os.path.isfile(os.path.join(path, in_run)) else "config.yaml"
     if name is not None:
         path = os.path.join(path, name if name.endswith(".yaml") else f"{name}.yaml")
     if not os.path.isfile(path):
@@ -111,8 +112,9 @@ def build_datamodule(config: DictConfig, train_config: DictConfig) -> pl.Lightni
     """Build the data of the evaluation or, if it has none of its own, of the training."""
     source, overrides = train_config, {}
     if config.dataset is not None:
-        inherited = {"batch_size", "eval_batch_size"} & train_config.dataset.keys() - config.dataset.keys()
-        source, overrides = config, {name: train_config.dataset[name] for name in inherited}
+        source, names = config, ("batch_size", "eval_batch_size")
+        inherited = [name for name in names if name in train_config.dataset and name not in config.dataset]
+        overrides = {name: train_config.dataset[name] for name in inherited}
     if config.eval_batch_size is not None:
         overrides["eval_batch_size"] = config.eval_batch_size
     return build_and_register_datamodule_from_config(source, **overrides)

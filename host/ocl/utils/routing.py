@@ -85,11 +85,18 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: a path is missing in `inputs`.
         """
-        state, outputs = {"previous_output": {}}, []
-        for target, source in self.initial_input_mapping.items():
-            *parents, name = ["previous_output", *filter(None, target.split("."))]
-            _subtree(state, parents)[name] = get_tree_element(inputs, source.split("."))
+        outputs, previous_output = [], self._initial_output(inputs)
         for step_inputs in split_tree(inputs, self.inputs_to_split, self.split_axis, self.chunk_size):
-            state["previous_output"] = self.module(inputs={**step_inputs, **state})
-            outputs.append(state["previous_output"])
+            previous_output = self.module(inputs={**step_inputs, "previous_output": previous_output})
+            outputs.append(previous_output)
         return reduce_tree(outputs, functools.partial(torch.stack, dim=self.split_axis))
+
+    def _initial_output(self, inputs):
+        initial = {}
+        for target, source in self.initial_input_mapping.items():
+            element = get_tree_element(inputs, source.split("."))
+            if target == "":
+                return element
+            *parents, name = target.split(".")
+            _subtree(initial, parents)[name] = element
+        return initial

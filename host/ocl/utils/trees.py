@@ -88,9 +88,19 @@ def walk_tree_with_paths(tree, path=None, instance_check=is_tensor_or_module):
         yield from walk_tree_with_paths(child, [*path, component], instance_check)
 
 
-def _elements(tree):
-    """Return the tensors and modules of a tree by identity, as `copy.deepcopy` keeps what needs no further copy."""
-    return {id(element): element for _, element in walk_tree_with_paths(tree)}
+def _map_leaves(tree, fn, path=()):
+    """Copy the containers of a tree, and replace what has no children, and modules, by `fn(leaf, path)`."""
+    children = () if isinstance(tree, nn.Module) else _children(tree)
+    mapped = {component: _map_leaves(child, fn, (*path, component)) for component, child in children}
+    if not mapped:
+        return fn(tree, path)
+    if isinstance(tree, tuple):
+        return tree._make(mapped.values()) if is_namedtuple(tree) else type(tree)(mapped.values())
+    result = copy.copy(tree)
+    put = operator.setitem if isinstance(tree, (Mapping, list)) else object.__setattr__  # works if frozen, too
+    for component, child in mapped.items():
+        put(result, component, child)
+    return result
 
 
 def map_tree(tree, fn):
@@ -98,7 +108,16 @@ def map_tree(tree, fn):
 
     An object that occurs several times is mapped once.
     """
-    return copy.deepcopy(tree, {key: fn(element) for key, element in _elements(tree).items()})
+    mapped = {}
+
+    def map_leaf(leaf, path):
+        if not is_tensor_or_module(leaf):
+            return copy.deepcopy(leaf)
+        if id(leaf) not in mapped:
+            mapped[id(leaf)] = fn(leaf)
+        return mapped[id(leaf)]
+
+    return _map_leaves(tree, map_leaf)
 
 
 def reduce_tree(list_of_trees, fn):
@@ -114,23 +133,12 @@ def reduce_tree(list_of_trees, fn):
     if not list_of_trees:
         raise ValueError("There are no trees to reduce.")
 
-    def reduce(tree, path):
-        if isinstance(tree, Tensor):
-            return fn([get_tree_element(other, path) for other in list_of_trees])
-        if isinstance(tree, nn.Module):
-            return tree
-        reduced = {component: reduce(child, [*path, component]) for component, child in _children(tree)}
-        if not reduced:
-            return copy.deepcopy(tree)
-        if isinstance(tree, tuple):
-            return tree._make(reduced.values()) if is_namedtuple(tree) else type(tree)(reduced.values())
-        merged = copy.copy(tree)
-        put = operator.setitem if isinstance(tree, (Mapping, list)) else object.__setattr__  # works if frozen, too
-        for component, child in reduced.items():
-            put(merged, component, child)
-        return merged
+    def reduce_leaf(leaf, path):
+        if isinstance(leaf, Tensor):
+            return fn([get_tree_element(tree, path) for tree in list_of_trees])
+        return leaf if isinstance(leaf, nn.Module) else copy.deepcopy(leaf)
 
-    return reduce(list_of_trees[0], [])
+    return _map_leaves(list_of_trees[0], reduce_leaf)
 
 
 def split_tree(tree, split_paths, split_axis, chunk_size):
@@ -156,6 +164,10 @@ def split_tree(tree, split_paths, split_axis, chunk_size):
         raise ValueError(f"The tensors {split_paths} differ in length along axis {split_axis}: {shapes}.")
     chunks = [tensor.unbind(split_axis) if chunk_size == 1 else tensor.split(chunk_size, split_axis)
               for tensor in tensors.values()]
-    shared = _elements(tree)
     for step in zip(*chunks):
-        yield copy.deepcopy(tree, {**shared, **dict(zip(tensors, step))})
+        replacements = dict(zip(tensors, step))
+
+        def pick(leaf, path, replacements=replacements):
+            return replacements.get(id(leaf), leaf) if is_tensor_or_module(leaf) else copy.deepcopy(leaf)
+
+        yield _map_leaves(tree, pick)
