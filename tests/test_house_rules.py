@@ -226,9 +226,10 @@ def test_commands_in_the_documentation_exist(name):
     assert not [file for file in files if not (ROOT / file).exists()]
 
 
-def test_the_oldest_python_runs_tests_that_exist():
+@pytest.mark.parametrize("job", ["oldest", "oclf"])
+def test_python_38_runs_tests_that_exist(job):
     jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]
-    files = re.findall(r"tests/[\w/]+\.py", jobs["oldest"]["steps"][-1]["run"])
+    files = re.findall(r"tests/[\w/]+\.py", jobs[job]["steps"][-1]["run"])
     assert files
     assert not [file for file in files if not (ROOT / file).exists()]
 
