@@ -95,6 +95,9 @@ class _SplitDataModule(pl.LightningDataModule):
     def _size(self, split):
         return getattr(self, f"{split}_size")
 
+    def _batch_size(self, split):
+        return self.batch_size if split == "train" else self.eval_batch_size
+
     def _transforms(self, split):
         transforms = self.train_transforms if split == "train" else self.eval_transforms
         return [transforms[name] for name in sorted(transforms)]
@@ -104,9 +107,6 @@ class _SplitDataModule(pl.LightningDataModule):
             if bool(transform.is_batch_transform) == batch:
                 pipe = transform(pipe)
         return pipe
-
-    def _batch_size(self, split):
-        return self.batch_size if split == "train" else self.eval_batch_size
 
 
 class WebdatasetDataModule(_SplitDataModule):

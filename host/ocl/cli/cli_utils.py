@@ -40,6 +40,7 @@ def find_checkpoint(path: str) -> str:
     found = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
     if not found:
         raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
+    have_steps = all("step=" in os.path.basename(file) for file in found)
 
     def number(name: str, text: str) -> int:
         match = re.search(rf"{name}(\d+)", text)
@@ -49,7 +50,6 @@ def find_checkpoint(path: str) -> str:
         step = number("step=", os.path.basename(file)) if have_steps else 0
         return number("version_", file[len(path) :]), step, os.path.getmtime(file)
 
-    have_steps = all("step=" in os.path.basename(file) for file in found)
     return max(found, key=age)
 
 
