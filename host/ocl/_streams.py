@@ -41,7 +41,8 @@ class _PatientStream(io.RawIOBase):
 
     def __init__(self, filesystem, path):
         super().__init__()
-        self._filesystem, self._path, self._position = filesystem, path, 0
+        self._filesystem, self._path, self._options = filesystem, path, {}
+        self._position = 0
         self._file = persistently(self._open, path)
 
     def readable(self):
@@ -60,16 +61,20 @@ class _PatientStream(io.RawIOBase):
 
     def _read(self, size):
         file, self._file = self._file or self._open(), None
-        data = file.read(size)
+        try:
+            data = file.read(size)
+        except ValueError:  # what fsspec says of a web server that does not send parts of files
+            self._options = {"block_size": 0}  # asks for the whole
+            raise
         self._file = file  # one that failed is not used again
         return data
 
     def _open(self):
-        file, missing = self._filesystem.open(self._path, "rb"), self._position
+        file, missing = self._filesystem.open(self._path, "rb", **self._options), self._position
         try:
             if missing:
                 file.seek(missing)
-        except (OSError, ValueError):  # a server that only sends whole files; some say that they can seek
+        except (OSError, ValueError):  # it cannot seek, whatever `seekable` says
             while missing:
                 skipped = len(file.read(min(missing, 2**20)))
                 if not skipped:

@@ -1,12 +1,15 @@
 """What goes wrong on the way: damaged shards, flaky servers, signals and full disks."""
 
 import functools
+import http.server
 import io
 import logging
 import os
 import resource
 import signal
 import tarfile
+import threading
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -156,6 +159,41 @@ def test_a_shard_that_breaks_off_is_continued_behind_the_last_sample(flaky, monk
     assert [key for key, _ in read] == ["0", "1", "2", "3"]
     assert all((x == int(key)).all() and len(x) == 200_000 for key, x in read)
     assert caplog.text.count("connection lost") == 2 and "s.tar" in caplog.text
+
+
+class CuttingHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, only whole files, and breaks off the first answers."""
+
+    cuts = []
+
+    def do_GET(self):
+        if not self.cuts:
+            super().do_GET()
+            return
+        content = Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: self.cuts.pop(0)])
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_web_server_without_ranges_may_break_off_anywhere(tmp_path, monkeypatch):
+    content = tar({f"{key}.x.npy": npy(np.full(200_000, key, np.float64)) for key in range(6)})
+    (tmp_path / "s.tar").write_bytes(content)
+    monkeypatch.setattr(_streams, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(CuttingHandler, "cuts", [5_000_000, len(content) - 1_000_000])
+    handler = functools.partial(CuttingHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        samples = list(data_module(f"http://127.0.0.1:{server.server_port}/s.tar").val_data_iterator())
+        server.shutdown()
+    assert [sample["__key__"] for sample in samples] == [str(key) for key in range(6)]
+    assert all((sample["x"] == int(sample["__key__"])).all() for sample in samples)
+    assert not CuttingHandler.cuts
 
 
 def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
