@@ -145,7 +145,8 @@ class TrainingLoader(_BatchLoader):
         declared, n_batches = 0 if self.size is None else len(self), 0
         while True:
             n_before = n_batches
-            for n_batches, batch in enumerate(self._in_step(current_pass), start=n_before + 1):  # noqa: B007
+            for batch in self._in_step(current_pass):
+                n_batches += 1
                 yield batch
             if n_batches == n_before:
                 raise ShardError(
