@@ -170,7 +170,7 @@ class TrainingLoader(_BatchLoader):
         while all(gather(batch is not None)):
             yield batch
             batch = next(batches, None)
-        if current_pass.world_size == 1:
+        if current_pass.world_size == 1:  # one by one, where the last batches need not be counted first
             yield from self.dataset.form(rest, [])
             return
         spare = [] if batch is None else [batch, *batches]

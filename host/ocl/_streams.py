@@ -74,7 +74,7 @@ class _PatientStream(io.RawIOBase):
         try:
             if missing:
                 file.seek(missing)
-        except (OSError, ValueError):  # it cannot seek, whatever `seekable` says
+        except ValueError:  # it cannot seek, whatever `seekable` says
             while missing:
                 skipped = len(file.read(min(missing, 2**20)))
                 if not skipped:
