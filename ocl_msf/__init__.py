@@ -21,4 +21,6 @@ Shapes are written with one letter per axis, everywhere the same:
 Feature maps are `b d h w`, tokens `b n d`, slots `b k d` and masks `b k h w`.
 """
 
+from ocl_msf import _renamed  # noqa: F401  old names fail with the new one
+
 __version__ = "0.1.0"

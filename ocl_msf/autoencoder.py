@@ -153,5 +153,3 @@ class VQVAE(nn.Module):
                 f"These weights are of a VAE of variant '{state['variant']}', but this experiment builds variant "
                 f"'{self.variant}'. Add msf/variant={state['variant']}, or choose another checkpoint."
             )
-
-

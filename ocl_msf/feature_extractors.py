@@ -33,9 +33,7 @@ class NaiveCNN(ImageFeatureExtractor):
         super().__init__()
         self._feature_dim = feature_dim
         channels = [3] + [feature_dim] * num_layers
-        layers = [
-            layer for i, o in zip(channels, channels[1:]) for layer in (nn.Conv2d(i, o, 5, padding=2), nn.ReLU())
-        ]
+        layers = [layer for i, o in zip(channels, channels[1:]) for layer in (nn.Conv2d(i, o, 5, padding=2), nn.ReLU())]
         layers[0].stride = (stride, stride)
         self.layers = nn.Sequential(*layers)
         for layer in layers[::2]:  # He's initialisation: else four layers shrink the image's part below the position's

@@ -75,7 +75,7 @@ class FrozenGuidance(nn.Module):
         if not self.loaded:
             raise RuntimeError(
                 "The guidance VAE has no trained weights yet. Train it first (stage 1), then load it with the callback "
-                "ocl_msf.callbacks.LoadGuidance."
+                "ocl_msf.training.callbacks.LoadGuidance."
             )
         codes = self.vae.encode(image)
         guiding = self.scale - 1

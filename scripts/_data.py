@@ -17,7 +17,7 @@ from ocl.transforms import SimpleTransform
 from PIL import Image
 
 from ocl_msf.data import LMDBDataModule, ShardDataModule
-from ocl_msf.data.scenes import make_scenes
+from ocl_msf.data.synthetic.scenes import make_scenes
 
 
 def rates_in_turns(runs: Dict[str, Callable[[], int]], repeat: int) -> Dict[str, List[float]]:

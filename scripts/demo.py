@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Callable, List, Optional
 
-from ocl_msf.checkpoints import Run, find_runs
-from ocl_msf.tasks import Task, command_line, run_all
+from ocl_msf.experiments.runs import Run, find_runs
+from ocl_msf.experiments.tasks import Task, command_line, run_all
 
 SCORES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO"}
 
@@ -79,7 +79,7 @@ def main() -> None:
 
     raw = folder / "raw" / "clevrtex_full"
     scenes = [str(folder / "raw"), "--count", str(options.scenes), "--workers", workers]
-    run("making scenes", "ocl_msf.data.scenes", scenes, folder / "scenes.log")
+    run("making scenes", "ocl_msf.data.synthetic.scenes", scenes, folder / "scenes.log")
     shards = ["clevrtex", str(raw), str(folder / "shards"), "--splits", "val=0:200", "train=200:", "--workers", workers]
     run("converting them", "ocl_msf.data.convert", shards, folder / "shards.log")
 

@@ -5,7 +5,7 @@ import pytest
 def shards(tmp_path_factory):
     """DATASET_PREFIX with a ClevrTex of 12 little scenes: 4 to validate, 8 to train."""
     from ocl_msf.data.convert import main
-    from ocl_msf.data.scenes import make_scenes
+    from ocl_msf.data.synthetic.scenes import make_scenes
 
     folder = tmp_path_factory.mktemp("shards")
     make_scenes(folder / "raw", 12, size=(96, 72), workers=1)

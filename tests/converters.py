@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data._work import DataError, Rejected
+from ocl_msf.files import DataError, Rejected
 
 
 def miniature(write_folder):

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from ocl_msf.checkpoints import find_finished, read_weights
+from ocl_msf.experiments.runs import find_finished, read_weights
 
 
 def make_run(folder, variant="msf", steps=(500, 1000), max_steps=1000, age=0):

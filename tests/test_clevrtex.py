@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data._work import Rejected, replacing
-from ocl_msf.data.clevrtex import encode_scene, find_scenes
 from ocl_msf.data.convert import main
+from ocl_msf.data.raw.clevrtex import encode_scene, find_scenes
+from ocl_msf.files import Rejected, replacing
 
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 COLOURS = [0, 0, 0, 255, 0, 0, 0, 100, 0, 0, 0, 255, 255, 255, 0, 75, 75, 75, 9, 200, 30]
@@ -111,9 +111,7 @@ def test_samples_equal_a_plain_reference(raw, tmp_path, crop, size, box):
         side = box[2] - box[0]
         for y in range(size):
             for x in range(size):
-                number = numbers[
-                    int(np.floor((y + 0.5) * side / size)), int(np.floor((x + 0.5) * side / size))
-                ]
+                number = numbers[int(np.floor((y + 0.5) * side / size)), int(np.floor((x + 0.5) * side / size))]
                 assert sample["mask"][:, y, x, 0].tolist() == [int(number == i) for i in range(11)]
         assert sample["visibility"].dtype == np.float32
         assert sample["visibility"].tolist() == sample["mask"].any(axis=(1, 2, 3)).tolist()
@@ -198,9 +196,7 @@ def test_only_whole_shards_of_an_interrupted_run_are_kept(raw, tmp_path):
 def test_other_options_need_another_folder_or_overwrite(raw, tmp_path):
     convert(raw, tmp_path, "--samples-per-shard", "1")
     before = SHARED.contents(tmp_path)
-    with pytest.raises(
-        SystemExit, match=r'other options: .*"crop": 1\.0.* there, .*"crop": 0\.8.*--overwrite'
-    ):
+    with pytest.raises(SystemExit, match=r'other options: .*"crop": 1\.0.* there, .*"crop": 0\.8.*--overwrite'):
         convert(raw, tmp_path, "--crop", "0.8")
     assert SHARED.contents(tmp_path) == before
     convert(raw, tmp_path, "--crop", "0.8", "--overwrite")
@@ -224,9 +220,7 @@ def test_verify_names_what_has_changed(raw, tmp_path, capsys):
 
 
 def test_a_wrong_folder_is_refused(raw, tmp_path):
-    with pytest.raises(
-        SystemExit, match=r"looked for <n>/CLEVRTEX_full_\*\.png.*found CLEVRTEX_full_000000\.json,"
-    ):
+    with pytest.raises(SystemExit, match=r"looked for <n>/CLEVRTEX_full_\*\.png.*found CLEVRTEX_full_000000\.json,"):
         convert(raw / "clevrtex_full" / "0", tmp_path)
     with pytest.raises(SystemExit, match="CLEVRTEX_outd.*found clevrtex_full"):
         convert(raw, tmp_path, "--variant", "outd")

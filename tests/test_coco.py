@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data import coco
-from ocl_msf.data._coco_annotations import decode_counts, decode_runs, rasterize
-from ocl_msf.data._filter import ObjectFilter
-from ocl_msf.data._sources import Sources
-from ocl_msf.data._work import DataError, Rejected
 from ocl_msf.data.convert import main
+from ocl_msf.data.raw import coco
+from ocl_msf.data.raw._coco_annotations import decode_counts, decode_runs, rasterize
+from ocl_msf.data.raw._filter import ObjectFilter
+from ocl_msf.data.raw._sources import Sources
+from ocl_msf.files import DataError, Rejected
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py"))))  # the fixture's maker
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))

@@ -14,15 +14,13 @@ from omegaconf import OmegaConf
 
 from ocl_msf.data.convert import main
 from ocl_msf.data.datamodule import ShardDataModule
-from ocl_msf.data.scenes import make_scenes
+from ocl_msf.data.synthetic.scenes import make_scenes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "dataset" / "clevrtex.yaml"
 
 
 def to_tensors(sample):
-    return {
-        key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in sample.items()
-    }
+    return {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in sample.items()}
 
 
 def transforms():
@@ -91,9 +89,7 @@ def test_damaged_shards_are_named(prefix):
     shard = prefix / "clevrtex" / "val" / "shard-000001.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        ValueError, match=rf"val/shard-000001\.tar has {len(whole) // 2} bytes instead of {len(whole)}"
-    ):
+    with pytest.raises(ValueError, match=rf"val/shard-000001\.tar has {len(whole) // 2} bytes instead of {len(whole)}"):
         ShardDataModule(str(prefix), "clevrtex")
     shard.unlink()
     with pytest.raises(ValueError, match=r"val/shard-000001\.tar is missing"):

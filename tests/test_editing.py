@@ -9,11 +9,11 @@ from PIL import Image
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.diffusion import DiffusionDecoder
-from ocl_msf.editing import Edit, draw, edit, edit_slots, load_images, load_model, main
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
+from ocl_msf.results.editing import Edit, draw, edit, edit_slots, load_images, load_model, main
+from ocl_msf.results.visualizations import reconstruct
 from ocl_msf.sysbinder import BlockSlotAttentionGrouping
-from ocl_msf.visualizations import reconstruct
 
 
 class Stand(torch.nn.Module):

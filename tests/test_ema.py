@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from ocl_msf.ema import AverageWeights
+from ocl_msf.training.ema import AverageWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Lightning's advice on so small a run
 TARGETS = torch.arange(12.0)
@@ -140,5 +140,5 @@ def test_a_decay_out_of_range_is_named(decay):
 def test_the_override_adds_the_callback():
     path = Path(__file__).parent.parent / "configs" / "msf" / "ema" / "diffusion.yaml"
     (callback,) = yaml.safe_load(path.read_text())["experiment"]["callbacks"].values()
-    assert callback.pop("_target_") == "ocl_msf.ema.AverageWeights"
+    assert callback.pop("_target_") == "ocl_msf.training.ema.AverageWeights"
     assert AverageWeights(**callback).decay == 0.9999

@@ -10,7 +10,7 @@ import torch
 import yaml
 from hydra.utils import instantiate
 
-from ocl_msf.environment import FILE, PACKAGES, RecordEnvironment, device_name
+from ocl_msf.training.environment import FILE, PACKAGES, RecordEnvironment, device_name
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -60,7 +60,7 @@ def test_a_training_records_its_environment_before_the_first_step(tmp_path):
 
 
 def test_a_package_that_is_not_there_is_said_not_to_be(tmp_path, monkeypatch):
-    monkeypatch.setattr("ocl_msf.environment.PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("ocl_msf.training.environment.PACKAGES", ("no-such-package",))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     trainer = SimpleNamespace(is_global_zero=True, world_size=2, default_root_dir=str(tmp_path), strategy=strategy)
     RecordEnvironment().on_fit_start(trainer, None)

@@ -13,8 +13,11 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
-from ocl_msf.data._work import DataError
-from ocl_msf.figures import (
+from ocl_msf.experiments.scored_runs import read_log
+from ocl_msf.files import DataError
+from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.quantization import VectorQuantizer
+from ocl_msf.results.figures import (
     GuidanceSheet,
     SceneScores,
     draw_codebooks,
@@ -25,13 +28,10 @@ from ocl_msf.figures import (
     read_guidance,
     read_scenes,
 )
-from ocl_msf.figures.__main__ import main
-from ocl_msf.figures.guidance import color_features
-from ocl_msf.figures.scenes import common_scenes
-from ocl_msf.figures.style import paint_segments
-from ocl_msf.fusion import MultiScaleFusion
-from ocl_msf.quantization import VectorQuantizer
-from ocl_msf.runs import read_log
+from ocl_msf.results.figures.__main__ import main
+from ocl_msf.results.figures.guidance_maps import color_features
+from ocl_msf.results.figures.segmentations import common_scenes
+from ocl_msf.results.figures.style import paint_segments
 
 
 def make_vae(quantizer, scales):

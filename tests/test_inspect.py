@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data._lmdb import write_lmdb
 from ocl_msf.data.convert import main as convert
 from ocl_msf.data.inspect import main, object_boxes, object_masks, outlined, tile
-from ocl_msf.data.scenes import make_scenes
+from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array, write_dataset
+from ocl_msf.data.synthetic.scenes import make_scenes
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from ocl.preprocessing import IntegerToOneHotMask, VOCInstanceMasksToDenseMasks
 from ocl.transforms import DuplicateFields, Map, SimpleTransform
 from PIL import Image
 
-from ocl_msf.data._tfrecord import encode_example, write_records
 from ocl_msf.data.convert import main
+from ocl_msf.data.raw._tfrecord import encode_example, write_records
 
 SIDE, TIMES = 8, 2
 

@@ -9,9 +9,9 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from ocl_msf.data._lmdb import LMDBFile, write_lmdb
-from ocl_msf.data._work import DataError, Rejected
+from ocl_msf.data.lmdb import LMDBFile, write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array, verify
+from ocl_msf.files import DataError, Rejected
 
 
 def encode(number):
@@ -126,7 +126,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(whole, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ocl_msf.data._lmdb._pack", interrupted)
+        patch.setattr("ocl_msf.data.lmdb._pack", interrupted)
         write_lmdb(folder, conversion(), 4, workers)
     with pytest.raises(DataError, match="was interrupted"):
         verify(folder)

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ocl_msf.data import LMDBDataModule, ShardDataModule
 from ocl_msf.data.convert import main
-from ocl_msf.data.scenes import make_scenes
+from ocl_msf.data.synthetic.scenes import make_scenes
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from hydra import initialize_config_module
 from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
-from ocl_msf.data._lmdb import write_lmdb
 from ocl_msf.data.convert import main
-from ocl_msf.data.scenes import make_scenes
+from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array
+from ocl_msf.data.synthetic.scenes import make_scenes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LEAVES = sorted(path.stem for path in (CONFIGS / "experiment" / "msf").glob("[!_]*.yaml"))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data import movi
-from ocl_msf.data._tfrecord import encode_example, write_records
-from ocl_msf.data._work import DataError, Rejected
 from ocl_msf.data.convert import main
+from ocl_msf.data.raw import movi
+from ocl_msf.data.raw._tfrecord import encode_example, write_records
+from ocl_msf.files import DataError, Rejected
 
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 TIMES, SIDE = 24, 32

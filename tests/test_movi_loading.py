@@ -10,16 +10,14 @@ from ocl.transforms import Map, SampleConsecutive
 from omegaconf import OmegaConf
 
 from ocl_msf.data.convert import main
-from ocl_msf.data.moving_scenes import make_moving_scenes
+from ocl_msf.data.synthetic.moving_scenes import make_moving_scenes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
 FIELDS = ("video", "segmentations", "instance_bbox")
 
 
 def to_tensors(sample):
-    return {
-        key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in sample.items()
-    }
+    return {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in sample.items()}
 
 
 def data_module(variant, window=None):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data import movi
-from ocl_msf.data._sprites import WALLS, MovingObject
-from ocl_msf.data._work import DataError
-from ocl_msf.data.moving_scenes import main, make_moving_scenes, make_video, tight_boxes
+from ocl_msf.data.raw import movi
+from ocl_msf.data.synthetic._sprites import WALLS, MovingObject
+from ocl_msf.data.synthetic.moving_scenes import main, make_moving_scenes, make_video, tight_boxes
+from ocl_msf.files import DataError
 
 
 def frames_of(features, key):

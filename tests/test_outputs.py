@@ -13,9 +13,9 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from ocl_msf.data.convert import main
-from ocl_msf.data.scenes import make_scenes
-from ocl_msf.figures import read_scenes
-from ocl_msf.outputs import SaveOutputs, read_outputs
+from ocl_msf.data.synthetic.scenes import make_scenes
+from ocl_msf.results.figures import read_scenes
+from ocl_msf.results.outputs import SaveOutputs, read_outputs
 
 SPLITS = {"train": False, "val": True, "test": True}
 
@@ -149,8 +149,8 @@ PROCESS = """
 import sys, torch
 from types import SimpleNamespace
 from ocl_msf.data.convert import main
-from ocl_msf.data.scenes import make_scenes
-from ocl_msf.outputs import SaveOutputs
+from ocl_msf.data.synthetic.scenes import make_scenes
+from ocl_msf.results.outputs import SaveOutputs
 rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 strategy = SimpleNamespace(barrier=torch.distributed.barrier, broadcast=lambda x: x)

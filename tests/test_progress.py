@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ocl_msf.progress import ShowProgress
+from ocl_msf.training.progress import ShowProgress
 
 
 class Model(LightningModule):
@@ -44,14 +44,14 @@ def train(tmp_path, monkeypatch, caplog):
 
     def run(model, stream=None, path=None, **options):
         monkeypatch.setattr(sys, "stderr", stream or io.StringIO())
-        caplog.set_level(logging.INFO, "ocl_msf.progress")
+        caplog.set_level(logging.INFO, "ocl_msf.training.progress")
         caplog.clear()
         settings = dict(max_steps=6, val_check_interval=2, check_val_every_n_epoch=None, default_root_dir=folder)
         settings.update(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
         trainer = Trainer(callbacks=[ShowProgress()], **{**settings, **options})
         data = DataLoader(torch.zeros(4, 1))
         trainer.fit(model, data, data, ckpt_path=path)
-        return trainer, [record.getMessage() for record in caplog.records if record.name == "ocl_msf.progress"]
+        return trainer, [record.getMessage() for record in caplog.records if record.name == "ocl_msf.training.progress"]
 
     return run
 
@@ -90,4 +90,4 @@ def test_an_evaluation_says_nothing(train, caplog):
     trainer, _ = train(Model(), enable_progress_bar=False)
     caplog.clear()
     trainer.validate(Model(), DataLoader(torch.zeros(4, 1)), verbose=False)
-    assert not [record for record in caplog.records if record.name == "ocl_msf.progress"]
+    assert not [record for record in caplog.records if record.name == "ocl_msf.training.progress"]

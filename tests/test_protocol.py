@@ -12,7 +12,7 @@ import torch
 from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
-from ocl_msf import protocol
+from ocl_msf.experiments import protocol
 
 SCORES = {2: (0.1, 0.3), 4: (0.5, 0.4), 6: (0.2, 0.1)}  # ARI and ARI_fg by step
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.figures.scenes import Scenes
-from ocl_msf.report.__main__ import main
-from ocl_msf.report.tables import paper_value
-from ocl_msf.runs import Event, ScoredRun, collect, name_rows
+from ocl_msf.experiments.scored_runs import Event, ScoredRun, collect, name_rows
+from ocl_msf.results.figures.segmentations import Scenes
+from ocl_msf.results.report.__main__ import main
+from ocl_msf.results.report.comparison import paper_value
 
 VOID = {"meta", "img"}
 

@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from ocl_msf.data._render import _lit
-from ocl_msf.data._shapes import BOUND, SHAPES, Body
-from ocl_msf.data._work import DataError
-from ocl_msf.data.scenes import MIN_VISIBLE, main, make_scenes, sample_scene, scene_path
+from ocl_msf.data.synthetic._render import _lit
+from ocl_msf.data.synthetic._shapes import BOUND, SHAPES, Body
+from ocl_msf.data.synthetic.scenes import MIN_VISIBLE, main, make_scenes, sample_scene, scene_path
+from ocl_msf.files import DataError
 
 SMALL = (64, 48)
 
@@ -71,15 +71,13 @@ def test_a_scene_depends_on_its_index_alone(tmp_path):
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
 def test_an_interrupted_run_is_completed(tmp_path, kind):
     folder = tmp_path / "interrupted"
-    command = [sys.executable, "-m", "ocl_msf.data.scenes", str(folder), "--size", "64x48", "--count", "9000"]
+    command = [sys.executable, "-m", "ocl_msf.data.synthetic.scenes", str(folder), "--size", "64x48", "--count", "9000"]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it would be ignored
     process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, preexec_fn=heed)
     while not list(folder.glob("*/*/*.json")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(getattr(signal, kind))
-    message = process.communicate()[
-        1
-    ].decode()  # returns when the workers, who share the pipe, have ended too
+    message = process.communicate()[1].decode()  # returns when the workers, who share the pipe, have ended too
     assert process.returncode == (1 if kind == "SIGINT" else -signal.SIGKILL)
     assert ("interrupted: run the same command again" in message.splitlines()[-1]) == (kind == "SIGINT")
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*.json")}
@@ -157,9 +155,7 @@ INSIDE = {
         (np.max([x * np.cos(a) + y * np.sin(a) for a in np.arange(6) * np.pi / 3], axis=0) < 0.95 * 0.75**0.5)
         & (abs(z) < 0.8)
     ),
-    "pyramid": lambda x, y, z: (
-        (np.maximum(abs(x), abs(y)) < 1.1 * 0.5**0.5 * (0.7 - z) / 1.4) & (abs(z) < 0.7)
-    ),
+    "pyramid": lambda x, y, z: (np.maximum(abs(x), abs(y)) < 1.1 * 0.5**0.5 * (0.7 - z) / 1.4) & (abs(z) < 0.7),
     "cylinder": lambda x, y, z: (x**2 + y**2 < 0.8) & (abs(z) < 0.8),
     "cone": lambda x, y, z: (np.hypot(x, y) < (0.9 - z) / 2) & (abs(z) < 0.9),
 }

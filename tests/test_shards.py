@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from ocl_msf.data._lmdb import write_lmdb
-from ocl_msf.data._work import DataError, Filtered, Rejected, run_tasks
-from ocl_msf.data.scenes import make_scenes
+from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
+from ocl_msf.data.synthetic.scenes import make_scenes
+from ocl_msf.files import DataError, Filtered, Rejected, run_tasks
 
 
 def encode(item):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ocl_msf import paper, tables
 from ocl_msf.data.convert import main as convert
-from ocl_msf.paper import TABLES
+from ocl_msf.experiments import paper, tables
+from ocl_msf.experiments.paper import TABLES
 
 TINY = [
     "dataset.batch_size=4",
@@ -219,7 +219,7 @@ if "experiment" in chosen:
     checkpoints.mkdir(parents=True)
     fails = os.environ["FAILS"] in " ".join(words) and "load_checkpoint" not in chosen
     (checkpoints / f"epoch=0-step={400 if fails else 1000}.ckpt").touch()
-    print("[now][ocl_msf.progress][INFO] - half way")
+    print("[now][ocl_msf.training.progress][INFO] - half way")
     print("a word of no interest")
     sys.exit(3 if fails else 0)
 run = pathlib.Path(chosen["train_config_path"].strip("'")).parent.parent
@@ -311,7 +311,7 @@ def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
 
 
 def test_a_reader_may_leave(tmp_path):
-    command = f"{sys.executable} -m ocl_msf.tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
+    command = f"{sys.executable} -m ocl_msf.experiments.tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.startswith("6 of 6 runs")
 

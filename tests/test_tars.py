@@ -6,10 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from ocl_msf.data import _tars
-from ocl_msf.data._sources import READ_ERRORS, Sources
-from ocl_msf.data._tars import Concatenation, Inflated, list_members
-from ocl_msf.data._work import DataError
+from ocl_msf.data.raw import _tars
+from ocl_msf.data.raw._sources import READ_ERRORS, Sources
+from ocl_msf.data.raw._tars import Concatenation, Inflated, list_members
+from ocl_msf.files import DataError
 
 
 @pytest.fixture

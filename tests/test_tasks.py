@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ocl_msf.tasks import Task, gpu_workers, pasteable, run_all
+from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
 
 
 def make(folder, name, code="", needs=()):
@@ -70,7 +70,7 @@ def test_a_failure_stops_what_comes_after_and_shows_the_end_of_the_log(tmp_path,
 
 
 def test_lines_of_progress_are_repeated_and_all_lines_logged(tmp_path, capfd):
-    code = "print('[now][ocl_msf.progress][INFO] - slate: step 2 of 4'); print('other words')"
+    code = "print('[now][ocl_msf.training.progress][INFO] - slate: step 2 of 4'); print('other words')"
     for _ in range(2):  # a log goes on
         run_all([make(tmp_path, "a", code)])
         (tmp_path / "a").unlink()
@@ -82,7 +82,7 @@ def test_lines_of_progress_are_repeated_and_all_lines_logged(tmp_path, capfd):
 SCRIPT = """
 import sys
 from pathlib import Path
-from ocl_msf.tasks import Task, command_line, run_all
+from ocl_msf.experiments.tasks import Task, command_line, run_all
 folder = Path(sys.argv[1])
 code = '''
 import signal, sys, time
@@ -138,7 +138,7 @@ def test_a_single_task_may_draw_bars_on_the_terminal_and_nothing_else(tmp_path):
 
 
 def test_commands_can_be_pasted():
-    words = ["ocl_train", "a=1", "folder='/a b/c'", "x={a:1}", "y='$HOME'", "it's \"$x\""]
+    words = ["ocl_train", "a=1", "folder='/a b/c'", "x={a:1}", "y='$HOME'", 'it\'s "$x"']
     line = pasteable(words)
     assert line.startswith("ocl_train a=1 \"folder='/a b/c'\"")
     read = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from ocl_msf.data._tfrecord import (
+from ocl_msf.data.raw._tfrecord import (
     crc32c,
     encode_example,
     masked_crc32c,
@@ -12,7 +12,7 @@ from ocl_msf.data._tfrecord import (
     record_offsets,
     write_records,
 )
-from ocl_msf.data._work import DataError
+from ocl_msf.files import DataError
 
 GOLDEN = bytes.fromhex(
     "440000000000000043592e9a0a420a0c0a016112070a050a01780a000a110a0162120c120a0a08"

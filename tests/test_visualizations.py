@@ -8,7 +8,7 @@ from ocl_msf.decoding import TokenDecoder
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
-from ocl_msf.visualizations import Reconstruction, SceneSheet, paint, recolour, reconstruct
+from ocl_msf.results.visualizations import Reconstruction, SceneSheet, paint, recolour, reconstruct
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from ocl_msf.data import voc
-from ocl_msf.data._work import DataError
 from ocl_msf.data.convert import main
+from ocl_msf.data.raw import voc
+from ocl_msf.files import DataError
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_voc.py"))))  # the fixture's maker
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))

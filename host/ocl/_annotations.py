@@ -1,4 +1,5 @@
 """Sizes and boxes of samples, and placeholders for annotations that they lack."""
+
 import numpy as np
 
 from ocl._pipe import get_field

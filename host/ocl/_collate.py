@@ -1,4 +1,5 @@
 """Forming batches from samples."""
+
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,7 +47,8 @@ def _check_same_fields(batch):
         if sample.keys() != batch[0].keys():
             raise ValueError(
                 f"Samples {batch[0].get('__key__')!r} and {sample.get('__key__')!r} cannot form a batch, only one of "
-                f"them has {sorted(sample.keys() ^ batch[0].keys())}. Add what is missing, or drop it, by a transform.")
+                f"them has {sorted(sample.keys() ^ batch[0].keys())}. Add what is missing, or drop it, by a transform."
+            )
 
 
 def _stack_padded(tensors):

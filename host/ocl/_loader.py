@@ -1,4 +1,5 @@
 """Loaders of batches from shards, in step over workers and ranks."""
+
 import dataclasses
 import itertools
 import logging
@@ -158,7 +159,10 @@ class TrainingLoader(_BatchLoader):
             if not n_before:
                 log.warning(
                     "The training data gave %d batches instead of the %d that train_size=%d promises, and is "
-                    "read again. Count it with ocl_compute_dataset_size.", n_batches, declared, self.size
+                    "read again. Count it with ocl_compute_dataset_size.",
+                    n_batches,
+                    declared,
+                    self.size,
                 )
             current_pass = dataclasses.replace(current_pass, seed=current_pass.seed + 1)
 

@@ -1,4 +1,5 @@
 """Lazy pipelines of samples."""
+
 import random
 from functools import partial
 

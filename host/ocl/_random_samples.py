@@ -1,4 +1,5 @@
 """Random samples in place of real data."""
+
 import numpy as np
 
 from ocl._randomness import draw_seed
@@ -43,5 +44,7 @@ def _generator(kind, shape):
     if name == "categorical" and len(bounds) in (1, 2) and all(bound.isdigit() for bound in bounds):
         low, high = map(int, bounds if len(bounds) == 2 else (0, *bounds))
         return lambda rng: rng.integers(low, high, shape, dtype=np.uint8 if high <= 256 else np.int64)
-    raise ValueError(f"Random data cannot be of type `{kind}`; the types are image, binary, uniform, mask, "
-                     "categorical_<n> and categorical_<low>_<high>.")
+    raise ValueError(
+        f"Random data cannot be of type `{kind}`; the types are image, binary, uniform, mask, "
+        "categorical_<n> and categorical_<low>_<high>."
+    )

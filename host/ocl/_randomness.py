@@ -1,4 +1,5 @@
 """The states of the random number generators, and streams that have generators of their own."""
+
 import contextlib
 import random
 

@@ -1,4 +1,5 @@
 """Reading samples from tar shards on any file system, each by one reader."""
+
 import collections
 import contextlib
 import dataclasses

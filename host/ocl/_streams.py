@@ -1,4 +1,5 @@
 """Opening files on any file system, with patience for those behind a network."""
+
 import io
 import logging
 import time

@@ -1,4 +1,5 @@
 """Lightning callbacks: frozen and restored parts, schedules, progress in words, and stopping on a signal."""
+
 import logging
 import os
 import signal
@@ -139,8 +140,9 @@ class StopOnSignal(pl.Callback):
         elif signum != signal.SIGINT:  # a data worker that has inherited this handler
             os.kill(os.getpid(), signum)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         # A checkpoint has no place for the gradients of half a step, and all ranks have to leave after the same one.
         done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if done and trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):

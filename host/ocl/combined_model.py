@@ -1,4 +1,5 @@
 """The LightningModule that trains and evaluates a model put together from routed modules."""
+
 from typing import Any, Callable, Optional, Union
 
 import pytorch_lightning as pl
@@ -28,10 +29,16 @@ class CombinedModel(pl.LightningModule):
         vis_log_frequency: Training steps between visualizations.
     """
 
-    def __init__(self, models: Union[dict[str, nn.Module], nn.Module],
-                 optimizers: dict[str, Union[OptimizationWrapper, Callable]], losses: dict[str, nn.Module],
-                 visualizations: dict[str, Callable], training_metrics: Optional[dict[str, Any]] = None,
-                 evaluation_metrics: Optional[dict[str, Any]] = None, vis_log_frequency: int = 100):
+    def __init__(
+        self,
+        models: Union[dict[str, nn.Module], nn.Module],
+        optimizers: dict[str, Union[OptimizationWrapper, Callable]],
+        losses: dict[str, nn.Module],
+        visualizations: dict[str, Callable],
+        training_metrics: Optional[dict[str, Any]] = None,
+        evaluation_metrics: Optional[dict[str, Any]] = None,
+        vis_log_frequency: int = 100,
+    ):
         super().__init__()
         self.models = models if isinstance(models, nn.Module) else Combined(**models)
         self.optimizer_builders, self.visualizations = optimizers, visualizations
@@ -105,8 +112,10 @@ class CombinedModel(pl.LightningModule):
         return {name: value for name, value in outputs.items() if name != "model"}
 
     def configure_optimizers(self):
-        return [build(self) if isinstance(build, OptimizationWrapper) else build(self.parameters())
-                for _, build in sorted(self.optimizer_builders.items())]
+        return [
+            build(self) if isinstance(build, OptimizationWrapper) else build(self.parameters())
+            for _, build in sorted(self.optimizer_builders.items())
+        ]
 
     def _forward_and_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
         """Return the outputs, with the losses or their further outputs, the losses to log by name, and their sum."""
@@ -131,5 +140,6 @@ class CombinedModel(pl.LightningModule):
                 # Many loggers cannot show images, or not all kinds of them.
                 method = getattr(image, "experiment_method", None)
                 if image is not None and (method is None or hasattr(experiment, method)):
-                    image.add_to_experiment(experiment=experiment, tag=f"{phase}/{name}{suffix}",
-                                            global_step=self.trainer.global_step)
+                    image.add_to_experiment(
+                        experiment=experiment, tag=f"{phase}/{name}{suffix}", global_step=self.trainer.global_step
+                    )

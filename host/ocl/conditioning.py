@@ -19,8 +19,16 @@ def _initialize(initializer: Initializer, *shape: int) -> Tensor:
 class _GaussianConditioning(nn.Module):
     """Slots drawn from one Gaussian each, or all from the same."""
 
-    def __init__(self, object_dim: int, n_slots: int, n_gaussians: int, mean_init: Initializer,
-                 logsigma_init: Initializer, learn_mean: bool = True, learn_std: bool = True):
+    def __init__(
+        self,
+        object_dim: int,
+        n_slots: int,
+        n_gaussians: int,
+        mean_init: Initializer,
+        logsigma_init: Initializer,
+        learn_mean: bool = True,
+        learn_std: bool = True,
+    ):
         super().__init__()
         self.object_dim, self.n_slots = object_dim, n_slots
         self._add("slots_mu", _initialize(mean_init, 1, n_gaussians, object_dim), learn_mean)
@@ -52,9 +60,15 @@ class RandomConditioning(_GaussianConditioning):
         logsigma_init: Fills the logarithm of the standard deviation (1, 1, D) in place.
     """
 
-    def __init__(self, object_dim: int, n_slots: int, learn_mean: bool = True, learn_std: bool = True,
-                 mean_init: Initializer = nn.init.xavier_uniform_,
-                 logsigma_init: Initializer = nn.init.xavier_uniform_):
+    def __init__(
+        self,
+        object_dim: int,
+        n_slots: int,
+        learn_mean: bool = True,
+        learn_std: bool = True,
+        mean_init: Initializer = nn.init.xavier_uniform_,
+        logsigma_init: Initializer = nn.init.xavier_uniform_,
+    ):
         super().__init__(object_dim, n_slots, 1, mean_init, logsigma_init, learn_mean, learn_std)
 
 
@@ -98,6 +112,11 @@ class SlotwiseLearntConditioning(_GaussianConditioning):
         logsigma_init: Fills the logarithms of the standard deviations (1, K, D) in place.
     """
 
-    def __init__(self, object_dim: int, n_slots: int, mean_init: Initializer = nn.init.normal_,
-                 logsigma_init: Initializer = nn.init.xavier_uniform_):
+    def __init__(
+        self,
+        object_dim: int,
+        n_slots: int,
+        mean_init: Initializer = nn.init.normal_,
+        logsigma_init: Initializer = nn.init.xavier_uniform_,
+    ):
         super().__init__(object_dim, n_slots, n_slots, mean_init, logsigma_init)

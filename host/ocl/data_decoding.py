@@ -1,4 +1,5 @@
 """From the bytes of a stored field to its value, as told by the extension of its name."""
+
 import gzip
 import io
 import json

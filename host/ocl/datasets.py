@@ -1,4 +1,5 @@
 """Data modules."""
+
 import functools
 import logging
 import warnings
@@ -13,8 +14,13 @@ from ocl._randomness import draw_seed, get_random_state, set_random_state
 from ocl._shards import ShardError, ShardReader, expand_shards, gather, share_of_rank
 from ocl.data_decoding import decode_samples
 
-__all__ = ["DummyDataModule", "ShardError", "WebdatasetDataModule", "collate_with_autopadding",
-           "collate_with_batch_size"]
+__all__ = [
+    "DummyDataModule",
+    "ShardError",
+    "WebdatasetDataModule",
+    "collate_with_autopadding",
+    "collate_with_batch_size",
+]
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +144,24 @@ class WebdatasetDataModule(_SplitDataModule):
         ValueError: there are no shards at all, or `on_error` is unknown.
     """
 
-    def __init__(self, train_shards=None, val_shards=None, test_shards=None, batch_size=32, eval_batch_size=None,
-                 train_transforms=None, eval_transforms=None, num_workers=2, train_size=None, val_size=None,
-                 test_size=None, shuffle_train=True, shuffle_buffer_size=None, use_autopadding=False, on_error="raise"):
+    def __init__(
+        self,
+        train_shards=None,
+        val_shards=None,
+        test_shards=None,
+        batch_size=32,
+        eval_batch_size=None,
+        train_transforms=None,
+        eval_transforms=None,
+        num_workers=2,
+        train_size=None,
+        val_size=None,
+        test_size=None,
+        shuffle_train=True,
+        shuffle_buffer_size=None,
+        use_autopadding=False,
+        on_error="raise",
+    ):
         sizes = (train_size, val_size, test_size)
         super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms, sizes)
         if on_error not in ("raise", "skip"):
@@ -211,9 +232,22 @@ class DummyDataModule(_SplitDataModule):
         num_workers: ignored.
     """
 
-    def __init__(self, data_shapes, data_types, batch_size=4, eval_batch_size=None, train_transforms=None,
-                 eval_transforms=None, train_size=None, val_size=None, test_size=None, train_shards=None,
-                 val_shards=None, test_shards=None, num_workers=None):
+    def __init__(
+        self,
+        data_shapes,
+        data_types,
+        batch_size=4,
+        eval_batch_size=None,
+        train_transforms=None,
+        eval_transforms=None,
+        train_size=None,
+        val_size=None,
+        test_size=None,
+        train_shards=None,
+        val_shards=None,
+        test_shards=None,
+        num_workers=None,
+    ):
         defaults = (3 * batch_size + 1, 2 * batch_size, 2 * batch_size)
         sizes = [d if size is None else size for d, size in zip(defaults, (train_size, val_size, test_size))]
         super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms, sizes)

@@ -109,8 +109,12 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
         positional_embedding: Called with maps (B*K, D, 8, 8) and their positions (1, 8, 8, 2).
     """
 
-    def __init__(self, decoder: nn.Module, final_activation: Activation = "identity",
-                 positional_embedding: Optional[nn.Module] = None):
+    def __init__(
+        self,
+        decoder: nn.Module,
+        final_activation: Activation = "identity",
+        positional_embedding: Optional[nn.Module] = None,
+    ):
         super().__init__(decoder, positional_embedding)
         self.final_activation = get_activation_fn(final_activation, inplace=False)
 
@@ -173,9 +177,16 @@ class PatchDecoder(nn.Module):
         resize_mode: How the target is enlarged and the masks are brought to the size of the image.
     """
 
-    def __init__(self, object_dim: int, output_dim: int, num_patches: int, decoder: Callable[[int, int], nn.Module],
-                 decoder_input_dim: Optional[int] = None, upsample_target: Optional[float] = None,
-                 resize_mode: str = "bilinear"):
+    def __init__(
+        self,
+        object_dim: int,
+        output_dim: int,
+        num_patches: int,
+        decoder: Callable[[int, int], nn.Module],
+        decoder_input_dim: Optional[int] = None,
+        upsample_target: Optional[float] = None,
+        resize_mode: str = "bilinear",
+    ):
         super().__init__()
         self.upsample_target, self.resize_mode = upsample_target, resize_mode
         dim = object_dim if decoder_input_dim is None else decoder_input_dim
@@ -183,8 +194,9 @@ class PatchDecoder(nn.Module):
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, num_patches, dim))
         self.decoder = decoder(dim, output_dim + 1)
 
-    def forward(self, object_features: ObjectFeatures, target: Optional[Tensor] = None,
-                image: Optional[Tensor] = None) -> PatchReconstructionOutput:
+    def forward(
+        self, object_features: ObjectFeatures, target: Optional[Tensor] = None, image: Optional[Tensor] = None
+    ) -> PatchReconstructionOutput:
         """Decode objects.
 
         Args:
@@ -225,12 +237,23 @@ class AutoregressivePatchDecoder(nn.Module):
         use_positional_embedding: Add learned positions to the target.
     """
 
-    def __init__(self, object_dim: int, output_dim: int, num_patches: int, decoder: Callable[[int, int], nn.Module],
-                 decoder_dim: Optional[int] = None, decoder_cond_dim: Optional[int] = None,
-                 upsample_target: Optional[float] = None, resize_mode: str = "bilinear",
-                 use_decoder_masks: bool = False, use_bos_token: bool = True, use_input_transform: bool = False,
-                 use_input_norm: bool = False, use_output_transform: bool = False,
-                 use_positional_embedding: bool = False):
+    def __init__(
+        self,
+        object_dim: int,
+        output_dim: int,
+        num_patches: int,
+        decoder: Callable[[int, int], nn.Module],
+        decoder_dim: Optional[int] = None,
+        decoder_cond_dim: Optional[int] = None,
+        upsample_target: Optional[float] = None,
+        resize_mode: str = "bilinear",
+        use_decoder_masks: bool = False,
+        use_bos_token: bool = True,
+        use_input_transform: bool = False,
+        use_input_norm: bool = False,
+        use_output_transform: bool = False,
+        use_positional_embedding: bool = False,
+    ):
         super().__init__()
         self.upsample_target, self.resize_mode = upsample_target, resize_mode
         self.use_decoder_masks = use_decoder_masks
@@ -247,8 +270,14 @@ class AutoregressivePatchDecoder(nn.Module):
         self.decoder = decoder(dim, dim)
         self.outp_transform = nn.Linear(dim, output_dim) if use_output_transform else nn.Identity()
 
-    def forward(self, object_features: ObjectFeatures, masks: Tensor, target: Tensor, image: Optional[Tensor] = None,
-                empty_objects: Optional[Tensor] = None) -> PatchReconstructionOutput:
+    def forward(
+        self,
+        object_features: ObjectFeatures,
+        masks: Tensor,
+        target: Tensor,
+        image: Optional[Tensor] = None,
+        empty_objects: Optional[Tensor] = None,
+    ) -> PatchReconstructionOutput:
         """Predict the patches of the target; of videos all inputs have a further axis T behind B.
 
         Args:

@@ -1,4 +1,5 @@
 """Optimizers for parts of a model, together with their learning-rate schedule."""
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
@@ -23,9 +24,12 @@ class OptimizationWrapper:
         ValueError: If a group is malformed.
     """
 
-    def __init__(self, optimizer: Callable[[Iterable], Optimizer],
-                 lr_scheduler: Optional[Callable[[Optimizer], dict[str, Any]]] = None,
-                 parameter_groups: Optional[list[dict[str, Any]]] = None):
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable], Optimizer],
+        lr_scheduler: Optional[Callable[[Optimizer], dict[str, Any]]] = None,
+        parameter_groups: Optional[list[dict[str, Any]]] = None,
+    ):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.parameter_groups = None if parameter_groups is None else check_parameter_groups(parameter_groups)
 

@@ -29,9 +29,18 @@ class SlotAttention(nn.Module):
         ValueError: If `kvq_dim` is not divisible by the number of heads.
     """
 
-    def __init__(self, dim: int, feature_dim: int, kvq_dim: Optional[int] = None, n_heads: int = 1, iters: int = 3,
-                 eps: float = 1e-8, ff_mlp: Optional[nn.Module] = None, use_projection_bias: bool = False,
-                 use_implicit_differentiation: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        feature_dim: int,
+        kvq_dim: Optional[int] = None,
+        n_heads: int = 1,
+        iters: int = 3,
+        eps: float = 1e-8,
+        ff_mlp: Optional[nn.Module] = None,
+        use_projection_bias: bool = False,
+        use_implicit_differentiation: bool = False,
+    ):
         super().__init__()
         kvq_dim = dim if kvq_dim is None else kvq_dim
         if kvq_dim % n_heads:
@@ -48,8 +57,9 @@ class SlotAttention(nn.Module):
         self.norm_slots = nn.LayerNorm(dim)
         self.ff_mlp = ff_mlp
 
-    def forward(self, inputs: Tensor, conditioning: ConditioningOutput,
-                masks: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, inputs: Tensor, conditioning: ConditioningOutput, masks: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor]:
         """Let slots compete for features.
 
         Args:
@@ -126,19 +136,39 @@ class SlotAttentionGrouping(nn.Module):
         use_empty_slot_for_masked_slots: Replace masked slots by the learned vector `empty_slot`.
     """
 
-    def __init__(self, feature_dim: int, object_dim: int, kvq_dim: Optional[int] = None, n_heads: int = 1,
-                 iters: int = 3, eps: float = 1e-8, ff_mlp: Optional[nn.Module] = None,
-                 positional_embedding: Optional[nn.Module] = None, use_projection_bias: bool = False,
-                 use_implicit_differentiation: bool = False, use_empty_slot_for_masked_slots: bool = False):
+    def __init__(
+        self,
+        feature_dim: int,
+        object_dim: int,
+        kvq_dim: Optional[int] = None,
+        n_heads: int = 1,
+        iters: int = 3,
+        eps: float = 1e-8,
+        ff_mlp: Optional[nn.Module] = None,
+        positional_embedding: Optional[nn.Module] = None,
+        use_projection_bias: bool = False,
+        use_implicit_differentiation: bool = False,
+        use_empty_slot_for_masked_slots: bool = False,
+    ):
         super().__init__()
         self.object_dim = object_dim
-        self.slot_attention = SlotAttention(object_dim, feature_dim, kvq_dim, n_heads, iters, eps, ff_mlp,
-                                            use_projection_bias, use_implicit_differentiation)
+        self.slot_attention = SlotAttention(
+            object_dim,
+            feature_dim,
+            kvq_dim,
+            n_heads,
+            iters,
+            eps,
+            ff_mlp,
+            use_projection_bias,
+            use_implicit_differentiation,
+        )
         self.positional_embedding = positional_embedding
         self.empty_slot = nn.Parameter(torch.randn(object_dim)) if use_empty_slot_for_masked_slots else None
 
-    def forward(self, feature: FeatureExtractorOutput, conditioning: ConditioningOutput,
-                slot_mask: Optional[Tensor] = None) -> PerceptualGroupingOutput:
+    def forward(
+        self, feature: FeatureExtractorOutput, conditioning: ConditioningOutput, slot_mask: Optional[Tensor] = None
+    ) -> PerceptualGroupingOutput:
         """Group features.
 
         Args:

@@ -1,4 +1,5 @@
 """Functions that turn stored samples into what models take; most map one field, some the whole sample."""
+
 import numpy as np
 import torch
 from torch import nn
@@ -8,11 +9,31 @@ from torchvision.transforms.functional import center_crop
 from ocl._annotations import AddEmptyBboxes, AddEmptyMasks, AddImageSize, CanonicalizeBboxes, RescaleBboxes
 from ocl._pipe import get_field
 
-__all__ = ["AddEmptyBboxes", "AddEmptyMasks", "AddImageSize", "AddSegmentationMaskFromInstanceMask",
-           "CanonicalizeBboxes", "CheckFormat", "Denormalize", "DenseMaskToTensor", "DropEntries", "FlowToTensor",
-           "InstanceMasksToDenseMasks", "IntegerToOneHotMask", "MaskToTensor", "MultiMaskToTensor", "NormalizeVideo",
-           "OrigCenterCrop", "RenameFields", "RescaleBboxes", "ResizeNearestExact", "ToSingleFrameVideo",
-           "VOCInstanceMasksToDenseMasks", "VideoToTensor", "expand_dense_mask"]
+__all__ = [
+    "AddEmptyBboxes",
+    "AddEmptyMasks",
+    "AddImageSize",
+    "AddSegmentationMaskFromInstanceMask",
+    "CanonicalizeBboxes",
+    "CheckFormat",
+    "Denormalize",
+    "DenseMaskToTensor",
+    "DropEntries",
+    "FlowToTensor",
+    "InstanceMasksToDenseMasks",
+    "IntegerToOneHotMask",
+    "MaskToTensor",
+    "MultiMaskToTensor",
+    "NormalizeVideo",
+    "OrigCenterCrop",
+    "RenameFields",
+    "RescaleBboxes",
+    "ResizeNearestExact",
+    "ToSingleFrameVideo",
+    "VOCInstanceMasksToDenseMasks",
+    "VideoToTensor",
+    "expand_dense_mask",
+]
 
 
 class RenameFields:
@@ -307,8 +328,14 @@ class VOCInstanceMasksToDenseMasks:
         instance_axis: axis of the instances.
     """
 
-    def __init__(self, instance_mask_key="segmentation-instance", class_mask_key="segmentation-class",
-                 classes_key="instance_category", ignore_mask_key="ignore_mask", instance_axis=-4):
+    def __init__(
+        self,
+        instance_mask_key="segmentation-instance",
+        class_mask_key="segmentation-class",
+        classes_key="instance_category",
+        ignore_mask_key="ignore_mask",
+        instance_axis=-4,
+    ):
         self.instance_mask_key, self.class_mask_key = instance_mask_key, class_mask_key
         self.classes_key, self.ignore_mask_key, self.instance_axis = classes_key, ignore_mask_key, instance_axis
 
@@ -324,5 +351,9 @@ class VOCInstanceMasksToDenseMasks:
         mixed = [found.tolist() for found in classes if len(found) != 1]
         if mixed:
             raise ValueError(f"The pixels of an instance have to be of one class, not {mixed[0]}.")
-        return {**data, self.instance_mask_key: masks, self.ignore_mask_key: class_mask == 255,
-                self.classes_key: np.array(classes, class_mask.dtype).reshape(-1)}
+        return {
+            **data,
+            self.instance_mask_key: masks,
+            self.ignore_mask_key: class_mask == 255,
+            self.classes_key: np.array(classes, class_mask.dtype).reshape(-1),
+        }

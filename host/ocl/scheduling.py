@@ -1,4 +1,5 @@
 """Learning-rate schedules, and hyper-parameters that follow the global step."""
+
 import abc
 import math
 import operator
@@ -9,8 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 
-def exponential_decay_with_optional_warmup(optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000,
-                                           warmup_steps: int = 0) -> dict[str, Any]:
+def exponential_decay_with_optional_warmup(
+    optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000, warmup_steps: int = 0
+) -> dict[str, Any]:
     """Decay exponentially from the first step on, scaled by a linear warm-up.
 
     Args:
@@ -25,8 +27,9 @@ def exponential_decay_with_optional_warmup(optimizer: Optimizer, decay_rate: flo
     return _exponential_decay(optimizer, decay_rate, decay_steps, warmup_steps, first_step=0)
 
 
-def exponential_decay_after_optional_warmup(optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000,
-                                            warmup_steps: int = 0) -> dict[str, Any]:
+def exponential_decay_after_optional_warmup(
+    optimizer: Optimizer, decay_rate: float = 1.0, decay_steps: int = 10000, warmup_steps: int = 0
+) -> dict[str, Any]:
     """Warm up linearly, then decay exponentially counting from the end of the warm-up.
 
     Args:
@@ -41,8 +44,9 @@ def exponential_decay_after_optional_warmup(optimizer: Optimizer, decay_rate: fl
     return _exponential_decay(optimizer, decay_rate, decay_steps, warmup_steps, first_step=warmup_steps)
 
 
-def _exponential_decay(optimizer: Optimizer, decay_rate: float, decay_steps: int, warmup_steps: int,
-                       first_step: int) -> dict[str, Any]:
+def _exponential_decay(
+    optimizer: Optimizer, decay_rate: float, decay_steps: int, warmup_steps: int, first_step: int
+) -> dict[str, Any]:
     def factor(step: int) -> float:
         warmup = step / warmup_steps if step < warmup_steps else 1.0
         return warmup * decay_rate ** (max(0, step - first_step) / decay_steps)
@@ -50,9 +54,13 @@ def _exponential_decay(optimizer: Optimizer, decay_rate: float, decay_steps: int
     return {"lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def cosine_annealing_with_optional_warmup(optimizer: Optimizer, T_max: int = 100000, eta_min: float = 0.0,
-                                          warmup_steps: int = 0,
-                                          error_on_exceeding_steps: bool = False) -> dict[str, Any]:
+def cosine_annealing_with_optional_warmup(
+    optimizer: Optimizer,
+    T_max: int = 100000,
+    eta_min: float = 0.0,
+    warmup_steps: int = 0,
+    error_on_exceeding_steps: bool = False,
+) -> dict[str, Any]:
     """Warm up linearly, then follow half a cosine down to `eta_min`.
 
     Args:
@@ -72,8 +80,9 @@ def cosine_annealing_with_optional_warmup(optimizer: Optimizer, T_max: int = 100
 class _CosineAnnealing(LRScheduler):
     """The schedule of `cosine_annealing_with_optional_warmup`."""
 
-    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float, warmup_steps: int,
-                 error_on_exceeding_steps: bool):
+    def __init__(
+        self, optimizer: Optimizer, T_max: int, eta_min: float, warmup_steps: int, error_on_exceeding_steps: bool
+    ):
         self.T_max, self.eta_min, self.warmup_steps = T_max, eta_min, warmup_steps
         self.error_on_exceeding_steps = error_on_exceeding_steps
         super().__init__(optimizer)
@@ -90,8 +99,13 @@ class _CosineAnnealing(LRScheduler):
         return [self.eta_min + (base_lr - self.eta_min) / 2 * height for base_lr in self.base_lrs]
 
 
-def plateau_decay(optimizer: Optimizer, decay_rate: float = 1.0, patience: int = 10,
-                  monitor_metric: str = "val/lotal_loss", mode: str = "min") -> dict[str, Any]:
+def plateau_decay(
+    optimizer: Optimizer,
+    decay_rate: float = 1.0,
+    patience: int = 10,
+    monitor_metric: str = "val/lotal_loss",
+    mode: str = "min",
+) -> dict[str, Any]:
     """Multiply the learning rate by `decay_rate` when a metric has stopped improving.
 
     Args:
@@ -138,8 +152,10 @@ class HPScheduler(nn.Module, abc.ABC):
 
     def __float__(self) -> float:
         if self.last_global_step is None:
-            raise RuntimeError(f"{type(self).__name__} has no value yet: add ocl.callbacks."
-                               "UpdateHyperparameterScheduling to the callbacks, or call update_global_step first.")
+            raise RuntimeError(
+                f"{type(self).__name__} has no value yet: add ocl.callbacks."
+                "UpdateHyperparameterScheduling to the callbacks, or call update_global_step first."
+            )
         return float(self.compute_scheduled_value())
 
     __add__, __radd__ = _operators(operator.add)

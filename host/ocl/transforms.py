@@ -1,4 +1,5 @@
 """Transforms of streams of samples, configured by name in the data modules."""
+
 import abc
 import os
 import random
@@ -186,8 +187,10 @@ class SampleSlices(_SlicingTransform):
         seed = self.seed + _key_number(key)
         if self.per_epoch:
             if "EPOCH" not in os.environ:
-                raise RuntimeError("SampleSlices with per_epoch needs the environment variable EPOCH; "
-                                   "add the callback ocl.callbacks.SetEpochEnvironmentVariable to the trainer.")
+                raise RuntimeError(
+                    "SampleSlices with per_epoch needs the environment variable EPOCH; "
+                    "add the callback ocl.callbacks.SetEpochEnvironmentVariable to the trainer."
+                )
             n_rounds, group = divmod(int(os.environ["EPOCH"]), -(-length // count))
             order = np.random.RandomState((seed + n_rounds) % 2**32).permutation(length)
             positions = order.take(range(group * count, (group + 1) * count), mode="wrap").tolist()

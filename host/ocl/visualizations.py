@@ -51,8 +51,13 @@ class Image(VisualizationMethod):
         as_grid: Show one large image instead of several.
     """
 
-    def __init__(self, n_instances: int = 8, n_row: int = 8, denormalization: Optional[Denormalization] = None,
-                 as_grid: bool = True):
+    def __init__(
+        self,
+        n_instances: int = 8,
+        n_row: int = 8,
+        denormalization: Optional[Denormalization] = None,
+        as_grid: bool = True,
+    ):
         self.n_instances, self.n_row, self.denormalization, self.as_grid = n_instances, n_row, denormalization, as_grid
 
     def __call__(self, image: Tensor) -> Union[types.Image, types.Images]:
@@ -82,8 +87,14 @@ class Video(VisualizationMethod):
         fps: Frames per second.
     """
 
-    def __init__(self, n_instances: int = 8, n_row: int = 8, denormalization: Optional[Denormalization] = None,
-                 as_grid: bool = True, fps: int = 10):
+    def __init__(
+        self,
+        n_instances: int = 8,
+        n_row: int = 8,
+        denormalization: Optional[Denormalization] = None,
+        as_grid: bool = True,
+        fps: int = 10,
+    ):
         self.n_instances, self.n_row, self.denormalization = n_instances, n_row, denormalization
         self.as_grid, self.fps = as_grid, fps
 
@@ -141,8 +152,9 @@ class VisualObject(VisualizationMethod):
             RuntimeError: If the objects have another number of axes.
         """
         if object.dim() not in (5, 6):
-            raise RuntimeError("Expected objects (B, K, C, H, W) or (B, T, K, C, H, W), "
-                               f"got shape {tuple(object.shape)}.")
+            raise RuntimeError(
+                f"Expected objects (B, K, C, H, W) or (B, T, K, C, H, W), got shape {tuple(object.shape)}."
+            )
         colors = _first(object, self.n_instances, self.denormalization)
         alpha = _first(mask, self.n_instances).unsqueeze(-3)
         shown = torch.cat([colors, alpha], -3) if object.dim() == 5 else colors * alpha + (1 - alpha)

@@ -8,4 +8,5 @@ for every argument of the routed method, a dotted path into the tree that a call
 
 The routed method is `update` of a metric, `forward` of a module and `__call__` of everything else.
 """
+
 from routed._mirror import get_package as __getattr__  # noqa: F401

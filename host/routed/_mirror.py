@@ -1,4 +1,5 @@
 """Mirrors of modules, and subclasses that look up the arguments of one method in a tree."""
+
 import functools
 import importlib.abc
 import importlib.machinery
@@ -23,7 +24,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, mirror):
-        target = mirror.__name__[len(_PREFIX):]
+        target = mirror.__name__[len(_PREFIX) :]
         try:
             original = importlib.import_module(target)
         except ModuleNotFoundError as error:

@@ -8,20 +8,18 @@ import dataclasses
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ocl_msf.data import clevrtex, coco, movi, openimages, voc
-from ocl_msf.data._layouts import LAYOUTS, Layout
-from ocl_msf.data._lmdb import write_lmdb
-from ocl_msf.data._work import DataError, command_line, positive
+from ocl_msf.data.lmdb import write_lmdb
+from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
+from ocl_msf.data.raw.layouts import LAYOUTS, Layout
 from ocl_msf.data.shards import SAMPLES, describe, verify, write_dataset
+from ocl_msf.files import DataError, command_line, positive
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
 DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ocl_msf.data.convert", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m ocl_msf.data.convert", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="dataset", metavar="DATASET", required=True)
     for name, module in DATASETS.items():
         summary = module.__doc__.splitlines()[0]
@@ -49,9 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
         command.add_argument("--strict", action="store_true", help="stop at the first sample that is damaged")
         command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
-        command.add_argument(
-            "--verify", action="store_true", help="only compare the shards with their checksums"
-        )
+        command.add_argument("--verify", action="store_true", help="only compare the shards with their checksums")
     return parser
 
 

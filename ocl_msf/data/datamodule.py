@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ocl_msf._host import require_host
-from ocl_msf.data._work import DataError
 from ocl_msf.data.convert import DATASETS
 from ocl_msf.data.shards import SPLITS, damage, read_summary
+from ocl_msf.files import DataError
 
 with require_host():
     from ocl.datasets import WebdatasetDataModule

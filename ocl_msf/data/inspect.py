@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ocl_msf.data._lmdb import LMDBFile, decode_files
-from ocl_msf.data._work import DataError, command_line, positive, replacing
+from ocl_msf.data.lmdb import LMDBFile, decode_files
 from ocl_msf.data.shards import SUMMARY, damage, describe, read_summary, shard_records
+from ocl_msf.files import DataError, command_line, positive, replacing
 
 MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # the first there is
 BOXES = ("instance_bbox", "bbox")

@@ -12,10 +12,10 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ocl_msf._host import require_host
-from ocl_msf.data._lmdb import LMDBFile
 from ocl_msf.data._pipe import Pipe
 from ocl_msf.data._randomness import drawn_apart, random_state, seed_all, set_random_state
 from ocl_msf.data.datamodule import find_files
+from ocl_msf.data.lmdb import LMDBFile
 from ocl_msf.data.shards import SPLITS
 
 with require_host():

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import numpy as np
 
-from ocl_msf.data._work import DataError, Filtered, Rejected, replacing, run_tasks
+from ocl_msf.files import DataError, Filtered, Rejected, replacing, run_tasks
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1

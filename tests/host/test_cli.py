@@ -212,9 +212,7 @@ def test_a_log_file_gets_lines_instead_of_a_progress_bar(run):
 
 
 def test_wrong_input_ends_with_one_message(user_configs, tmp_path):
-    result = ocl_train(
-        "--config-dir", user_configs, "+experiment=tiny", "load_checkpoint=none.ckpt", cwd=tmp_path
-    )
+    result = ocl_train("--config-dir", user_configs, "+experiment=tiny", "load_checkpoint=none.ckpt", cwd=tmp_path)
     assert result.returncode == 1
     assert f"Checkpoint {tmp_path}/none.ckpt does not exist." in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr and "HYDRA_FULL_ERROR=1" in result.stdout
@@ -231,9 +229,7 @@ def test_sigterm_becomes_the_exit_status_and_leaves_a_checkpoint(user_configs, t
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     terminate = "+experiment.callbacks.terminate._target_=terminating.Terminate"
-    result = ocl_train(
-        "--config-dir", user_configs, "+experiment=tiny", terminate, cwd=tmp_path, PYTHONPATH=path
-    )
+    result = ocl_train("--config-dir", user_configs, "+experiment=tiny", terminate, cwd=tmp_path, PYTHONPATH=path)
     assert result.returncode == 143
     (folder,) = (tmp_path / "outputs" / "tiny").iterdir()
     checkpoint = cli_utils.find_checkpoint(str(folder))
@@ -375,9 +371,7 @@ def test_the_config_folder_of_the_command_line_is_known_inside_a_job(monkeypatch
     assert cli_utils.get_commandline_config_path() is None
     sources = [{"path": "configs", "provider": "main"}, {"path": "/mine", "provider": "command-line"}]
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(
-        HydraConfig, "get", lambda: OmegaConf.create({"runtime": {"config_sources": sources}})
-    )
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"runtime": {"config_sources": sources}}))
     assert cli_utils.get_commandline_config_path() == "/mine"
 
 

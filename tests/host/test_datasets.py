@@ -252,8 +252,14 @@ def test_lightning_runs_every_loop_on_the_loaders(tmp_path):
     module.num_workers = 2
     model = Keys()
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(tmp_path),
+        accelerator="cpu",
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(tmp_path),
     )
     trainer.fit(model, datamodule=module)
     trainer.predict(model, dataloaders=module.val_dataloader())

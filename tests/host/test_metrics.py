@@ -30,9 +30,7 @@ def score(metric, *masks, **options):
 
 
 def mean_ari(true, predicted, kept):
-    return np.mean(
-        [adjusted_rand_score(t[k], p[k]) for t, p, k in zip(true.numpy(), predicted.numpy(), kept.numpy())]
-    )
+    return np.mean([adjusted_rand_score(t[k], p[k]) for t, p, k in zip(true.numpy(), predicted.numpy(), kept.numpy())])
 
 
 @pytest.mark.parametrize("shape", [(4, 10, 12), (2, 3, 10, 12)])
@@ -40,12 +38,8 @@ def test_ari_agrees_with_sklearn(shape):
     true, predicted = random_ids(0, shape)
     target, prediction = one_hot(true, 4), one_hot(predicted, 5)
     everything, skipped = torch.ones(shape, dtype=torch.bool), torch.rand(shape) < 0.3
-    assert score(metrics.ARIMetric(False), prediction, target) == pytest.approx(
-        mean_ari(true, predicted, everything)
-    )
-    assert score(metrics.ARIMetric(), prediction, target) == pytest.approx(
-        mean_ari(true, predicted, true > 0)
-    )
+    assert score(metrics.ARIMetric(False), prediction, target) == pytest.approx(mean_ari(true, predicted, everything))
+    assert score(metrics.ARIMetric(), prediction, target) == pytest.approx(mean_ari(true, predicted, true > 0))
     expected = mean_ari(true, predicted, ~skipped)
     ignore = skipped.unsqueeze(-3)
     assert score(metrics.ARIMetric(False), prediction, target, ignore=ignore) == pytest.approx(expected)
@@ -99,9 +93,7 @@ def test_patch_ari_resizes_predictions():
 
 def iou_table(prediction, target):
     """IoU of all predicted with all true masks, both (K, H, W), by scikit-learn."""
-    return np.array(
-        [[jaccard_score(t.flatten(), p.flatten(), zero_division=0) for t in target] for p in prediction]
-    )
+    return np.array([[jaccard_score(t.flatten(), p.flatten(), zero_division=0) for t in target] for p in prediction])
 
 
 def best_assignment(table):

@@ -54,9 +54,7 @@ def test_features_of_a_video_are_those_of_its_frames():
             assert frame.positions is out.positions
     aux = MultiScale()(video).aux_features
     assert_close(aux["scales"][0], video)
-    assert (
-        aux["scales"][1].shape == (2, 5, 3, 4, 3) and aux["mean"].shape == (2, 5) and aux["name"] == "pooled"
-    )
+    assert aux["scales"][1].shape == (2, 5, 3, 4, 3) and aux["mean"].shape == (2, 5) and aux["name"] == "pooled"
     image_output = MultiScale()(video[:, 0])
     assert [frame.features.shape for frame in image_output] == [(2, 12, 3)]
     with pytest.raises(ValueError, match="shape"):
@@ -106,9 +104,7 @@ def test_timm_levels_are_what_the_blocks_compute(name):
 
 def test_timm_freezing_and_models_of_our_own():
     partly = TimmFeatureExtractor("vit_tiny_patch16_224", freeze=True, n_blocks_to_unfreeze=1)
-    trained = {
-        name.split("blocks.")[-1].split(".")[0] for name, p in partly.named_parameters() if p.requires_grad
-    }
+    trained = {name.split("blocks.")[-1].split(".")[0] for name, p in partly.named_parameters() if p.requires_grad}
     assert trained == {"11", "model"}  # the last block and the norm behind it
     frozen = TimmFeatureExtractor("resnet18", feature_level=2, freeze=True)
     before = copy.deepcopy(frozen.state_dict())
@@ -212,9 +208,7 @@ def test_parameters_have_the_names_that_checkpoints_of_others_use():
 
 def test_grouping_embeds_positions_and_fills_empty_slots():
     embedding = wrappers.Sequential(positional_embedding.SoftPositionEmbed(2, 6), nn.LayerNorm(6))
-    grouping = SlotAttentionGrouping(
-        6, 8, positional_embedding=embedding, use_empty_slot_for_masked_slots=True
-    )
+    grouping = SlotAttentionGrouping(6, 8, positional_embedding=embedding, use_empty_slot_for_masked_slots=True)
     features = FeatureExtractorOutput(torch.randn(2, 9, 6), grid_positions(3, 3).view(9, 2))
     initial, mask = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [True, False, False]])
     out = grouping(features, initial, slot_mask=mask)

@@ -133,9 +133,7 @@ def rates(schedule, steps, **options):
         (
             "cosine_annealing_with_optional_warmup",
             {"T_max": 8, "eta_min": 0.5},
-            lambda t: 2 * (t + 0.5) / 3
-            if t < 3
-            else 0.5 + 0.75 * (1 + math.cos(math.pi * (t - 3) / 4)) * (t < 8),
+            lambda t: 2 * (t + 0.5) / 3 if t < 3 else 0.5 + 0.75 * (1 + math.cos(math.pi * (t - 3) / 4)) * (t < 8),
         ),
         (  # a cosine of one step has no length
             "cosine_annealing_with_optional_warmup",

@@ -1,4 +1,5 @@
 """What the command-line programs share: finding checkpoints and configs, and reporting errors."""
+
 import contextlib
 import functools
 import glob
@@ -24,8 +25,16 @@ from ocl.utils.checkpoints import CheckpointError
 log = logging.getLogger(__name__)
 
 # What a user can cause by a wrong config, path or file; everything else is shown with its traceback.
-USER_ERRORS = (CheckpointError, HydraException, KeyError, MisconfigurationException, OmegaConfBaseException, OSError,
-               ShardError, ValueError)
+USER_ERRORS = (
+    CheckpointError,
+    HydraException,
+    KeyError,
+    MisconfigurationException,
+    OmegaConfBaseException,
+    OSError,
+    ShardError,
+    ValueError,
+)
 
 
 def find_checkpoint(path: str) -> str:

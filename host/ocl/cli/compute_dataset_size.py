@@ -1,4 +1,5 @@
 """Count the samples of a data set after its transforms: `ocl_compute_dataset_size +dataset=<name>`."""
+
 import logging
 from dataclasses import dataclass
 from typing import Any

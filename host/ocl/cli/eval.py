@@ -2,6 +2,7 @@
 
 `+trainer.devices=2` takes two; any other argument of Lightning's trainer replaces that of the training, too.
 """
+
 import json
 import logging
 import os
@@ -69,8 +70,10 @@ def find_train_config(config: DictConfig) -> str:
     if name is not None:
         path = os.path.join(path, name if name.endswith(".yaml") else f"{name}.yaml")
     if not os.path.isfile(path):
-        raise ValueError(f"Training config {path} does not exist. train_config_path is a run folder, its "
-                         "config/config.yaml, or a folder of configs together with train_config_name.")
+        raise ValueError(
+            f"Training config {path} does not exist. train_config_path is a run folder, its "
+            "config/config.yaml, or a folder of configs together with train_config_name."
+        )
     return path
 
 
@@ -124,8 +127,10 @@ def extend_model(model: CombinedModel, config: DictConfig) -> None:
     """Add the modules of the evaluation to a trained model, and exchange its metrics."""
     for name, module in (instantiate(config.modules) or {}).items():
         if not isinstance(model.models, Combined) or name in model.models:
-            raise ValueError(f"Module `{name}` cannot be added: the model has one of this name already, or is not made "
-                             "of named modules. Change the model with train_config_overrides.")
+            raise ValueError(
+                f"Module `{name}` cannot be added: the model has one of this name already, or is not made "
+                "of named modules. Change the model with train_config_overrides."
+            )
         model.models[name] = module
     if config.skip_metrics:
         model.evaluation_metrics = nn.ModuleDict()
@@ -143,16 +148,25 @@ def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
     if config.save_outputs:
         paths, count = config.outputs_to_store, config.n_samples_to_store
         callbacks = [eval_utils.ExtractDataFromPredictions(paths, max_samples=count, flatten_batches=True)]
-    options = dict(devices=1, num_nodes=1, strategy="auto", plugins=None, callbacks=callbacks, logger=False,
-                   enable_checkpointing=False, enable_progress_bar=use_progress_bar(train_config))
+    options = dict(
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        plugins=None,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=use_progress_bar(train_config),
+    )
     trainer = instantiate(train_config.trainer, **{**options, **config.get("trainer", {})})
     if config.save_outputs and trainer.world_size > 1:
         raise ValueError("save_outputs=true needs a single device: leave +trainer.devices out.")
     return trainer
 
 
-def evaluate_split(config: DictConfig, trainer: pl.Trainer, model: CombinedModel, datamodule: Any,
-                   split: str) -> dict[str, float]:
+def evaluate_split(
+    config: DictConfig, trainer: pl.Trainer, model: CombinedModel, datamodule: Any, split: str
+) -> dict[str, float]:
     """Evaluate a split, store outputs if they are asked for, and return losses and metrics by name."""
     datamodule.setup(STAGES[split])
     batches = getattr(datamodule, f"{split}_dataloader")()

@@ -1,4 +1,5 @@
 """Building a trained model again, and collecting and storing its outputs."""
+
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ from ocl.utils.checkpoints import load_weights
 from ocl.utils.trees import get_tree_element, map_tree
 
 
-def build_from_train_config(config: DictConfig, checkpoint_path: Optional[str],
-                            seed: bool = True) -> tuple[pl.LightningDataModule, CombinedModel]:
+def build_from_train_config(
+    config: DictConfig, checkpoint_path: Optional[str], seed: bool = True
+) -> tuple[pl.LightningDataModule, CombinedModel]:
     """Build the data module and the model of a training run.
 
     Args:
@@ -73,9 +75,14 @@ class ExtractDataFromPredictions(pl.Callback):
         ValueError: If the names are not as many as the paths.
     """
 
-    def __init__(self, paths: list[str], output_paths: Optional[list[str]] = None,
-                 transform: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None,
-                 max_samples: Optional[int] = None, flatten_batches: bool = False):
+    def __init__(
+        self,
+        paths: list[str],
+        output_paths: Optional[list[str]] = None,
+        transform: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None,
+        max_samples: Optional[int] = None,
+        flatten_batches: bool = False,
+    ):
         self.paths = list(paths)
         self.output_paths = self.paths if output_paths is None else list(output_paths)
         if len(self.output_paths) != len(self.paths):
@@ -95,8 +102,10 @@ class ExtractDataFromPredictions(pl.Callback):
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if self.max_samples is not None and len(self._outputs) >= self.max_samples:
             return
-        found = {name: map_tree(get_tree_element(outputs, path.split(".")), lambda tensor: tensor.detach().cpu())
-                 for name, path in zip(self.output_paths, self.paths)}
+        found = {
+            name: map_tree(get_tree_element(outputs, path.split(".")), lambda tensor: tensor.detach().cpu())
+            for name, path in zip(self.output_paths, self.paths)
+        }
         if self.transform is not None:
             found = self.transform(found)
         size = batch["batch_size"]

@@ -1,4 +1,5 @@
 """OmegaConf resolvers for configs: small functions, pieces of strings, files, switches for tests."""
+
 import builtins
 import os
 from typing import Any
@@ -57,8 +58,13 @@ def when_testing(value: Any, otherwise: Any) -> Any:
 
 def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
-    resolvers = dict(lambda_fn=LambdaFunction, eval_lambda=lambda source, *args: LambdaFunction(source)(*args),
-                     slice=slice_string, read_yaml=read_yaml, when_testing=when_testing,
-                     torchvision_interpolation_mode=lambda name: InterpolationMode[name.upper()])
+    resolvers = dict(
+        lambda_fn=LambdaFunction,
+        eval_lambda=lambda source, *args: LambdaFunction(source)(*args),
+        slice=slice_string,
+        read_yaml=read_yaml,
+        when_testing=when_testing,
+        torchvision_interpolation_mode=lambda name: InterpolationMode[name.upper()],
+    )
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

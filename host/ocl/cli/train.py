@@ -1,4 +1,5 @@
 """Train a model from a config: `ocl_train +experiment=<name>`."""
+
 import logging
 import os
 import sys
@@ -19,8 +20,9 @@ from ocl.utils.checkpoints import AtomicCheckpointIO, check_weights, load_checkp
 
 log = logging.getLogger(__name__)
 
-TrainerConf = hydra_zen.builds(pl.Trainer, callbacks="${oc.dict.values:experiment.callbacks}",
-                               populate_full_signature=True)
+TrainerConf = hydra_zen.builds(
+    pl.Trainer, callbacks="${oc.dict.values:experiment.callbacks}", populate_full_signature=True
+)
 
 
 @dataclass

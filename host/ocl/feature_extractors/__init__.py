@@ -3,8 +3,14 @@
 from ocl.feature_extractors.misc import DVAEFeatureExtractor, SAViFeatureExtractor, SlotAttentionFeatureExtractor
 from ocl.feature_extractors.utils import FeatureExtractor, ImageFeatureExtractor
 
-__all__ = ["DVAEFeatureExtractor", "FeatureExtractor", "ImageFeatureExtractor", "SAViFeatureExtractor",
-           "SlotAttentionFeatureExtractor", "TimmFeatureExtractor"]
+__all__ = [
+    "DVAEFeatureExtractor",
+    "FeatureExtractor",
+    "ImageFeatureExtractor",
+    "SAViFeatureExtractor",
+    "SlotAttentionFeatureExtractor",
+    "TimmFeatureExtractor",
+]
 
 
 def __getattr__(name: str):

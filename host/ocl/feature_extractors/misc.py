@@ -62,8 +62,14 @@ class DVAEFeatureExtractor(ImageFeatureExtractor):
         hard: Draw one-hot samples with straight-through gradients for the dVAE's decoder.
     """
 
-    def __init__(self, encoder: nn.Module, positional_encoder: nn.Module, dictionary: nn.Module,
-                 tau: Union[float, HPScheduler] = 1.0, hard: bool = False):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        positional_encoder: nn.Module,
+        dictionary: nn.Module,
+        tau: Union[float, HPScheduler] = 1.0,
+        hard: bool = False,
+    ):
         super().__init__()
         self.encoder, self.dictionary, self.positional_encoder = encoder, dictionary, positional_encoder
         self.tau, self.hard = tau, hard

@@ -39,9 +39,16 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
         ValueError: If a level does not exist in this model.
     """
 
-    def __init__(self, model_name: str, feature_level: Optional[Levels] = None, aux_features: Optional[Levels] = None,
-                 pretrained: bool = False, freeze: bool = False, n_blocks_to_unfreeze: int = 0,
-                 unfreeze_attention: bool = False):
+    def __init__(
+        self,
+        model_name: str,
+        feature_level: Optional[Levels] = None,
+        aux_features: Optional[Levels] = None,
+        pretrained: bool = False,
+        freeze: bool = False,
+        n_blocks_to_unfreeze: int = 0,
+        unfreeze_attention: bool = False,
+    ):
         super().__init__()
         self.is_vit = model_name.startswith(("vit", "beit"))
         levels, aux_levels = _as_list(feature_level), _as_list(aux_features)
@@ -52,10 +59,13 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
             self.feature_dim = self.model.embed_dim * max(1, len(self.levels))
         else:
             if aux_features is not None or len(levels) != 1 or not str(levels[0]).isdigit():
-                raise ValueError(f"{model_name} needs exactly one number as feature_level and no aux_features, "
-                                 f"got {feature_level!r} and {aux_features!r}.")
-            self.model = timm.create_model(model_name, pretrained=pretrained, features_only=True,
-                                           out_indices=(int(levels[0]),))
+                raise ValueError(
+                    f"{model_name} needs exactly one number as feature_level and no aux_features, "
+                    f"got {feature_level!r} and {aux_features!r}."
+                )
+            self.model = timm.create_model(
+                model_name, pretrained=pretrained, features_only=True, out_indices=(int(levels[0]),)
+            )
             self.feature_dim = self.model.feature_info.channels()[0]
         if freeze:
             self._freeze(n_blocks_to_unfreeze, unfreeze_attention)
@@ -124,8 +134,10 @@ def _as_list(levels: Optional[Levels]) -> list[Union[int, str]]:
 def _parse(level: Union[int, str]) -> tuple[str, int]:
     match = re.fullmatch(r"(block|key|query|value|cls)?([1-9]\d*)", str(level))
     if match is None:
-        raise ValueError(f"Unknown feature level {level!r}: expected block, key, query, value or cls "
-                         "and the number of a block, counted from 1, such as key12.")
+        raise ValueError(
+            f"Unknown feature level {level!r}: expected block, key, query, value or cls "
+            "and the number of a block, counted from 1, such as key12."
+        )
     return match[1] or "block", int(match[2])
 
 

@@ -10,8 +10,11 @@ from ocl.typing import FeatureExtractorOutput, ImageData, ImageFeatures, ImageOr
 from ocl.utils.resizing import square_side
 from ocl.utils.trees import map_tree
 
-ForwardOutput = Union[ImageFeatures, tuple[ImageFeatures, Optional[Positions]],
-                      tuple[ImageFeatures, Optional[Positions], Optional[dict[str, Any]]]]
+ForwardOutput = Union[
+    ImageFeatures,
+    tuple[ImageFeatures, Optional[Positions]],
+    tuple[ImageFeatures, Optional[Positions], Optional[dict[str, Any]]],
+]
 
 
 def grid_positions(height: int, width: int, device: Optional[torch.device] = None) -> Tensor:
@@ -72,13 +75,16 @@ class ImageFeatureExtractor(FeatureExtractor):
             ValueError: If the input is neither.
         """
         if video.dim() not in (4, 5):
-            raise ValueError("Expected images (B, C, H, W) or videos (B, T, C, H, W), "
-                             f"but the input has shape {tuple(video.shape)}.")
+            raise ValueError(
+                f"Expected images (B, C, H, W) or videos (B, T, C, H, W), but the input has shape {tuple(video.shape)}."
+            )
         output = self.forward_images(video.flatten(0, -4))
         output = (output, None) if isinstance(output, Tensor) else output
         if len(output) not in (2, 3):
-            raise RuntimeError("forward_images has to return features, (features, positions) or (features, positions, "
-                               f"auxiliary features), not {len(output)} values.")
+            raise RuntimeError(
+                "forward_images has to return features, (features, positions) or (features, positions, "
+                f"auxiliary features), not {len(output)} values."
+            )
         features, positions, aux = (*output, None)[:3]
 
         def unfold(value):

@@ -10,5 +10,12 @@ from ocl.metrics.masks import (
 )
 from ocl.metrics.means import TensorStatistic
 
-__all__ = ["ARIMetric", "AverageBestOverlapMetric", "BestOverlapObjectRecoveryMetric", "MaskCorLocMetric",
-           "PatchARIMetric", "TensorStatistic", "UnsupervisedMaskIoUMetric"]
+__all__ = [
+    "ARIMetric",
+    "AverageBestOverlapMetric",
+    "BestOverlapObjectRecoveryMetric",
+    "MaskCorLocMetric",
+    "PatchARIMetric",
+    "TensorStatistic",
+    "UnsupervisedMaskIoUMetric",
+]

@@ -19,8 +19,10 @@ def _flatten(prediction: Tensor, target: Tensor, ignore: Optional[Tensor], from_
     """Merge frames and pixels: scores (B, C, N), true masks (B, K, N) from a class on, and ignored pixels (B, 1, N)."""
     shapes = [tuple(mask.shape) for mask in (prediction, target, ignore) if mask is not None]
     if prediction.dim() not in (4, 5) or len({shape[:-3] + shape[-2:] for shape in shapes}) != 1:
-        raise ValueError("Expected predictions (B, C, H, W), targets (B, K, H, W) and pixels to ignore (B, 1, H, W), "
-                         f"or videos with an axis T behind B, all of one size, got shapes {shapes}.")
+        raise ValueError(
+            "Expected predictions (B, C, H, W), targets (B, K, H, W) and pixels to ignore (B, 1, H, W), "
+            f"or videos with an axis T behind B, all of one size, got shapes {shapes}."
+        )
     ignore = torch.zeros_like(prediction[..., :1, :, :]) if ignore is None else ignore
     scores, target, ignored = (mask.movedim(-3, 1).flatten(2) for mask in (prediction, target, ignore))
     return scores, target[:, from_class:], ignored > 0
@@ -36,8 +38,10 @@ def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool)
     """Find the pixels (B, 1, N) that are neither ignored nor in several of the bool masks (B, K, N)."""
     counted = target.sum(dim=1, keepdim=True) <= 1
     if not ignore_overlaps and not (counted | ignored).all():
-        raise ValueError("True masks overlap. Set ignore_overlaps to leave these pixels out, "
-                         "or convert the masks such that each pixel belongs to one object.")
+        raise ValueError(
+            "True masks overlap. Set ignore_overlaps to leave these pixels out, "
+            "or convert the masks such that each pixel belongs to one object."
+        )
     return counted & ~ignored
 
 
@@ -136,9 +140,17 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
 
     higher_is_better = True
 
-    def __init__(self, use_threshold: bool = False, threshold: float = 0.5, matching: str = "hungarian",
-                 compute_discovery_fraction: bool = False, correct_localization: bool = False,
-                 discovery_threshold: float = 0.5, ignore_background: bool = False, ignore_overlaps: bool = False):
+    def __init__(
+        self,
+        use_threshold: bool = False,
+        threshold: float = 0.5,
+        matching: str = "hungarian",
+        compute_discovery_fraction: bool = False,
+        correct_localization: bool = False,
+        discovery_threshold: float = 0.5,
+        ignore_background: bool = False,
+        ignore_overlaps: bool = False,
+    ):
         super().__init__()
         if matching not in ("hungarian", "best_overlap"):
             raise ValueError(f"Unknown matching {matching!r}: choose hungarian or best_overlap.")

@@ -20,8 +20,9 @@ def get_slotattention_decoder_backbone(object_dim: int, output_dim: int = 4) -> 
     return _upsampler(object_dim, 64, [2, 2, 2, 2, 1], output_dim, last_kernel=3)
 
 
-def get_savi_decoder_backbone(object_dim: int, output_dim: int = 4, larger_input_arch: bool = False,
-                              channel_multiplier: float = 1) -> nn.Module:
+def get_savi_decoder_backbone(
+    object_dim: int, output_dim: int = 4, larger_input_arch: bool = False, channel_multiplier: float = 1
+) -> nn.Module:
     """Build the decoder of SAVi (Kipf et al., 2022), from 8x8 to 64x64, or 128x128 for larger inputs."""
     strides = [2, 2, 2, 2 if larger_input_arch else 1]
     return _upsampler(object_dim, int(64 * channel_multiplier), strides, output_dim, last_kernel=1)

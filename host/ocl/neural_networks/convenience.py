@@ -30,8 +30,9 @@ class _Function(nn.Module):
         return self.function(inputs)
 
 
-def get_activation_fn(name_or_callable: Activation, inplace: bool = True,
-                      leaky_relu_slope: Optional[float] = None) -> Callable[[Tensor], Tensor]:
+def get_activation_fn(
+    name_or_callable: Activation, inplace: bool = True, leaky_relu_slope: Optional[float] = None
+) -> Callable[[Tensor], Tensor]:
     """Return the activation of a name; callables are returned as they are.
 
     Args:
@@ -45,8 +46,14 @@ def get_activation_fn(name_or_callable: Activation, inplace: bool = True,
     if callable(name_or_callable):
         return name_or_callable
     name = name_or_callable.lower()
-    builders = {"relu": lambda: nn.ReLU(inplace), "leaky_relu": lambda: nn.LeakyReLU(leaky_relu_slope, inplace),
-                "relu_squared": ReLUSquared, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "identity": nn.Identity}
+    builders = {
+        "relu": lambda: nn.ReLU(inplace),
+        "leaky_relu": lambda: nn.LeakyReLU(leaky_relu_slope, inplace),
+        "relu_squared": ReLUSquared,
+        "tanh": nn.Tanh,
+        "sigmoid": nn.Sigmoid,
+        "identity": nn.Identity,
+    }
     if name not in builders:
         raise ValueError(f"Unknown activation {name_or_callable!r}: choose one of {', '.join(builders)}.")
     if name == "leaky_relu" and leaky_relu_slope is None:
@@ -54,9 +61,15 @@ def get_activation_fn(name_or_callable: Activation, inplace: bool = True,
     return builders[name]()
 
 
-def build_mlp(input_dim: int, output_dim: int, features: list[int], activation_fn: Activation = "relu",
-              final_activation_fn: Optional[Activation] = None, initial_layer_norm: bool = False,
-              residual: bool = False) -> nn.Module:
+def build_mlp(
+    input_dim: int,
+    output_dim: int,
+    features: list[int],
+    activation_fn: Activation = "relu",
+    final_activation_fn: Optional[Activation] = None,
+    initial_layer_norm: bool = False,
+    residual: bool = False,
+) -> nn.Module:
     """Build a multi-layer perceptron whose biases start at zero.
 
     Args:
@@ -81,23 +94,38 @@ def build_mlp(input_dim: int, output_dim: int, features: list[int], activation_f
     return Residual(mlp) if residual else mlp
 
 
-def build_two_layer_mlp(input_dim: int, output_dim: int, hidden_dim: int, initial_layer_norm: bool = False,
-                        residual: bool = False) -> nn.Module:
+def build_two_layer_mlp(
+    input_dim: int, output_dim: int, hidden_dim: int, initial_layer_norm: bool = False, residual: bool = False
+) -> nn.Module:
     """Build a perceptron with one hidden layer; see `build_mlp`."""
     return build_mlp(input_dim, output_dim, [hidden_dim], initial_layer_norm=initial_layer_norm, residual=residual)
 
 
 def _layer_options(dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps) -> dict[str, Any]:
     """Name the arguments of a transformer layer as PyTorch does."""
-    return dict(d_model=dim, nhead=n_heads, dim_feedforward=4 * dim if hidden_dim is None else hidden_dim,
-                dropout=dropout, activation=get_activation_fn(activation_fn), layer_norm_eps=layer_norm_eps,
-                batch_first=True, norm_first=True)
+    return dict(
+        d_model=dim,
+        nhead=n_heads,
+        dim_feedforward=4 * dim if hidden_dim is None else hidden_dim,
+        dropout=dropout,
+        activation=get_activation_fn(activation_fn),
+        layer_norm_eps=layer_norm_eps,
+        batch_first=True,
+        norm_first=True,
+    )
 
 
-def build_transformer_encoder(input_dim: int, output_dim: int, n_layers: int, n_heads: int,
-                              hidden_dim: Optional[int] = None, dropout: float = 0.0,
-                              activation_fn: Activation = "relu", layer_norm_eps: float = 1e-5,
-                              use_output_transform: bool = True) -> nn.Module:
+def build_transformer_encoder(
+    input_dim: int,
+    output_dim: int,
+    n_layers: int,
+    n_heads: int,
+    hidden_dim: Optional[int] = None,
+    dropout: float = 0.0,
+    activation_fn: Activation = "relu",
+    layer_norm_eps: float = 1e-5,
+    use_output_transform: bool = True,
+) -> nn.Module:
     """Build a pre-norm transformer encoder from (B, N, input_dim) to (B, N, output_dim).
 
     Args:
@@ -118,11 +146,18 @@ def build_transformer_encoder(input_dim: int, output_dim: int, n_layers: int, n_
     return nn.Sequential(*layers)
 
 
-def build_transformer_decoder(input_dim: int, output_dim: int, n_layers: int, n_heads: int,
-                              hidden_dim: Optional[int] = None, dropout: float = 0.0,
-                              activation_fn: Activation = "relu", layer_norm_eps: float = 1e-5,
-                              return_attention_weights: bool = False,
-                              attention_weight_type: Union[int, str] = -1) -> nn.Module:
+def build_transformer_decoder(
+    input_dim: int,
+    output_dim: int,
+    n_layers: int,
+    n_heads: int,
+    hidden_dim: Optional[int] = None,
+    dropout: float = 0.0,
+    activation_fn: Activation = "relu",
+    layer_norm_eps: float = 1e-5,
+    return_attention_weights: bool = False,
+    attention_weight_type: Union[int, str] = -1,
+) -> nn.Module:
     """Build a pre-norm transformer decoder without final norm.
 
     It is called with `tgt` (B, P, D), `memory` (B, K, D), `tgt_mask` (P, P) and optionally

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 class TransformerDecoderLayerWithAttention(nn.TransformerDecoderLayer):
     """A pre-norm decoder layer that also returns its cross-attention."""
 
-    def forward(self, tgt: Tensor, memory: Tensor, tgt_mask: Optional[Tensor] = None,
-                memory_key_padding_mask: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Optional[Tensor] = None,
+        memory_key_padding_mask: Optional[Tensor] = None,
+    ) -> tuple[Tensor, Tensor]:
         """Decode.
 
         Args:
@@ -42,16 +47,27 @@ class TransformerDecoderWithAttention(nn.TransformerDecoder):
         ValueError: If there is no such layer, or for any other string.
     """
 
-    def __init__(self, decoder_layer: TransformerDecoderLayerWithAttention, num_layers: int,
-                 attention_weight_type: Union[int, str] = -1):
+    def __init__(
+        self,
+        decoder_layer: TransformerDecoderLayerWithAttention,
+        num_layers: int,
+        attention_weight_type: Union[int, str] = -1,
+    ):
         super().__init__(decoder_layer, num_layers)
         if attention_weight_type != "mean" and attention_weight_type not in range(-num_layers, num_layers):
-            raise ValueError(f"attention_weight_type is {attention_weight_type!r}, but has to be 'mean' or "
-                             f"the index of one of {num_layers} layers.")
+            raise ValueError(
+                f"attention_weight_type is {attention_weight_type!r}, but has to be 'mean' or "
+                f"the index of one of {num_layers} layers."
+            )
         self.attention_weight_type = attention_weight_type
 
-    def forward(self, tgt: Tensor, memory: Tensor, tgt_mask: Optional[Tensor] = None,
-                memory_key_padding_mask: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Optional[Tensor] = None,
+        memory_key_padding_mask: Optional[Tensor] = None,
+    ) -> tuple[Tensor, Tensor]:
         """Decode; see `TransformerDecoderLayerWithAttention`.
 
         Returns:

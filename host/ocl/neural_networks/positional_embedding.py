@@ -26,8 +26,9 @@ class SoftPositionEmbed(nn.Module):
         savi_style: Map coordinates in [-1, 1] instead of the distances to all sides.
     """
 
-    def __init__(self, n_spatial_dims: int, feature_dim: int, cnn_channel_order: bool = False,
-                 savi_style: bool = False):
+    def __init__(
+        self, n_spatial_dims: int, feature_dim: int, cnn_channel_order: bool = False, savi_style: bool = False
+    ):
         super().__init__()
         self.cnn_channel_order, self.savi_style = cnn_channel_order, savi_style
         self.dense = nn.Linear(n_spatial_dims if savi_style else 2 * n_spatial_dims, feature_dim)

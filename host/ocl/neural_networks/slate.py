@@ -40,15 +40,26 @@ class Conv2dBlockWithGroupNorm(nn.Module):
         ValueError: If the initialization is unknown.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0,
-                 dilation: int = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
-                 weight_init: str = "xavier"):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        weight_init: str = "xavier",
+    ):
         super().__init__()
         initializers = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_uniform_}
         if weight_init not in initializers:
             raise ValueError(f"Unknown weight_init {weight_init!r}: choose xavier or kaiming.")
-        self.conv2d = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-                                padding_mode)
+        self.conv2d = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        )
         self.group_norm = nn.GroupNorm(1, out_channels)
         initializers[weight_init](self.conv2d.weight)
         if bias:

@@ -1,4 +1,5 @@
 """Reading and writing checkpoints: nothing is unpickled, and no half-written file looks like a whole one."""
+
 import os
 import pickle
 import re
@@ -39,8 +40,10 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
         problem = f"is damaged, cut off or no checkpoint: {_reason(error)}"
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             found = re.search(r"GLOBAL (\S+)|$", str(error)).group(1) or "other objects"
-            problem = (f"is refused: besides tensors and plain values it holds {found}, "
-                       "and unpickling objects can run any code. Save it again without them.")
+            problem = (
+                f"is refused: besides tensors and plain values it holds {found}, "
+                "and unpickling objects can run any code. Save it again without them."
+            )
         raise CheckpointError(f"Checkpoint {path} {problem}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"Checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary.")
@@ -97,9 +100,11 @@ def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: 
     differences = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own],
-        "of another shape": [f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-                             for name, value in own.items()
-                             if torch.is_tensor(value) and name in state and state[name].shape != value.shape],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if torch.is_tensor(value) and name in state and state[name].shape != value.shape
+        ],
     }
     found = [f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names]
     if found:

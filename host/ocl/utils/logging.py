@@ -1,4 +1,5 @@
 """Logging to MLflow, which is an optional dependency."""
+
 import os
 from typing import Any
 

@@ -30,8 +30,9 @@ def _interpolate(images: Tensor, mode: str, **size) -> Tensor:
     return resized.reshape(*lead, *resized.shape[1:])
 
 
-def resize_patches_to_image(patches: Tensor, size: Optional[int] = None, scale_factor: Optional[float] = None,
-                            resize_mode: str = "bilinear") -> Tensor:
+def resize_patches_to_image(
+    patches: Tensor, size: Optional[int] = None, scale_factor: Optional[float] = None, resize_mode: str = "bilinear"
+) -> Tensor:
     """Resize the patches of a square image.
 
     Args:
@@ -64,8 +65,13 @@ class Resize(nn.Module):
         ValueError: If the mode is unknown.
     """
 
-    def __init__(self, size: Union[None, int, tuple[int, int]] = None, resize_mode: str = "bilinear",
-                 patch_mode: bool = False, channels_last: bool = False):
+    def __init__(
+        self,
+        size: Union[None, int, tuple[int, int]] = None,
+        resize_mode: str = "bilinear",
+        patch_mode: bool = False,
+        channels_last: bool = False,
+    ):
         super().__init__()
         if resize_mode not in RESIZE_MODES:
             raise ValueError(f"Unknown resize_mode {resize_mode!r}: choose one of {', '.join(RESIZE_MODES)}.")

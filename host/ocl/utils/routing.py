@@ -1,4 +1,5 @@
 """Modules that run other modules on a shared tree of inputs and outputs."""
+
 import functools
 
 import torch

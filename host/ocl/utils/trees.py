@@ -3,6 +3,7 @@
 Dicts, dataclasses, namedtuples, lists and tuples are the containers; everything else is a leaf. A path is a
 list with one component per level: a key, a field name or an index.
 """
+
 import copy
 import dataclasses
 import operator
@@ -162,8 +163,10 @@ def split_tree(tree, split_paths, split_axis, chunk_size):
     if len({tensor.shape[split_axis] for tensor in tensors.values()}) > 1:
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         raise ValueError(f"The tensors {split_paths} differ in length along axis {split_axis}: {shapes}.")
-    chunks = [tensor.unbind(split_axis) if chunk_size == 1 else tensor.split(chunk_size, split_axis)
-              for tensor in tensors.values()]
+    chunks = [
+        tensor.unbind(split_axis) if chunk_size == 1 else tensor.split(chunk_size, split_axis)
+        for tensor in tensors.values()
+    ]
     for step in zip(*chunks):
         replacements = dict(zip(tensors, step))
 

@@ -1,0 +1,43 @@
+"""Names that have changed: an old one fails with a sentence that says the new one."""
+
+import sys
+from importlib.abc import MetaPathFinder
+
+MODULES = {
+    "ocl_msf.callbacks": "ocl_msf.training.callbacks",
+    "ocl_msf.checkpoints": "ocl_msf.experiments.runs",
+    "ocl_msf.editing": "ocl_msf.results.editing",
+    "ocl_msf.ema": "ocl_msf.training.ema",
+    "ocl_msf.environment": "ocl_msf.training.environment",
+    "ocl_msf.figures": "ocl_msf.results.figures",
+    "ocl_msf.outputs": "ocl_msf.results.outputs",
+    "ocl_msf.paper": "ocl_msf.experiments.paper",
+    "ocl_msf.progress": "ocl_msf.training.progress",
+    "ocl_msf.protocol": "ocl_msf.experiments.protocol",
+    "ocl_msf.report": "ocl_msf.results.report",
+    "ocl_msf.runs": "ocl_msf.experiments.runs",
+    "ocl_msf.tables": "ocl_msf.experiments.tables",
+    "ocl_msf.tasks": "ocl_msf.experiments.tasks",
+    "ocl_msf.visualizations": "ocl_msf.results.visualizations",
+    "ocl_msf.data.clevrtex": "ocl_msf.data.raw.clevrtex",
+    "ocl_msf.data.coco": "ocl_msf.data.raw.coco",
+    "ocl_msf.data.moving_scenes": "ocl_msf.data.synthetic.moving_scenes",
+    "ocl_msf.data.movi": "ocl_msf.data.raw.movi",
+    "ocl_msf.data.openimages": "ocl_msf.data.raw.openimages",
+    "ocl_msf.data.scenes": "ocl_msf.data.synthetic.scenes",
+    "ocl_msf.data.voc": "ocl_msf.data.raw.voc",
+}
+
+
+class OldNames(MetaPathFinder):
+    """Asked last, so for modules that nobody else has."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        """Refuse an old name with the new one; know nothing of any other."""
+        if name in MODULES:
+            raise ModuleNotFoundError(f"{name} is called {MODULES[name]} now.", name=name)
+
+
+if OldNames not in sys.meta_path:
+    sys.meta_path.append(OldNames)

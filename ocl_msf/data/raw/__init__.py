@@ -1,0 +1,1 @@
+"""The raw downloads, a module for each."""

@@ -1,0 +1,190 @@
+"""Files of a raw download by name, in folders or in zip and tar archives, which are read without unpacking."""
+
+import fnmatch
+import functools
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Collection, Dict, Iterator, NamedTuple, Optional, Tuple, Union
+
+from ocl_msf.data.raw._tars import TarMember, list_members
+from ocl_msf.files import DataError
+
+# What reading a damaged archive raises; encrypted ones are a RuntimeError, unknown methods NotImplementedError.
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError)
+READ_ERRORS += (zipfile.BadZipFile, tarfile.TarError, zlib.error)
+
+
+class Source(NamedTuple):
+    """Where a file is; small and picklable, archives are opened once in every process that reads.
+
+    Attributes:
+        path: Of the file itself, or of the archive.
+        member: In the archive; () is the file itself, two names are an archive in the archive and its member.
+    """
+
+    path: str
+    member: Tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ":".join((self.path, *self.member))
+
+    def read(self) -> bytes:
+        """The content.
+
+        Raises:
+            READ_ERRORS: The file or its archive is damaged.
+        """
+        if not self.member:
+            return Path(self.path).read_bytes()
+        return _archive(self.path, self.member[:-1], _state(self.path)).read(self.member[-1])
+
+
+AnySource = Union[Source, TarMember]
+
+
+class Sources:
+    """The wanted files of a download, wherever they lie below a folder or in the archives there.
+
+    Args:
+        root: Folder of the download.
+        folders: Names of the folders whose files are wanted.
+        files: Names of the files that are wanted in whatever folder.
+        tars: Patterns of the names of tar archives to look into, such as "VOC*.tar"; into zips it looks always.
+        without: Names of folders in which nothing is wanted.
+
+    Files that are unpacked come before those in archives. Hidden files and `__MACOSX` do not count.
+
+    Raises:
+        DataError: There is no such folder, or an archive in it is damaged.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        folders: Collection[str],
+        files: Collection[str] = (),
+        tars: Collection[str] = (),
+        without: Collection[str] = (),
+    ) -> None:
+        if not root.is_dir():
+            raise DataError(f"{root} is no folder. Give the one with the downloaded files.")
+        self._folders, self._files = frozenset(folders), frozenset(files)
+        self._without = frozenset([*without, "__MACOSX"])
+        self._sources: Dict[str, AnySource] = {}
+        paths = list(self._walk(root))
+        for path in paths:
+            self._add(path.parent.name, path.name, Source(str(path)))
+        for path in paths:
+            if path.suffix == ".zip":
+                self._add_archive(Source(str(path)))
+            elif any(fnmatch.fnmatch(path.name, pattern) for pattern in tars):
+                self._add_tar(path)
+
+    def find(self, name: str) -> Optional[AnySource]:
+        """Where `folder/name`, or a file wanted by its name, is; None where it is not."""
+        return self._sources.get(name)
+
+    def count(self, folder: str) -> int:
+        """How many files of a wanted folder there are."""
+        return sum(name.startswith(folder + "/") for name in self._sources)
+
+    def _ignored(self, parts: Collection[str]) -> bool:
+        return any(part.startswith(".") or part in self._without for part in parts)
+
+    def _walk(self, root: Path) -> Iterator[Path]:
+        for folder, folders, names in os.walk(str(root)):
+            folders[:] = sorted(name for name in folders if not self._ignored([name]))
+            yield from (Path(folder, name) for name in sorted(names) if not self._ignored([name]))
+
+    def _add(self, folder: str, name: str, source: AnySource) -> None:
+        if name in self._files:
+            self._sources.setdefault(name, source)
+        if folder in self._folders:
+            self._sources.setdefault(f"{folder}/{name}", source)
+
+    def _add_tar(self, path: Path) -> None:
+        try:
+            for member in list_members([path]):
+                parts = [part for part in member.name.split("/") if part not in ("", ".")]
+                if parts and not self._ignored(parts):
+                    self._add(parts[-2] if len(parts) > 1 else "", parts[-1], member)
+        except READ_ERRORS as error:
+            raise DataError(
+                f"{path} is no intact tar archive ({error}). Download it again, or move it elsewhere."
+            ) from error
+
+    def _add_archive(self, source: Source) -> None:
+        try:
+            archive = _archive(source.path, source.member, _state(source.path))
+        except READ_ERRORS as error:
+            raise DataError(
+                f"{source} is no intact zip archive ({error}). Download it again, or move it elsewhere."
+            ) from error
+        stem = (source.member or (source.path,))[-1].rsplit("/", 1)[-1][: -len(".zip")]
+        for member in archive.namelist():
+            parts = member.split("/")
+            if not parts[-1] or self._ignored(parts):
+                continue
+            inner = Source(source.path, (*source.member, member))
+            self._add(parts[-2] if len(parts) > 1 else stem, parts[-1], inner)
+            if not source.member and parts[-1][: -len(".zip")] in self._folders and member.endswith(".zip"):
+                self._add_archive(inner)
+
+
+def _state(path: str) -> Tuple[int, ...]:
+    """Distinguishes an archive from another one that took its name, and this process from its parent."""
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size, os.getpid()
+
+
+@functools.lru_cache(maxsize=6)  # COCO needs five at a time; large ones take 600 bytes for each file in them
+def _archive(path: str, inner: Tuple[str, ...], state: Tuple[int, ...]) -> zipfile.ZipFile:
+    if not inner:
+        return zipfile.ZipFile(path)
+    outer = _archive(path, (), state)
+    info = outer.getinfo(inner[0])
+    if info.compress_type != zipfile.ZIP_STORED:
+        return zipfile.ZipFile(outer.open(info))  # seeking inflates: fast for members in their order
+    return zipfile.ZipFile(io.BufferedReader(_Part(path, info)))
+
+
+class _Part(io.RawIOBase):
+    """A member that is stored without compression, as a file to seek in."""
+
+    def __init__(self, path: str, info: zipfile.ZipInfo) -> None:
+        super().__init__()
+        self._file = open(path, "rb")
+        self._file.seek(info.header_offset + 26)  # of the local header: the lengths of name and extra field
+        lengths = self._file.read(4)
+        name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
+        self._start, self._size = info.header_offset + 30 + name + extra, info.file_size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError(f"position {position} is before the start")
+        self._position = position
+        return position
+
+    def readinto(self, buffer) -> int:
+        self._file.seek(self._start + self._position)
+        count = max(0, min(len(buffer), self._size - self._position))
+        content = self._file.read(count)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

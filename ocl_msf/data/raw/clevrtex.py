@@ -1,0 +1,187 @@
+"""ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/) and scenes in its layout.
+
+Raw: `clevrtex_<variant>/<n>/CLEVRTEX_<variant>_<index>.png` with the mask `..._flat.png`, a palette image
+whose pixel values are object numbers, 0 the background. Other files are ignored. Where there are no such files, they
+are read from `clevrtex_<variant>.tar.gz` or `clevrtex_<variant>_part1.tar.gz`, `..._part2.tar.gz` and so on.
+"""
+
+import argparse
+import functools
+import re
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Tuple
+
+import numpy as np
+
+from ocl_msf.data.raw._images import central_square, crop_image, crop_mask, read_image
+from ocl_msf.data.raw._sources import READ_ERRORS, AnySource, Source
+from ocl_msf.data.raw._tars import SUFFIXES, list_members
+from ocl_msf.data.shards import SPLITS, Conversion, Sample, encode_array
+from ocl_msf.files import DataError, Rejected, positive
+
+VARIANTS = ("full", "outd", "camo", "pbg", "vbg", "grassbg")
+MAX_OBJECTS = 10
+
+
+class Scene(NamedTuple):
+    """Index and files of a scene."""
+
+    index: int
+    image: AnySource
+    mask: AnySource
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that only this data set has."""
+    parser.add_argument("--variant", choices=VARIANTS, default="full", help="default: %(default)s")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        metavar="NAME=START:STOP",
+        help="ranges of scenes by index, as in Python slices; default: the benchmark's for full (the first "
+        "tenth is test, the second val, the rest train), test=: for the other variants",
+    )
+    parser.add_argument(
+        "--crop",
+        type=float,
+        default=1.0,
+        help="side of the central square, by the image height: 1 or the benchmark's 0.8",
+    )
+    parser.add_argument(
+        "--size", type=positive, default=128, help="side of the output in pixels (default: %(default)s)"
+    )
+
+
+def folder_name(options: argparse.Namespace) -> str:
+    """Name of the converted data set."""
+    return "clevrtex" if options.variant == "full" else f"clevrtex_{options.variant}"
+
+
+def prepare(options: argparse.Namespace) -> Conversion:
+    """Find the scenes in `options.raw` and plan their conversion.
+
+    Raises:
+        DataError: There are no scenes, some are missing or doubled, or the splits do not fit them.
+    """
+    if not 0 < options.crop <= 1:
+        raise DataError(f"--crop {options.crop} is not a share of the image height. Choose a number in (0, 1].")
+    scenes = find_scenes(options.raw, options.variant)
+    ranges = _split_ranges(options.splits or _default_splits(options.variant, len(scenes)), len(scenes))
+    return Conversion(
+        options={"variant": options.variant, "splits": ranges, "crop": options.crop, "size": options.size},
+        splits={name: scenes[start:stop] for name, (start, stop) in ranges.items()},
+        encode=functools.partial(encode_scene, options.crop, options.size),
+    )
+
+
+def find_scenes(raw: Path, variant: str) -> List[Scene]:
+    """All scenes by their index, which counts from 0 without gaps; every one has its mask."""
+    pattern = f"CLEVRTEX_{variant}_*.png"
+    files: Dict[Tuple[int, bool], AnySource] = {}
+    for name, source in _list_folders(raw, variant, pattern) or _list_archives(raw, variant):
+        match = re.fullmatch(rf"CLEVRTEX_{variant}_(\d+)(_flat)?\.png", name)
+        if match is None:
+            continue
+        key = int(match.group(1)), bool(match.group(2))
+        if key in files:
+            raise DataError(f"Scene {key[0]} is there twice: {files[key]} and {source}. Remove one of them.")
+        files[key] = source
+    images = [index for index, is_mask in files if not is_mask]
+    if not images:
+        raise DataError(
+            f"No ClevrTex scenes in {raw}: looked for <n>/{pattern}, clevrtex_{variant}/<n>/{pattern} and "
+            f"clevrtex_{variant}*.tar.gz, found {_content(raw)}. Give the folder with the numbered folders, its "
+            "parent, or that of the archives."
+        )
+    gap = next((index for index in range(len(images)) if (index, False) not in files), None)
+    if gap is not None:
+        raise DataError(f"Scene {gap} is missing in {raw}, though later ones are there. Get all parts of the download.")
+    for index in range(len(images)):
+        if (index, True) not in files:
+            name = f"CLEVRTEX_{variant}_{index:06d}_flat.png"
+            raise DataError(f"{name} is missing, though {files[index, False]} is there. Get all parts of the download.")
+    return [Scene(index, files[index, False], files[index, True]) for index in range(len(images))]
+
+
+def _list_folders(raw: Path, variant: str, pattern: str) -> List[Tuple[str, AnySource]]:
+    paths = sorted([*raw.glob(f"*/{pattern}"), *raw.glob(f"clevrtex_{variant}/*/{pattern}")])
+    return [(path.name, Source(str(path))) for path in paths]
+
+
+def _list_archives(raw: Path, variant: str) -> Iterator[Tuple[str, AnySource]]:
+    """The files in the archive of a variant; its parts are one archive, or one each."""
+    paths = {}
+    for path in sorted(raw.glob(f"clevrtex_{variant}*")):
+        match = re.fullmatch(rf"clevrtex_{variant}(?:_part(\d+))?({'|'.join(map(re.escape, SUFFIXES))})", path.name)
+        if match is not None:
+            paths[int(match.group(1) or 1)] = path
+    missing = [number for number in range(1, max(paths, default=0)) if number not in paths]
+    if missing:
+        raise DataError(f"Part {missing[0]} of {paths[max(paths)]} is missing. Get all parts of the download.")
+    try:
+        for member in list_members([paths[number] for number in sorted(paths)]) if paths else ():
+            yield member.name.rsplit("/", 1)[-1], member
+    except READ_ERRORS as error:
+        names = ", ".join(path.name for path in paths.values())
+        raise DataError(f"{raw}: {names} cannot be read ({error}). Download again, or unpack all parts.") from error
+
+
+def _content(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "an empty folder"
+
+
+def _default_splits(variant: str, count: int) -> List[str]:
+    if variant != "full":
+        return ["test=:"]
+    tenth = count // 10
+    return [f"test=0:{tenth}", f"val={tenth}:{2 * tenth}", f"train={2 * tenth}:"]
+
+
+def _split_ranges(texts: List[str], count: int) -> Dict[str, List[int]]:
+    """Positions [start, stop) by split name."""
+    ranges = {}
+    for text in texts:
+        match = re.fullmatch(r"(\w+)=(-?\d*):(-?\d*)", text)
+        if match is None or match.group(1) not in SPLITS:
+            raise DataError(f"--splits {text} is not like train=0:100, with a name among {', '.join(SPLITS)}.")
+        name, start, stop = match.groups()
+        if name in ranges:
+            raise DataError(f"--splits names {name} twice.")
+        span = range(count)[slice(int(start) if start else None, int(stop) if stop else None)]
+        if not span:
+            raise DataError(f"Split {text} is empty: there are {count} scenes. Choose other --splits.")
+        ranges[name] = [span.start, span.stop]
+    return ranges
+
+
+def encode_scene(crop: float, size: int, scene: Scene) -> Sample:
+    """Crop and resize a scene.
+
+    Returns:
+        The six-digit index and the files `image.png`, RGB, `mask.npy.gz` (11, size, size, 1) uint8, binary,
+        the background first, then the objects by their numbers, and `visibility.npy.gz` (11,) float32, 1 for
+        masks with a pixel. An object that the crop leaves out has an empty mask.
+
+    Raises:
+        Rejected: A file is damaged, or the mask does not fit.
+    """
+    name = f"scene {scene.index}"
+    image = read_image(name, "image", scene.image, mode="RGB")
+    mask = read_image(name, "mask", scene.mask, image.size, formats=("PNG",))
+    if mask.mode not in ("P", "L"):
+        raise Rejected("mask is neither a palette nor a grey image", name, f"{scene.mask}: {mask.mode}")
+    numbers = np.asarray(mask)
+    if numbers.max() > MAX_OBJECTS:
+        raise Rejected(f"mask has an object above {MAX_OBJECTS}", name, f"{scene.mask}: {numbers.max()}")
+    box = central_square(*image.size, crop)
+    numbers = crop_mask(numbers, box, size)
+    masks = (numbers == np.arange(MAX_OBJECTS + 1)[:, None, None]).astype(np.uint8)[..., None]
+    files = {
+        "image.png": crop_image(image, box, size),
+        "mask.npy.gz": encode_array(masks),
+        "visibility.npy.gz": encode_array(masks.any(axis=(1, 2, 3)).astype(np.float32)),
+    }
+    return f"{scene.index:06d}", files

@@ -1,0 +1,1 @@
+"""Scenes and videos made here, in the layouts of ClevrTex and MOVi."""

@@ -1,0 +1,1 @@
+"""Results: saved outputs, figures, a report, and edited slots."""

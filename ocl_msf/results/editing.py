@@ -1,0 +1,191 @@
+"""Swap or drop slots of two images, and see what the decoder writes from the rest.
+
+    python -m ocl_msf.results.editing RUN A.png B.png --out slots.png                        # which slot is what
+    python -m ocl_msf.results.editing RUN A.png B.png --swap 2:3 --drop 1 --out edit.png
+
+RUN is the folder of a finished run of stage 2, or one of its checkpoints.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+
+from ocl_msf._host import require_host
+from ocl_msf.experiments.runs import STEP, read_weights
+from ocl_msf.files import DataError, replacing
+from ocl_msf.results.visualizations import paint, reconstruct
+
+with require_host():
+    from ocl.cli.train import build_model_from_config
+
+
+class Edit(NamedTuple):
+    """What an edit has made of two images.
+
+    Attributes:
+        masks: slot numbers of the pixels (2, h, w), int64.
+        before: images from the slots as they are (2, 3, h, w) in [-1, 1].
+        after: images from the edited slots, the same shape.
+    """
+
+    masks: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+def edit_slots(
+    slots: torch.Tensor, swaps: Sequence[Tuple[int, int]] = (), drops: Sequence[int] = ()
+) -> List[torch.Tensor]:
+    """Exchange slots of two images, then leave slots of the first out.
+
+    Args:
+        slots: (2, k, d).
+        swaps: (slot of the first image, slot of the second) each, counted from 0.
+        drops: slots of the first image.
+
+    Returns:
+        The slots of both images, (k - dropped, d) and (k, d).
+
+    Raises:
+        ValueError: there is no such slot, it is swapped twice, or none would be left.
+    """
+    count = slots.shape[1]
+    for slot in [*drops, *(slot for pair in swaps for slot in pair)]:
+        if not 0 <= slot < count:
+            raise ValueError(f"There is no slot {slot}: this model's slots are 0 to {count - 1}.")
+    for side in zip(*swaps):
+        if len(set(side)) < len(side):
+            raise ValueError("A slot can be swapped only once.")
+    kept = [slot for slot in range(count) if slot not in drops]
+    if not kept:
+        raise ValueError(f"All {count} slots would be dropped: keep one.")
+    first, second = slots[0].clone(), slots[1].clone()
+    for a, b in swaps:
+        first[a], second[b] = slots[1, b], slots[0, a]
+    return [first[kept], second]
+
+
+@torch.no_grad()
+def edit(
+    model: nn.Module, images: torch.Tensor, swaps: Sequence[Tuple[int, int]] = (), drops: Sequence[int] = ()
+) -> Edit:
+    """Edit the slots of two images and let the model's decoder write both.
+
+    Args:
+        model: of stage 2, with the parts `perceptual_grouping`, `masks`, `decoder` and `guidance`.
+        images: (2, 3, h, w) in [-1, 1].
+        swaps, drops: see `edit_slots`.
+
+    Raises:
+        ValueError: see `edit_slots`.
+    """
+    model.eval()
+    outputs = model({"image": images, "batch_size": len(images)})
+    slots, parts = outputs["perceptual_grouping"].objects, model.models
+    edited = edit_slots(slots, swaps, drops)
+    before = reconstruct(slots, parts["decoder"], parts["guidance"])
+    after = torch.cat([reconstruct(one[None], parts["decoder"], parts["guidance"]) for one in edited])
+    return Edit(outputs["masks"].argmax(1), before, after)
+
+
+def load_model(run: Path) -> Tuple[nn.Module, DictConfig]:
+    """Build the model of a run folder, or of one of its checkpoints, with its weights: model and training config.
+
+    Raises:
+        FileNotFoundError: there is no config, or no checkpoint.
+        ValueError: the checkpoint cannot be read.
+    """
+    made = [run] if run.suffix == ".ckpt" else run.glob("lightning_logs/version_*/checkpoints/*.ckpt")
+    steps = sorted((int(found.group(1)), path) for path in made for found in [STEP.search(path.name)] if found)
+    folder = run.parents[3] if run.suffix == ".ckpt" and len(run.parents) > 3 else run
+    config_path = folder / "config" / "config.yaml"
+    if not (steps and config_path.is_file()):
+        raise FileNotFoundError(
+            f"{run} is no run of stage 2: it has no config/config.yaml or no checkpoint. Give a folder below "
+            "outputs/msf/slate_<data>/, or a checkpoint in it."
+        )
+    config = OmegaConf.load(config_path)
+    model = build_model_from_config(config)
+    model.models.load_state_dict(read_weights(steps[-1][1], "models"))
+    return model, config
+
+
+def load_images(paths: Sequence[Path], config: DictConfig) -> torch.Tensor:
+    """Read pictures, cut to their central square and prepared as in training: (b, 3, size, size) in [-1, 1].
+
+    Raises:
+        ValueError: a file is not there or is no picture.
+    """
+    prepare = instantiate(config.experiment.image_transform)
+    images = []
+    for path in paths:
+        try:
+            image = Image.open(path).convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        images.append(prepare(image.crop((left, top, left + side, top + side))))
+    return torch.stack(images)
+
+
+def draw(images: torch.Tensor, edited: Edit, path: Path) -> None:
+    """Write a picture of a column for each image: the image, its numbered slots, what is written before and after."""
+    figure = Figure(figsize=(5, 10), dpi=110)
+    axes = figure.subplots(4, 2)
+    rows = {"input": images, "slots": edited.masks, "from slots": edited.before, "edited": edited.after}
+    for row, (label, pictures) in zip(axes, rows.items()):
+        row[0].set_ylabel(label)
+        for axis, picture in zip(row, pictures.cpu()):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if label == "slots":
+                axis.imshow(paint(picture.numpy()), interpolation="nearest")
+                for slot in picture.unique().tolist():
+                    place = np.argwhere(picture.numpy() == slot)
+                    y, x = place[len(place) // 2]
+                    axis.text(x, y, str(slot), ha="center", va="center", color="white", bbox={"facecolor": "black"})
+            else:
+                axis.imshow(((picture.float().permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy())
+    figure.tight_layout(pad=0.4)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _pair(text: str) -> Tuple[int, int]:
+    try:
+        first, second = map(int, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not of the form A:B, such as 2:3") from None
+    return first, second
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ocl_msf.results.editing", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a run of stage 2, or a checkpoint in it")
+    parser.add_argument("images", type=Path, nargs=2, metavar="IMAGE", help="two pictures, A and B")
+    parser.add_argument("--swap", type=_pair, nargs="+", default=[], metavar="A:B", help="slot of A for slot of B")
+    parser.add_argument("--drop", type=int, nargs="+", default=[], metavar="A", help="slots of A to leave out")
+    parser.add_argument("--out", type=Path, default=Path("edit.png"), help="the picture (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        model, config = load_model(options.run)
+        images = load_images(options.images, config)
+        draw(images, edit(model, images, options.swap, options.drop), options.out)
+    except (ValueError, FileNotFoundError, DataError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.out}: {images.shape[-1]}x{images.shape[-1]} pixels each, slots 0 and up in the second row")
+
+
+if __name__ == "__main__":
+    main()

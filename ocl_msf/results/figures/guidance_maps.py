@@ -1,0 +1,180 @@
+"""Guidance maps (section 4.2, Fig. 3): what a VAE makes of an image, scale by scale, before and after fusion."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
+from torch import nn
+
+from ocl_msf.files import DataError, replacing
+from ocl_msf.results.figures.style import STYLE, new_figure, save, show, to_pixels
+
+Pictures = Dict[str, List[np.ndarray]]  # N pictures (h_n, w_n, 3), uint8, of each kind
+FILE = "guidance.npz"
+BEFORE, AFTER, VARIANT, FUSED, WINNERS = "X^si before fusion", "X^si after fusion", "X^sv", "X", "winning scale"
+TITLES = {"input": "input", BEFORE: "$X^{si}$ before\nfusion", AFTER: "$X^{si}$ after\nfusion", VARIANT: "$X^{sv}$"}
+TITLES.update({FUSED: "$X$", WINNERS: "winning\nscale"})
+SCALES = ["#440154", "#21918C", "#FDE725", "#5EC962", "#3B528B"]  # of viridis, far apart in lightness
+
+
+def color_features(maps: Sequence[torch.Tensor]) -> List[np.ndarray]:
+    """Colour super-pixels by their first three principal components, those of all maps together.
+
+    Args:
+        maps: (c, h_n, w_n) each; equal vectors get equal colours, in whichever of the maps they are.
+
+    Returns:
+        (h_n, w_n, 3) in [0, 1] each, every component over its whole range; 0.5 where a component does not vary.
+    """
+    rows = torch.cat([m.detach().double().cpu().flatten(1) for m in maps], 1).T.numpy()
+    rows = rows - rows.mean(0)
+    _, spread, axes = np.linalg.svd(rows, full_matrices=False)
+    axes = axes[:3] * (spread[:3] > 1e-9 * max(spread[0], 1e-30))[:, None]
+    largest = np.abs(axes).argmax(1)
+    axes = axes * np.where(axes[np.arange(len(axes)), largest] < 0, -1, 1)[:, None]  # signs are arbitrary: fix them
+    colors = np.full((len(rows), 3), 0.5)
+    for column, values in enumerate((rows @ axes.T).T):
+        low, high = values.min(), values.max()
+        if high > low:
+            colors[:, column] = (values - low) / (high - low)
+    ends = np.cumsum([m[0].numel() for m in maps])[:-1]
+    return [part.reshape(*m.shape[1:], 3) for part, m in zip(np.split(colors, ends), maps)]
+
+
+def guidance_maps(vae: nn.Module, image: torch.Tensor) -> Pictures:
+    """Draw what a VAE makes of one image, scale by scale (section 4.2, Fig. 3).
+
+    Args:
+        vae: `ocl_msf.autoencoder.VQVAE`, in evaluation mode.
+        image: (3, h, w) in [-1, 1].
+
+    Returns:
+        N pictures of each kind: "input"; "X^si before fusion", "X^si after fusion", "X^sv" and "X", as far as the VAE
+        has these, coloured by `color_features`; and "winning scale". X^si of all scales, before and after, is of
+        one codebook and has one key of colours, as has X; every X^sv is of a codebook, and a key, of its own.
+    """
+    with torch.no_grad():
+        pyramid = vae.pyramid(image.unsqueeze(0))
+        output = vae.encode(image.unsqueeze(0))
+    found: Pictures = {"input": [to_pixels(scale[0]) for scale in pyramid[: len(output.quantized)]]}
+    parts = vae.quantizer.parts(output) if hasattr(vae.quantizer, "parts") else None
+    if parts is not None:
+        unfused, invariant = list(parts.unfused or ()), list(parts.invariant)
+        colored = color_features([m[0] for m in unfused + invariant])
+        found.update({BEFORE: colored[: len(unfused)]} if unfused else {})
+        found[AFTER] = colored[len(unfused) :]
+        found.update({VARIANT: [color_features([m[0]])[0] for m in parts.variant]} if parts.variant else {})
+    found[FUSED] = color_features([m[0] for m in output.quantized])
+    if "winners" in output.readouts:
+        shades = np.array([to_rgb(name) for name in SCALES])
+        found[WINNERS] = [shades[winner[0].cpu().numpy() % len(SCALES)] for winner in output.readouts["winners"]]
+    return {kind: [_to_bytes(picture) for picture in pictures] for kind, pictures in found.items()}
+
+
+def _to_bytes(picture: np.ndarray) -> np.ndarray:
+    return picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
+
+
+@rc_context(STYLE)
+def draw_maps(models: Dict[str, Pictures], path: Path) -> None:
+    """Write the `guidance_maps` of one image, by one VAE or several, as PNG: a column for each kind, a row each scale.
+
+    Args:
+        models: the maps, by the name of the VAE; the name of a single one is not printed.
+        path: the file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    kinds = [kind for kind in TITLES if any(kind in pictures for pictures in models.values())]
+    rows = [(name, scale) for name, pictures in models.items() for scale in range(len(pictures[FUSED]))]
+    legend = WINNERS in kinds
+    figure = new_figure(0.4 + 1.15 * len(kinds), 0.35 + 1.18 * len(rows) + 0.22 * legend)
+    axes = figure.subplots(len(rows), len(kinds), squeeze=False)
+    for (name, scale), line in zip(rows, axes):
+        left = f"scale {scale + 1}" if len(models[name][FUSED]) > 1 else ""
+        left = "\n".join(filter(None, [name if len(models) > 1 and scale == 0 else "", left]))
+        for kind, axis in zip(kinds, line):
+            if kind in models[name]:
+                show(axis, models[name][kind][scale], left=left if kind == "input" else "")
+            else:
+                axis.set_axis_off()
+    for kind, axis in zip(kinds, axes[0]):
+        axis.set_title(TITLES[kind], pad=5)
+    if legend:
+        count = max(len(pictures[FUSED]) for pictures in models.values())
+        patches = [Patch(color=SCALES[n], label=f"scale {n + 1}") for n in range(count)]
+        figure.legend(handles=patches, loc="outside lower right", ncols=count, handlelength=1, handleheight=1)
+    save(figure, path)
+
+
+class GuidanceSheet(nn.Module):
+    """Evaluation module that keeps the guidance maps of some images: `<folder>/guidance.npz`, and `guidance_<n>.png`.
+
+    Which images depends on their names alone, if these are given, so runs on the same data show the same images.
+
+    Args:
+        folder: where the files go.
+        num_images: how many.
+    """
+
+    def __init__(self, folder: str, num_images: int = 2):
+        super().__init__()
+        self.folder = Path(folder)
+        self.num_images = num_images
+        self.taken: Dict[Tuple[int, str], Pictures] = {}
+        self.seen = 0
+
+    def forward(self, image: torch.Tensor, vae: nn.Module, key: Optional[Sequence[str]] = None) -> int:
+        """Take images (b, 3, h, w) in [-1, 1], by default the first, and write them; returns how many there are."""
+        changed = False
+        for number, one in enumerate(image):
+            chance = (zlib.crc32(key[number].encode()), key[number]) if key else (self.seen, str(self.seen))
+            self.seen += 1
+            if len(self.taken) < self.num_images or chance < max(self.taken):
+                self.taken[chance] = guidance_maps(vae, one)
+                changed = True
+            if len(self.taken) > self.num_images:
+                del self.taken[max(self.taken)]
+        if changed:
+            self._write()
+        return len(self.taken)
+
+    def _write(self) -> None:
+        images = {name: self.taken[chance, name] for chance, name in sorted(self.taken)}
+        arrays = {
+            f"{name}/{kind}/{scale}": picture
+            for name, pictures in images.items()
+            for kind, found in pictures.items()
+            for scale, picture in enumerate(found)
+        }
+        with replacing(self.folder / FILE) as file:
+            np.savez(file, **arrays)
+        for number, pictures in enumerate(images.values(), 1):
+            draw_maps({"": pictures}, self.folder / f"guidance_{number}.png")
+
+
+def read_guidance(path: Path) -> Dict[str, Pictures]:
+    """Read what `GuidanceSheet` has written: the maps of every image, by its name.
+
+    Raises:
+        DataError: there is no such file, or it is another one.
+    """
+    if not path.is_file():
+        command = f"ocl_eval +evaluation=msf/guidance_maps train_config_path={path.parent}/config/config.yaml"
+        raise DataError(f"There is no {path}. Make it:  {command}")
+    images: Dict[str, Pictures] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for entry in file.files:  # in the order of writing, scale by scale
+                name, kind, _ = entry.rsplit("/", 2)
+                images.setdefault(name, {}).setdefault(kind, []).append(file[entry])
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged or no file of guidance ({error}). Delete it, evaluate again.") from error
+    return images

@@ -1,0 +1,210 @@
+"""Scenes of an evaluation: scored one by one, kept in a file, and drawn for several models side by side (Fig. 2)."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from pytorch_lightning import LightningModule, Trainer
+from torch import nn
+
+from ocl_msf._host import require_host
+from ocl_msf.files import DataError, replacing
+from ocl_msf.results.figures.style import STYLE, new_figure, paint_segments, save, show, to_pixels
+from ocl_msf.training.callbacks import at_validation_end
+
+with require_host():
+    from ocl.metrics import ARIMetric
+
+FILE = "scenes.npz"
+
+
+class Scenes(NamedTuple):
+    """What `SceneScores` has written.
+
+    Attributes:
+        keys: names of all n scenes of the split, sorted.
+        ari_fg: (n,), ARI_fg of each, 0 to 1 (below 0 if worse than chance).
+        shown: names of the m <= n scenes that have pictures, sorted.
+        images: (m, h, w, 3), uint8; of a video the frame in the middle.
+        true_segments: (m, h, w), uint8, 0 is the background.
+        segments: (m, h, w), uint8, which slot has each pixel, from 1 on.
+    """
+
+    keys: np.ndarray
+    ari_fg: np.ndarray
+    shown: np.ndarray
+    images: np.ndarray
+    true_segments: np.ndarray
+    segments: np.ndarray
+
+    @property
+    def ranking(self) -> List[Tuple[float, int]]:
+        """(ARI_fg, number of the picture) of the scenes with pictures, the best first."""
+        scores = dict(zip(self.keys.tolist(), self.ari_fg.tolist()))
+        return sorted(((scores[key], n) for n, key in enumerate(self.shown.tolist())), key=lambda x: (-x[0], x[1]))
+
+
+class SceneScores(nn.Module):
+    """Evaluation module that scores every scene by itself, into `<folder>/scenes.npz`, some with pictures.
+
+    Which ones have pictures depends on their names alone, so runs on the same data show the same scenes. The file is
+    written when the evaluation of a split is over, by the first process for all of them.
+
+    Args:
+        folder: where the file goes; of several processes, that of the first counts.
+        num_pictures: how many scenes have pictures.
+    """
+
+    def __init__(self, folder: str, num_pictures: int = 200):
+        super().__init__()
+        self.path = Path(folder) / FILE
+        self.num_pictures = num_pictures
+        self.scores: Dict[str, float] = {}
+        self.pictures: Dict[Tuple[int, str], Sequence[np.ndarray]] = {}
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        true_masks: torch.Tensor,
+        masks: torch.Tensor,
+        key: Sequence[str],
+        model: LightningModule,
+        ignore: Optional[torch.Tensor] = None,
+    ) -> int:
+        """Take the scenes of a batch.
+
+        Args:
+            image: (b, 3, h, w) or (b, t, 3, h, w) in [-1, 1].
+            true_masks: (b, n, h, w) or (b, t, n, h, w), one-hot; channel 0 is the background.
+            masks: (b, k, h, w) or (b, t, k, h, w), scores.
+            key: names of the b scenes.
+            model: whose trainer says when the evaluation is over.
+            ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are left out of the scores.
+
+        Returns:
+            How many scenes this process has scored.
+        """
+        at_validation_end(model.trainer, self._write)
+        for number, name in enumerate(key):
+            one = slice(number, number + 1)
+            metric = ARIMetric()
+            metric.distributed_available_fn = None  # a scene is this process's own
+            metric.update(masks[one].cpu(), true_masks[one].cpu(), None if ignore is None else ignore[one].cpu())
+            self.scores[name] = float(metric.compute())
+            chance = zlib.crc32(name.encode()), name
+            if len(self.pictures) < self.num_pictures or chance < max(self.pictures):
+                self.pictures[chance] = _picture(image[number], true_masks[number], masks[number])
+            if len(self.pictures) > self.num_pictures:
+                del self.pictures[max(self.pictures)]
+        return len(self.scores)
+
+    def _write(self, trainer: Trainer) -> None:
+        parts = _gather((self.scores, self.pictures))
+        if not trainer.is_global_zero:
+            return
+        scores = {name: score for part, _ in parts for name, score in part.items()}
+        pictures = {chance: picture for _, part in parts for chance, picture in part.items()}
+        names = sorted(scores)
+        shown = sorted(sorted(pictures)[: self.num_pictures], key=lambda chance: chance[1])
+        images, true, found = (np.stack(kind) for kind in zip(*(pictures[chance] for chance in shown)))
+        values = np.array([scores[name] for name in names])
+        arrays = Scenes(np.array(names), values, np.array([name for _, name in shown]), images, true, found)
+        with replacing(self.path) as file:
+            np.savez(file, **arrays._asdict())
+
+
+def _gather(value: Any) -> List[Any]:
+    """The values of all processes."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _picture(image: torch.Tensor, true_masks: torch.Tensor, masks: torch.Tensor) -> Tuple[np.ndarray, ...]:
+    """One scene's image and segments; of a video those of the frame in the middle."""
+    if image.dim() == 4:
+        image, true_masks, masks = (x[len(x) // 2] for x in (image, true_masks, masks))
+    segments = (true_masks.argmax(0), masks.argmax(0) + 1)
+    return (to_pixels(image), *(x.cpu().numpy().astype(np.uint8) for x in segments))
+
+
+def read_scenes(path: Path) -> Scenes:
+    """Read what `SceneScores` has written.
+
+    Raises:
+        DataError: there is no such file, or it is another one.
+    """
+    if not path.is_file():
+        command = f"ocl_eval +evaluation=msf/scenes train_config_path={path.parent}/config/config.yaml"
+        raise DataError(f"There is no {path}. Make it:  {command}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Scenes(*(file[name] for name in Scenes._fields))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged or no file of scenes ({error}). Delete it and evaluate again.") from error
+
+
+def common_scenes(models: Mapping[str, Scenes], count: int) -> List[str]:
+    """Choose scenes that all models have pictures of: evenly from the best to the worst of their mean ARI_fg.
+
+    Raises:
+        DataError: there is none.
+    """
+    shared = sorted(set.intersection(*({*scenes.shown.tolist()} for scenes in models.values())))
+    if not shared:
+        raise DataError("These runs have no scene in common: evaluate them on the same data.")
+    scores = [dict(zip(scenes.keys.tolist(), scenes.ari_fg.tolist())) for scenes in models.values()]
+    ranking = sorted(shared, key=lambda name: (-sum(one[name] for one in scores), name))
+    places = np.linspace(0, len(ranking) - 1, min(count, len(ranking))).round().astype(int)
+    return [ranking[place] for place in places]
+
+
+@rc_context(STYLE)
+def draw_segmentations(models: Mapping[str, Scenes], path: Path, count: int = 8) -> List[str]:
+    """Write segmentations of the same scenes by several models as PNG (Fig. 2).
+
+    A column is a scene, from the one that the models together segment best to the worst; a row is a model. A segment
+    has the colour of the true one that it overlaps best, and ARI_fg stands below.
+
+    Args:
+        models: their scenes, by the name that the row gets.
+        path: the file.
+        count: how many scenes.
+
+    Returns:
+        The names of the scenes.
+
+    Raises:
+        DataError: the models have no scene in common, or the file cannot be written.
+    """
+    names = common_scenes(models, count)
+    figure = new_figure(0.55 + 1.02 * len(names), 1.12 * (2 + len(models)))
+    axes = figure.subplots(2 + len(models), len(names), squeeze=False)
+    first = next(iter(models.values()))
+    for column, name in enumerate(names):
+        place = first.shown.tolist().index(name)
+        show(axes[0, column], first.images[place], left="input" if column == 0 else "")
+        show(axes[1, column], paint_segments(first.true_segments[place]), left="true" if column == 0 else "")
+        for row, (label, scenes) in enumerate(models.items(), 2):
+            place = scenes.shown.tolist().index(name)
+            picture = paint_segments(scenes.segments[place], scenes.true_segments[place])
+            score = scenes.ari_fg[scenes.keys.tolist().index(name)]
+            show(axes[row, column], picture, below=f"ARI_fg {100 * score:.1f}", left=label if column == 0 else "")
+    save(figure, path)
+    return names
+
+
+def scene_strip(scenes: Scenes, number: int, size: int = 128) -> np.ndarray:
+    """Put input, true and predicted segments of one scene side by side: (h, w, 3), uint8, on white."""
+    true, found = scenes.true_segments[number], scenes.segments[number]
+    size = max(size, min(true.shape))
+    parts = [paint_segments(true, size=size), paint_segments(found, true, size)]
+    image = scenes.images[number].repeat(len(parts[0]) // len(true), 0).repeat(len(parts[0]) // len(true), 1)
+    gap = np.full((len(image), max(2, size // 32), 3), 255, np.uint8)
+    return np.concatenate([image, gap, parts[0], gap, parts[1]], 1)

@@ -1,0 +1,69 @@
+"""What a training runs on, written into its run's folder when it starts."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Dict
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from ocl_msf.files import replacing
+
+FILE = Path("config") / "environment.json"
+PACKAGES = (
+    *("ocl-msf", "ocl", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core"),
+    *("timm", "diffusers", "numpy"),
+)
+
+
+class RecordEnvironment(Callback):
+    """Write versions and devices beside the run's configuration, `config/environment.json`, before the first step.
+
+    A run that goes on in the same folder writes those that it goes on with.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, in the first of several processes.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if trainer.is_global_zero:
+            device = f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}"
+            text = json.dumps({"device": device, **software()}, indent=2)
+            with replacing(Path(trainer.default_root_dir) / FILE) as file:
+                file.write(f"{text}\n".encode())
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU and its CUDA, or that of the processor."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return processor_name() if device.type == "cpu" else device.type
+
+
+def processor_name() -> str:
+    """The model of the processor, and the number of its cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        lines = ""  # not Linux
+    found = re.search(r"^model name\s*: (.+)$", lines, re.MULTILINE)
+    name = found.group(1).strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def software() -> Dict[str, str]:
+    """The system, and the versions of Python and of the packages that results depend on."""
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    versions = {"system": system, "Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
