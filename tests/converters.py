@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.files import DataError, Rejected
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError
 
 
 def miniature(write_folder):

@@ -19,7 +19,8 @@ from PIL import Image
 
 from ocl_msf.data.convert import main
 from ocl_msf.data.raw.clevrtex import encode_scene, find_scenes
-from ocl_msf.files import Rejected, replacing
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import replacing
 
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 COLOURS = [0, 0, 0, 255, 0, 0, 0, 100, 0, 0, 0, 255, 255, 255, 0, 75, 75, 75, 9, 200, 30]

@@ -14,7 +14,8 @@ from ocl_msf.data.raw import coco
 from ocl_msf.data.raw._coco_annotations import decode_counts, decode_runs, rasterize
 from ocl_msf.data.raw._filter import ObjectFilter
 from ocl_msf.data.raw._sources import Sources
-from ocl_msf.files import DataError, Rejected
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py"))))  # the fixture's maker
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))

@@ -55,8 +55,8 @@ MAY_IMPORT = {
     "results": FRAMEWORK
     | {"hydra", "omegaconf", "yaml", "PIL", "matplotlib", "scipy", "safetensors"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
-    "files": {"tqdm"},
-    "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "webdataset", "ocl_msf.data", "ocl_msf.files"},
+    "files": set(),
+    "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "ocl_msf.data", "ocl_msf.files"},
 }
 COMMAND_LINES = {"data", "experiments", "results"}  # these may print
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ocl_msf.data.lmdb import LMDBFile, write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array, verify
-from ocl_msf.files import DataError, Rejected
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError
 
 
 def encode(number):

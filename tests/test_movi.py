@@ -12,7 +12,8 @@ from PIL import Image
 from ocl_msf.data.convert import main
 from ocl_msf.data.raw import movi
 from ocl_msf.data.raw._tfrecord import encode_example, write_records
-from ocl_msf.files import DataError, Rejected
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError
 
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))
 TIMES, SIDE = 24, 32

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ocl_msf.data.convert import main
 from ocl_msf.data.raw import openimages
-from ocl_msf.files import DataError, Filtered
+from ocl_msf.data.workers import Filtered
+from ocl_msf.files import DataError
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_openimages.py"))))  # the fixture's maker
 SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converters.py"))))

@@ -14,7 +14,8 @@ import pytest
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
 from ocl_msf.data.synthetic.scenes import make_scenes
-from ocl_msf.files import DataError, Filtered, Rejected, run_tasks
+from ocl_msf.data.workers import Filtered, Rejected, run_tasks
+from ocl_msf.files import DataError
 
 
 def encode(item):
@@ -192,7 +193,7 @@ def end_process(item):
 
 
 def test_the_end_of_a_worker_is_an_error_and_no_wait_for_ever(tmp_path):
-    with pytest.raises(DataError, match="A worker process was killed.*go on"):
+    with pytest.raises(DataError, match="A worker process was killed.*continue"):
         write_dataset(tmp_path, dataclasses.replace(conversion(), encode=end_process), 5, 2)
 
 

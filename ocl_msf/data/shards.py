@@ -17,7 +17,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import numpy as np
 
-from ocl_msf.files import DataError, Filtered, Rejected, replacing, run_tasks
+from ocl_msf.data.workers import Filtered, Rejected, run_tasks
+from ocl_msf.files import DataError, replacing
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1

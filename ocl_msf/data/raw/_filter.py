@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ocl_msf.files import Filtered, positive
+from ocl_msf.data.workers import Filtered
+from ocl_msf.files import positive
 
 
 class ObjectFilter(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ocl_msf.data.raw._sources import AnySource
-from ocl_msf.files import Rejected
+from ocl_msf.data.workers import Rejected
 
 Box = Tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 

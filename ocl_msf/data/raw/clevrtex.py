@@ -17,7 +17,8 @@ from ocl_msf.data.raw._images import central_square, crop_image, crop_mask, read
 from ocl_msf.data.raw._sources import READ_ERRORS, AnySource, Source
 from ocl_msf.data.raw._tars import SUFFIXES, list_members
 from ocl_msf.data.shards import SPLITS, Conversion, Sample, encode_array
-from ocl_msf.files import DataError, Rejected, positive
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError, positive
 
 VARIANTS = ("full", "outd", "camo", "pbg", "vbg", "grassbg")
 MAX_OBJECTS = 10

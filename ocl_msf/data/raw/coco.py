@@ -17,7 +17,8 @@ from ocl_msf.data.raw._filter import ObjectFilter, add_filter_arguments
 from ocl_msf.data.raw._images import box_area, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data.raw._sources import Source, Sources
 from ocl_msf.data.shards import Conversion, Sample, encode_array
-from ocl_msf.files import DataError, Rejected, positive
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError, positive
 
 SPLITS = ("train", "val")  # the test images have no annotations
 

@@ -20,7 +20,8 @@ from PIL import Image
 from ocl_msf.data.raw._images import crop_mask
 from ocl_msf.data.raw._tfrecord import Feature, parse_example, read_record, record_offsets
 from ocl_msf.data.shards import Conversion, Sample, encode_array
-from ocl_msf.files import DataError, Rejected, positive
+from ocl_msf.data.workers import Rejected
+from ocl_msf.files import DataError, positive
 
 MAX_OBJECTS = {"c": 10, "d": 23, "e": 23}
 VARIANTS = tuple(MAX_OBJECTS)

@@ -19,7 +19,8 @@ from ocl_msf.data.raw._images import Box, box_area, central_square, crop_image, 
 from ocl_msf.data.raw._openimages_annotations import Record
 from ocl_msf.data.raw._sources import AnySource, Source, Sources
 from ocl_msf.data.shards import Conversion, Sample, encode_array
-from ocl_msf.files import DataError, Filtered, Rejected, positive
+from ocl_msf.data.workers import Filtered, Rejected
+from ocl_msf.files import DataError, positive
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # ours: OpenImages'
 CLASSES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")

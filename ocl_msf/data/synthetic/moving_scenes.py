@@ -22,7 +22,8 @@ from PIL import Image
 from ocl_msf.data.raw._tfrecord import encode_example, write_records
 from ocl_msf.data.synthetic._sprites import OUTLINES, WALLS, MovingObject, MovingScene, render_video
 from ocl_msf.data.synthetic._textures import Material, sample_material
-from ocl_msf.files import DataError, command_line, positive, replacing, run_tasks
+from ocl_msf.data.workers import run_tasks
+from ocl_msf.files import DataError, command_line, positive, replacing
 
 VERSION = 1  # of the generator: videos of different versions differ and must not be mixed
 VARIANTS = ("c", "d", "e")

@@ -20,7 +20,8 @@ from PIL import Image
 from ocl_msf.data.synthetic._render import Camera, Light, Scene, render, trace
 from ocl_msf.data.synthetic._shapes import SHAPES, Body
 from ocl_msf.data.synthetic._textures import Material, sample_material
-from ocl_msf.files import DataError, command_line, positive, replacing, run_tasks
+from ocl_msf.data.workers import run_tasks
+from ocl_msf.files import DataError, command_line, positive, replacing
 
 VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
 SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.22, 0.33)}
