@@ -2,6 +2,7 @@
 
 import sys
 from importlib.abc import MetaPathFinder
+from typing import Any, Callable, Iterable
 
 MODULES = {
     "ocl_msf.callbacks": "ocl_msf.training.callbacks",
@@ -28,6 +29,19 @@ MODULES = {
     "ocl_msf.data.voc": "ocl_msf.data.raw.voc",
 }
 
+# Classes and functions by their full names, as a config's `_target_` gives them. A module that had some of them says
+# `__getattr__ = refuse_old_names(__name__)`.
+TARGETS = {
+    "ocl_msf.losses.Weighted": "ocl_msf.losses.WeightedLoss",
+    "ocl_msf.losses.join": "ocl_msf.indices.ravel_codes",
+    "ocl_msf.decoding.split": "ocl_msf.indices.unravel_codes",
+}
+
+# Keywords of constructors, by the class that took them; it calls `refuse_old_keywords`.
+KEYWORDS = {
+    "ocl_msf.fusion.MultiScaleFusion": {"specific": "per_scale_codebooks"},
+}
+
 
 class OldNames(MetaPathFinder):
     """Asked last, so for modules that nobody else has."""
@@ -37,6 +51,25 @@ class OldNames(MetaPathFinder):
         """Refuse an old name with the new one; know nothing of any other."""
         if name in MODULES:
             raise ModuleNotFoundError(f"{name} is called {MODULES[name]} now.", name=name)
+
+
+def refuse_old_names(module: str) -> Callable[[str], Any]:
+    """Make the `__getattr__` of a module some of whose names are in TARGETS."""
+
+    def refuse(name: str) -> Any:
+        new = TARGETS.get(f"{module}.{name}")
+        raise AttributeError(
+            f"{module}.{name} is called {new} now." if new else f"module {module!r} has no attribute {name!r}"
+        )
+
+    return refuse
+
+
+def refuse_old_keywords(target: str, keywords: Iterable[str]) -> None:
+    """Raise TypeError if one of the keywords that a class was given has another name now, according to KEYWORDS."""
+    for old, new in KEYWORDS.get(target, {}).items():
+        if old in keywords:
+            raise TypeError(f"{target}: the argument {old} is called {new} now.")
 
 
 if OldNames not in sys.meta_path:

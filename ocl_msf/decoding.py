@@ -9,6 +9,11 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from ocl_msf._renamed import refuse_old_names
+from ocl_msf.indices import unravel_codes
+
+__getattr__ = refuse_old_names(__name__)
+
 ROWS = 128  # queries that a CPU takes at a time: few enough for their weights to stay in its caches
 
 
@@ -152,15 +157,6 @@ class TokenDecoderOutput:
     indices: torch.Tensor
 
 
-def split(joint: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Joint numbers (b, ...) of codes, the last codebook's running fastest -> code numbers (b, g, ...)."""
-    numbers = []
-    for size in reversed(sizes):
-        numbers.insert(0, joint % size)
-        joint = joint // size
-    return torch.stack(numbers, 1)
-
-
 class TokenDecoder(nn.Module):
     """SLATE's autoregressive transformer decoder with one head for each codebook (sections 3.1 and A.3).
 
@@ -293,4 +289,4 @@ class TokenDecoder(nn.Module):
         return tuple(head(x) for head in self.heads)
 
     def _to_codes(self, chosen: List[torch.Tensor]) -> torch.Tensor:
-        return split(chosen[0], self.joint_sizes) if self.joint_sizes else torch.stack(chosen, 1)
+        return unravel_codes(chosen[0], self.joint_sizes) if self.joint_sizes else torch.stack(chosen, 1)

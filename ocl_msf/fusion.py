@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from ocl_msf._renamed import refuse_old_keywords
 from ocl_msf.codebook import Codebook, Schedule
 from ocl_msf.pyramid import check_grids, pool, upsample
 from ocl_msf.quantization import InvertibleProjection, Part, Quantizer, QuantizerOutput
@@ -28,7 +29,8 @@ class MultiScaleFusion(Quantizer):
             fusions "sum" and "concat" (Table 6).
         intra_scale: whether there is a scale-variant part (Table 5, upper left). Without it W is (c, c), and a
             super-pixel names one code, of the scale-invariant codebook.
-        specific: whether every scale has a scale-variant codebook of its own, or all share one (Table 5, upper right).
+        per_scale_codebooks: whether every scale has its own scale-variant codebook, or all share one (Table 5, upper
+            right).
         residual: see Quantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
 
@@ -47,19 +49,20 @@ class MultiScaleFusion(Quantizer):
         num_scales: int = 3,
         inter_scale: str = "vote",
         intra_scale: bool = True,
-        specific: bool = True,
+        per_scale_codebooks: bool = True,
         residual: Schedule = 0.0,
         **codebook,
     ):
+        refuse_old_keywords("ocl_msf.fusion.MultiScaleFusion", codebook)
         super().__init__(dim, residual)
         if inter_scale not in INTER_SCALE:
             raise ValueError(f"inter_scale must be one of {', '.join(INTER_SCALE)}, got {inter_scale!r}.")
         self.num_scales = num_scales
         self.intra_scale = intra_scale
-        self.specific = specific
+        self.per_scale_codebooks = per_scale_codebooks
         self.project = InvertibleProjection(dim, 2 if intra_scale else 1)
         self.inter_scale = INTER_SCALE[inter_scale](dim, num_scales)
-        variant_codebooks = (num_scales if specific else 1) if intra_scale else 0
+        variant_codebooks = (num_scales if per_scale_codebooks else 1) if intra_scale else 0
         self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(1 + variant_codebooks))
 
     def quantize(self, maps):
@@ -84,7 +87,7 @@ class MultiScaleFusion(Quantizer):
 
     def codebook_of(self, scale, group):
         """See Quantizer."""
-        return self.codebooks[group * (1 + scale * self.specific)]
+        return self.codebooks[group * (1 + scale * self.per_scale_codebooks)]
 
     def statistics(self, output: QuantizerOutput) -> Dict[str, torch.Tensor]:
         """See Quantizer; also `won.scale_<n>`, the share of all super-pixels whose code scale n gave (0 to 1)."""

@@ -6,6 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ocl_msf._renamed import refuse_old_names
+from ocl_msf.indices import ravel_codes
+
+__getattr__ = refuse_old_names(__name__)
+
 
 class PyramidLoss(nn.Module):
     """Sum over scales of the mean squared error between images and their reconstructions (section 3.2)."""
@@ -15,7 +20,7 @@ class PyramidLoss(nn.Module):
         return sum(F.mse_loss(made, image) for made, image in zip(reconstructions, pyramid))
 
 
-class Weighted(nn.Module):
+class WeightedLoss(nn.Module):
     """A loss that a model has computed, times a weight.
 
     Args:
@@ -58,7 +63,7 @@ class GroupedCrossEntropy(nn.Module):
             ValueError: there are not as many logits as indices: joint_sizes and the decoder's `joint` go together.
         """
         if self.joint_sizes:
-            indices = join(indices, self.joint_sizes)
+            indices = ravel_codes(indices, self.joint_sizes).unsqueeze(1)  # (b, 1, h, w)
         if len(logits) != indices.shape[1]:
             raise ValueError(
                 f"{len(logits)} heads cannot predict {indices.shape[1]} indices. A decoder with joint=true needs the "
@@ -67,11 +72,3 @@ class GroupedCrossEntropy(nn.Module):
         targets = indices.flatten(2).unbind(1)
         losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets)]
         return sum(losses), {f"codebook_{g}": loss.detach() for g, loss in enumerate(losses)}
-
-
-def join(indices: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Code numbers (b, g, ...) -> joint numbers (b, 1, ...), the last codebook's running fastest."""
-    joint = torch.zeros_like(indices[:, :1])
-    for number, size in zip(indices.split(1, 1), sizes):
-        joint = joint * size + number
-    return joint

@@ -1,11 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from ocl_msf.decoding import ROWS, TokenDecoder, attend_to_past, choose, split
+from ocl_msf.decoding import ROWS, TokenDecoder, attend_to_past, choose
 
 
 @pytest.fixture
@@ -163,12 +162,6 @@ def test_greedy_is_top_1_and_temperature_0(decoder, slots, lookup):
 def test_impossible_ways_of_choosing_are_refused(decoder, slots, lookup, options):
     with pytest.raises(ValueError, match="temperature must be >= 0 and top_k >= 1"):
         decoder.generate(slots, lookup, height=3, **options)
-
-
-def test_joint_numbers_are_counted_as_numpy_counts_them():
-    numbers = torch.arange(7 * 4 * 3).view(2, -1)
-    expected = np.stack(np.unravel_index(numbers.numpy(), (7, 4, 3)), 1)
-    assert np.array_equal(split(numbers, (7, 4, 3)).numpy(), expected)
 
 
 def test_a_joint_head_names_combinations_of_codes(slots, lookup):

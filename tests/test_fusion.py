@@ -141,7 +141,10 @@ def test_without_any_fusion_it_is_naive_multi_scale_behind_the_projection():
 
 
 def test_without_a_vote_and_with_shared_variant_codes_it_is_grouped_quantisation_of_every_scale():
-    fusion, grouped = MultiScaleFusion(6, 8, 3, inter_scale="none", specific=False), GroupedQuantizer(6, 8, 2)
+    fusion, grouped = (
+        MultiScaleFusion(6, 8, 3, inter_scale="none", per_scale_codebooks=False),
+        GroupedQuantizer(6, 8, 2),
+    )
     grouped.load_state_dict(fusion.state_dict())
     maps = random_maps(6, 3, dtype=torch.float32)
     ours, theirs = fusion(maps), grouped(maps)
@@ -152,7 +155,7 @@ def test_without_a_vote_and_with_shared_variant_codes_it_is_grouped_quantisation
 
 
 def test_sharing_the_variant_codebook_leaves_the_invariant_codes_alone():
-    whole, shared = MultiScaleFusion(6, 8, 3), MultiScaleFusion(6, 8, 3, specific=False)
+    whole, shared = MultiScaleFusion(6, 8, 3), MultiScaleFusion(6, 8, 3, per_scale_codebooks=False)
     shared.project, shared.codebooks[0] = whole.project, whole.codebooks[0]
     maps = random_maps(6, 3, dtype=torch.float32)
     differ = []

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ocl_msf.losses import GroupedCrossEntropy, PyramidLoss, Weighted
+from ocl_msf.losses import GroupedCrossEntropy, PyramidLoss, WeightedLoss
 
 
 def test_pyramid_loss_adds_the_scales():
@@ -13,7 +13,7 @@ def test_pyramid_loss_adds_the_scales():
 
 
 def test_weighted_scales_a_loss():
-    assert Weighted(0.25)(torch.tensor(2.0)) == 0.5
+    assert WeightedLoss(0.25)(torch.tensor(2.0)) == 0.5
 
 
 def test_cross_entropy_adds_the_codebooks():

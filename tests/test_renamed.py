@@ -1,0 +1,29 @@
+"""Old names fail with a sentence that says the new one, and the new one exists."""
+
+import importlib
+import re
+
+import pytest
+from hydra.utils import get_object, instantiate
+
+from ocl_msf._renamed import KEYWORDS, MODULES, TARGETS
+
+
+@pytest.mark.parametrize("old", TARGETS)
+def test_an_old_class_says_its_new_name(old):
+    module, name = old.rsplit(".", 1)
+    with pytest.raises((AttributeError, ImportError), match=re.escape(MODULES.get(module, TARGETS[old]))):
+        getattr(importlib.import_module(module), name)
+    assert get_object(TARGETS[old])
+
+
+@pytest.mark.parametrize("target", KEYWORDS)
+def test_an_old_keyword_says_its_new_name(target):
+    for old, new in KEYWORDS[target].items():
+        with pytest.raises(Exception, match=f"{old} is called {new} now"):
+            instantiate({"_target_": target, old: None})
+
+
+def test_a_name_that_never_was_is_an_ordinary_error():
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        from ocl_msf.losses import Nothing  # noqa: F401
