@@ -41,6 +41,7 @@ fi
 say "upgrading pip"
 .venv/bin/python -m pip install --quiet --upgrade pip
 say "installing host/ and ocl-msf$extras; the first time this loads PyTorch, which takes some minutes"
+.venv/bin/python -m pip uninstall --quiet --yes ocl 2>/dev/null  # what host/ was called before
 .venv/bin/python -m pip install --quiet --editable ./host --editable ".$extras"
 echo "$wanted" >"$stamp"
 say "done: source .venv/bin/activate"

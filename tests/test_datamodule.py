@@ -117,7 +117,7 @@ def test_the_config_takes_the_prefix_from_the_environment(prefix, monkeypatch):
 def test_without_a_host_the_import_says_how_to_get_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "ocl.datasets", None)
     monkeypatch.delitem(sys.modules, "ocl_msf.data.datamodule")
-    with pytest.raises(ImportError, match=r"pip install \./host"):
+    with pytest.raises(ImportError, match=r"pip install 'ocl-msf\[host\]'"):
         importlib.import_module("ocl_msf.data.datamodule")
 
 
