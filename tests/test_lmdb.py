@@ -10,7 +10,8 @@ import safetensors.numpy
 from PIL import Image
 
 from ocl_msf.data.lmdb import LMDBFile, write_lmdb
-from ocl_msf.data.shards import Conversion, encode_array, verify
+from ocl_msf.data.shards import Conversion, encode_array
+from ocl_msf.data.summary import verify
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
 

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from ocl_msf.data.lmdb import write_lmdb
-from ocl_msf.data.shards import Conversion, describe, verify, write_dataset
+from ocl_msf.data.shards import Conversion, write_dataset
+from ocl_msf.data.summary import describe, verify
 from ocl_msf.data.synthetic.scenes import make_scenes
 from ocl_msf.data.workers import Filtered, Rejected, run_tasks
 from ocl_msf.files import DataError

@@ -8,10 +8,11 @@ import dataclasses
 from pathlib import Path
 from typing import Optional, Sequence
 
+from ocl_msf.data.catalog import OCLF_LAYOUTS, Layout
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
-from ocl_msf.data.raw.layouts import LAYOUTS, Layout
-from ocl_msf.data.shards import SAMPLES, describe, verify, write_dataset
+from ocl_msf.data.shards import SAMPLES, write_dataset
+from ocl_msf.data.summary import FORMATS, describe, verify
 from ocl_msf.files import DataError, command_line, positive
 
 # Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
@@ -40,10 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--format",
-            choices=["webdataset", "lmdb"],
+            choices=FORMATS,
             default="webdataset",
-            help="shards, or one LMDB file a split in a folder with the suffix _lmdb (default: %(default)s)",
+            help="shards, or one LMDB file per split (default: %(default)s)",
         )
+        command.add_argument("--name", help="folder below OUT (default: the name of the data set)")
         command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
         command.add_argument("--strict", action="store_true", help="stop at the first sample that is damaged")
         command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
@@ -54,25 +56,27 @@ def _parser() -> argparse.ArgumentParser:
 def _layout(options: argparse.Namespace) -> Layout:
     """Where the data set goes, below `options.out`."""
     name = DATASETS[options.dataset].folder_name(options)
-    layout = LAYOUTS.get(name, Layout(name))
-    if options.oclf_layout and name not in LAYOUTS:
-        raise DataError(f"OCLF has no config for {name}, only for {', '.join(sorted(LAYOUTS))}. Omit --oclf-layout.")
-    return layout if options.oclf_layout or layout.folder == name else Layout(name)
+    if options.oclf_layout and name not in OCLF_LAYOUTS:
+        known = ", ".join(sorted(OCLF_LAYOUTS))
+        raise DataError(f"OCLF has no config for {name}, only for {known}. Omit --oclf-layout.")
+    layout = OCLF_LAYOUTS.get(name, Layout(name))
+    if layout.folder != name and not options.oclf_layout:
+        layout = Layout(name)
+    return layout._replace(folder=options.name or layout.folder)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
-    in_lmdb = options.format == "lmdb"
     with command_line():
         layout = _layout(options)
-        folder = options.out / (layout.folder + ("_lmdb" if in_lmdb else ""))
+        folder = options.out / layout.folder
         if options.verify:
             summary = verify(folder)
         else:
             conversion = dataclasses.replace(DATASETS[options.dataset].prepare(options), layout=layout.splits)
             parts, workers = options.samples_per_shard, options.workers
-            write = write_lmdb if in_lmdb else write_dataset
+            write = write_lmdb if options.format == "lmdb" else write_dataset
             summary = write(folder, conversion, parts, workers, options.overwrite, options.strict)
     print(f"{folder}: {describe(summary)}{', all checksums right' if options.verify else ''}")
 

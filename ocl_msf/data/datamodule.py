@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ocl_msf._host import require_host
-from ocl_msf.data.convert import DATASETS
-from ocl_msf.data.shards import SPLITS, damage, read_summary
+from ocl_msf.data.catalog import conversion_command
+from ocl_msf.data.summary import SPLITS, damage, read_summary
 from ocl_msf.files import DataError
 
 with require_host():
@@ -61,14 +61,6 @@ class ShardDataModule(WebdatasetDataModule):
         )
 
 
-def _command(name: str, out: str = "OUT") -> str:
-    dataset = next((dataset for dataset in DATASETS if name.startswith(dataset)), name)
-    variant = name[len(dataset) :].replace("_lmdb", "").strip("_")
-    chosen = f" --variant {variant}" if variant in getattr(DATASETS.get(dataset), "VARIANTS", ()) else ""
-    lmdb = " --format lmdb" if name.endswith("_lmdb") else ""
-    return f"python -m ocl_msf.data.convert {dataset} RAW {out}{chosen}{lmdb}"
-
-
 def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[str, Any]]:
     """Paths and number of samples, `paths` and `samples`, of every split, all there as the summary says.
 
@@ -83,10 +75,10 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
     if not prefix:
         raise ValueError(
             "DATASET_PREFIX is not set. Set this environment variable (or dataset.prefix) to the folder "
-            f"of all data sets, OUT of `{_command(name)}`."
+            f"of all data sets, OUT of `{conversion_command(name)}`."
         )
     folder = Path(prefix) / name
-    command = _command(folder.name, str(folder.parent))
+    command = conversion_command(folder.name, str(folder.parent))
     try:
         summary = read_summary(folder)
     except DataError as error:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ocl_msf.data.lmdb import LMDBFile, decode_files
-from ocl_msf.data.shards import SUMMARY, damage, describe, read_summary, shard_records
+from ocl_msf.data.summary import SUMMARY, check_files, describe, read_summary
 from ocl_msf.files import DataError, command_line, positive, replacing
 
 MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # the first there is
@@ -41,12 +41,9 @@ def open_summary(folder: Path) -> Dict[str, Any]:
     try:
         summary = read_summary(folder)
         describe(summary)
-        found = {record["name"]: damage(folder, record, checksum=False) for record in shard_records(summary)}
+        check_files(folder, summary, checksum=False)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / SUMMARY} was not written by a conversion ({error!r}).") from error
-    for name, what in found.items():
-        if what:
-            raise DataError(f"{folder / name} {what}. Run the conversion again: it makes this file anew.")
     return summary
 
 

@@ -1,11 +1,11 @@
-"""LMDB files: one for each split, written from shards, read by any process.
+"""LMDB files: one per split, written from shards, read by any process.
 
-A data set is a folder with `{train,val,test}.lmdb` and `summary.json`. In each file are
+A data set is a folder with `{train,val,test}.lmdb` and `summary.json`. Each file holds
 
-* `__schema__`: the number of this layout, 1, as ASCII digits;
-* `__keys__`: the keys of all samples in their order, a line each;
-* each key: the sample in the safetensors format. Images are uint8 (H, W, 3), arrays as they are, both under
-  the field's name (`image`, `mask`); text stays UTF-8 bytes, uint8 (N,), under the name with its extension.
+* `__schema__`: the version of this layout, 1, in ASCII digits;
+* `__keys__`: the keys of all samples in order, one per line;
+* under each key a sample in the safetensors format. Images, uint8 (H, W, 3), and arrays have the name of their field
+  (`image`, `mask`); text is kept as UTF-8 bytes, uint8 (N,), under the name with its extension.
 """
 
 import dataclasses
@@ -27,25 +27,23 @@ from PIL import Image
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from ocl_msf.data.shards import (
+from ocl_msf.data.shards import Conversion, Sample, write_in_order
+from ocl_msf.data.summary import (
+    PARTS,
     SUMMARY,
-    Conversion,
-    Sample,
-    check_options,
     damage,
+    files_of,
     has_damage,
-    overview,
-    read_json,
+    read_earlier,
     read_summary,
+    remove,
     sha256,
-    shard_records,
-    write_json,
-    write_shards,
+    summarize,
+    write_summary,
 )
 from ocl_msf.files import DataError
 
 SCHEMA = b"1"
-PARTS = "parts"  # shards of encoded samples, until the files are written
 _IMAGES = (".png", ".jpg", ".jpeg")
 _TEXTS: Dict[str, Callable[[bytes], Any]] = {
     ".txt": bytes.decode,
@@ -58,7 +56,7 @@ _DTYPES.update({f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)})
 
 
 def _to_array(name: str, content: bytes) -> Tuple[str, np.ndarray]:
-    """Field and array of a file of a shard."""
+    """Name and array of a file of a sample."""
     if name.endswith(".gz"):
         return _to_array(name[:-3], gzip.decompress(content))
     field, extension = os.path.splitext(name)
@@ -73,7 +71,7 @@ def _to_array(name: str, content: bytes) -> Tuple[str, np.ndarray]:
 
 
 def decode_files(files: Dict[str, bytes]) -> Dict[str, Any]:
-    """The fields of a sample in a shard, as they are read from LMDB."""
+    """The fields of a sample in a shard, with the values that LMDB gives."""
     arrays = dict(_to_array(name, content) for name, content in files.items())
     return dict(_from_array(name, array) for name, array in arrays.items())
 
@@ -83,17 +81,17 @@ def _from_array(name: str, array: np.ndarray) -> Tuple[str, Any]:
     return (field, _TEXTS[extension](array.tobytes())) if extension in _TEXTS else (name, array)
 
 
-def _to_safetensors(encode: Callable[[Any], Sample], item: Any) -> Sample:
-    key, files = encode(item)
+def _encode_safetensors(encode: Callable[[Any], Sample], raw_sample: Any) -> Sample:
+    key, files = encode(raw_sample)
     return key, {"safetensors": save(dict(_to_array(name, content) for name, content in files.items()))}
 
 
 def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-    """The fields of a sample, copied out of its bytes.
+    """Decode the fields of a sample, copying them.
 
     Args:
-        value: As in the file.
-        fields: Beginnings of the names to take, and names that begin with `_`; all where None.
+        value: The sample in the safetensors format.
+        fields: Prefixes of the names to decode; names that begin with `_` always are. None decodes all.
     """
     start = 8 + int.from_bytes(value[:8], "little")
     sample = {}
@@ -101,10 +99,9 @@ def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[st
         if name == "__metadata__" or not (fields is None or name.startswith(("_", *fields))):
             continue
         begin, end = entry["data_offsets"]
-        content = value[start + begin : start + end]
-        array = np.frombuffer(bytearray(content), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        field, content = _from_array(name, array)
-        sample[field] = content
+        content = bytearray(value[start + begin : start + end])
+        field, decoded = _from_array(name, np.frombuffer(content, _DTYPES[entry["dtype"]]).reshape(entry["shape"]))
+        sample[field] = decoded
     return sample
 
 
@@ -114,8 +111,8 @@ def _shard_samples(path: Path) -> Iterator[Tuple[bytes, bytes]]:
             yield member.name.split(".")[0].encode(), tar.extractfile(member).read()
 
 
-def _pack(path: Path, records: Iterable[Dict[str, Any]]) -> None:
-    """Write the samples of shards into one file, which takes its name only when it is complete."""
+def _pack(path: Path, shards: Iterable[Dict[str, Any]]) -> None:
+    """Write the samples of shards into one file, which appears under its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     if partial.exists():
         partial.unlink()
@@ -123,12 +120,12 @@ def _pack(path: Path, records: Iterable[Dict[str, Any]]) -> None:
     keys: List[bytes] = []
     try:
         with lmdb.open(str(partial), subdir=False, map_size=bound, lock=False, sync=False, metasync=False) as file:
-            for record in tqdm(records, desc=path.name):
-                # A value takes whole pages of 4 KiB; a fresh map needs no more than this, on any file system.
-                bound += record["bytes"] + 3 * 4096 * record["samples"]
+            for shard in tqdm(shards, desc=path.name):
+                # Values fill whole pages of 4 KiB: a new file never needs more than this.
+                bound += shard["bytes"] + 3 * 4096 * shard["samples"]
                 file.set_mapsize(bound)
                 with file.begin(write=True) as writing:
-                    for key, value in _shard_samples(path.parent / PARTS / record["name"]):
+                    for key, value in _shard_samples(path.parent / PARTS / shard["name"]):
                         if not writing.put(key, value, overwrite=False):
                             raise DataError(f"Key {key.decode()} is there twice: {path} was not written.")
                         keys.append(key)
@@ -142,14 +139,6 @@ def _pack(path: Path, records: Iterable[Dict[str, Any]]) -> None:
         raise DataError(f"{path} was not written: {error}. Correct that and run again.") from error
 
 
-def _remove(folder: Path) -> None:
-    for path in [folder / SUMMARY, *folder.glob("*.lmdb"), *folder.glob("*.lmdb.partial")]:
-        if path.exists():
-            path.unlink()
-    if (folder / PARTS).exists():
-        shutil.rmtree(folder / PARTS)
-
-
 def write_lmdb(
     folder: Path,
     conversion: Conversion,
@@ -158,49 +147,46 @@ def write_lmdb(
     overwrite: bool = False,
     strict: bool = False,
 ) -> Dict[str, Any]:
-    """Write a data set's LMDB files and summary; whole ones of an earlier run with the same options stay.
+    """Write the LMDB files and the summary of a data set; undamaged ones of an earlier run with the same options stay.
 
-    Samples are encoded into shards by all workers, and packed by this process in their order as they come; until
-    the end they take twice the room. An interrupted run goes on with the shards that are there.
+    All workers encode samples into temporary shards, which this process packs in order as they come; it needs twice
+    the disk space while running. An interrupted run continues with the shards that are there.
 
     Arguments, result and errors are those of `write_dataset`.
     """
-    options = dict(conversion.options, format="lmdb", samples_per_shard=samples_per_shard)
     if overwrite:
-        _remove(folder)
-    path = folder / SUMMARY
-    if path.exists():
-        earlier = read_json(path)
-        check_options(folder, earlier["options"], options)
-        left_out = strict and has_damage(earlier)
-        if not left_out and not any(damage(folder, record, checksum=True) for record in shard_records(earlier)):
-            if (folder / PARTS).exists():
-                shutil.rmtree(folder / PARTS)
+        remove(folder)
+    options = dict(conversion.options, samples_per_shard=samples_per_shard)
+    earlier = read_earlier(folder, "lmdb", options)
+    if earlier and not (strict and has_damage(earlier)):
+        if not any(damage(folder, file, checksum=True) for file in files_of(earlier)):
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
             return earlier
-        path.unlink()
-    encode = functools.partial(_to_safetensors, conversion.encode)
-    plan = dataclasses.replace(conversion, options=options, encode=encode)
-    written = write_shards(folder / PARTS, plan, samples_per_shard, workers, strict)
-    records = {}
+    if earlier:
+        (folder / SUMMARY).unlink()
+    encode = functools.partial(_encode_safetensors, conversion.encode)
+    written = write_in_order(
+        folder / PARTS, dataclasses.replace(conversion, encode=encode), samples_per_shard, workers, strict
+    )
+    files = {}
     for split, shards in itertools.groupby(written, key=operator.itemgetter(0)):
-        name = f"{split}.lmdb"
-        _pack(folder / name, (record for _, record in shards))
-        size, digest = (folder / name).stat().st_size, sha256(folder / name)
-        records[split] = [{"name": name, "bytes": size, "sha256": digest}]
+        path = folder / f"{split}.lmdb"
+        _pack(path, (shard for _, shard in shards))
+        files[split] = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}]
     parts = read_summary(folder / PARTS)
-    for split, (record,) in records.items():
-        record["samples"] = parts["splits"][split]["samples"]
-    summary = dict(overview(folder.name, options, records), rejected=parts["rejected"])
-    write_json(path, summary)
+    for split, (file,) in files.items():
+        file["samples"] = parts["splits"][split]["samples"]
+    summary = dict(summarize(folder.name, "lmdb", options, files), rejected=parts["rejected"])
+    write_summary(folder / SUMMARY, summary)
     shutil.rmtree(folder / PARTS)
     return summary
 
 
-_opened: Dict[str, Tuple[int, int, Any]] = {}  # process, inode and environment by path
+_opened: Dict[str, Tuple[int, int, Any]] = {}  # by path: process, inode and LMDB environment
 
 
 def _environment(path: Path) -> Any:
-    """The file's environment, of which a process may have one; one from before a fork is not used after it."""
+    """The LMDB environment of a file, one per process; one opened before a fork is not used after it."""
     name, identity = str(path), (os.getpid(), os.stat(path).st_ino)
     if name not in _opened or _opened[name][:2] != identity:
         _opened.pop(name, None)
@@ -210,7 +196,7 @@ def _environment(path: Path) -> Any:
 
 
 class LMDBFile:
-    """One split; each process opens it for itself when it first reads.
+    """The samples of one split; each process opens the file when it first reads.
 
     Args:
         path: The file.
@@ -220,10 +206,10 @@ class LMDBFile:
         self.path = path.resolve()
 
     def keys(self) -> List[str]:
-        """The keys of all samples in their order.
+        """The keys of all samples, in order.
 
         Raises:
-            DataError: The file is of another layout.
+            DataError: The file has another layout.
         """
         with _environment(self.path).begin() as reading:
             schema = reading.get(b"__schema__", b"")
@@ -232,6 +218,6 @@ class LMDBFile:
             return reading.get(b"__keys__").decode().split()
 
     def read(self, key: str, fields: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-        """A sample's fields, see `decode`, and its `__key__`."""
+        """The fields of a sample, as `decode` gives them, and its `__key__`."""
         with _environment(self.path).begin(buffers=True) as reading:
             return {"__key__": key, **decode(reading.get(key.encode()), fields)}

@@ -16,7 +16,7 @@ from ocl_msf.data._pipe import Pipe
 from ocl_msf.data._randomness import drawn_apart, random_state, seed_all, set_random_state
 from ocl_msf.data.datamodule import find_files
 from ocl_msf.data.lmdb import LMDBFile
-from ocl_msf.data.shards import SPLITS
+from ocl_msf.data.summary import SPLITS
 
 with require_host():
     from ocl.datasets import collate_with_autopadding, collate_with_batch_size

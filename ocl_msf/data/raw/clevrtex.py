@@ -16,7 +16,8 @@ import numpy as np
 from ocl_msf.data.raw._images import central_square, crop_image, crop_mask, read_image
 from ocl_msf.data.raw._sources import READ_ERRORS, AnySource, Source
 from ocl_msf.data.raw._tars import SUFFIXES, list_members
-from ocl_msf.data.shards import SPLITS, Conversion, Sample, encode_array
+from ocl_msf.data.shards import Conversion, Sample, encode_array
+from ocl_msf.data.summary import SPLITS
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError, positive
 
