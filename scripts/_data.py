@@ -68,15 +68,15 @@ def loaders(folder: Path, options: argparse.Namespace) -> Dict[str, Callable[[],
         return len(paths)
 
     settings = {"batch_size": 16, "num_workers": options.workers}
-    lmdb = LMDBDataModule(str(folder), "clevrtex_lmdb", transforms, **settings)
-    shards = ShardDataModule(str(folder), "clevrtex", transforms, **settings)
+    lmdb = LMDBDataModule(str(folder), "lmdb", transforms, **settings)
+    shards = ShardDataModule(str(folder), "webdataset", transforms, **settings)
     return {"read LMDB": lambda: epoch(lmdb), "read shards": lambda: epoch(shards), "decode raw files by PIL": raw}
 
 
 def convert(folder: Path, form: str, workers: int, options: argparse.Namespace) -> int:
     """Run the converter as a user does, in a process of its own; returns the number of images."""
     command = [sys.executable, "-m", "ocl_msf.data.convert", "clevrtex", f"{folder}/raw", f"{folder}", "--overwrite"]
-    chosen = {"--splits": "train=:", "--size": options.size, "--format": form, "--workers": workers}
+    chosen = {"--splits": "train=:", "--size": options.size, "--format": form, "--name": form, "--workers": workers}
     chosen["--samples-per-shard"] = max(1, options.samples // 64)  # both workers are busy to the end
     command += [str(part) for pair in chosen.items() for part in pair]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

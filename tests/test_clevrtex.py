@@ -146,7 +146,7 @@ def test_the_summary_describes_the_shards(raw, tmp_path):
     shards = [shard for split in summary["splits"].values() for shard in split["shards"]]
     files = {str(path.relative_to(tmp_path / "clevrtex")) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {shard["name"] for shard in shards} | {"summary.json"}
-    assert summary["format"] == 1 and summary["options"]["crop"] == 1.0
+    assert summary["format"] == "webdataset" and summary["options"]["crop"] == 1.0
     for shard in shards:
         content = (tmp_path / "clevrtex" / shard["name"]).read_bytes()
         assert (shard["bytes"], shard["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())

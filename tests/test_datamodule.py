@@ -98,8 +98,8 @@ def test_damaged_shards_are_named(prefix):
 
 def test_an_unknown_format_is_refused(prefix):
     path = prefix / "clevrtex" / "summary.json"
-    path.write_text(json.dumps(dict(json.loads(path.read_text()), format=2)))
-    with pytest.raises(ValueError, match=r"summary\.json has format 2, not 1"):
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), version=2)))
+    with pytest.raises(ValueError, match=r"summary\.json has version 2, not 1"):
         ShardDataModule(str(prefix), "clevrtex")
 
 

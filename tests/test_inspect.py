@@ -22,8 +22,8 @@ def prefix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prefix")
     make_scenes(folder / "raw", 6, size=(32, 24), workers=1)
     options = ["--splits", "train=:4", "val=4:", "--size", "16", "--workers", "1"]
-    for form in ("lmdb", "webdataset"):
-        convert(["clevrtex", str(folder / "raw"), str(folder), *options, "--format", form])
+    for form, name in (("lmdb", "clevrtex_lmdb"), ("webdataset", "clevrtex")):
+        convert(["clevrtex", str(folder / "raw"), str(folder), *options, "--format", form, "--name", name])
     videos = Conversion({}, {"train": range(3, 6), "val": range(8, 10)}, encode_video)
     write_dataset(folder / "movi_c", videos, workers=1)
     write_lmdb(folder / "movi_c_lmdb", videos, workers=1)

@@ -21,8 +21,8 @@ def prefix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prefix")
     make_scenes(folder / "raw", 30, size=(32, 24), workers=1)
     options = ["--splits", "train=:23", "val=23:", "--size", "8", "--workers", "1"]
-    for form in ("lmdb", "webdataset"):
-        main(["clevrtex", str(folder / "raw"), str(folder), *options, "--format", form])
+    for form, name in (("lmdb", "clevrtex_lmdb"), ("webdataset", "clevrtex")):
+        main(["clevrtex", str(folder / "raw"), str(folder), *options, "--format", form, "--name", name])
     return str(folder)
 
 
@@ -284,7 +284,7 @@ def _double(image):
 def test_errors_say_what_to_do(prefix, tmp_path):
     with pytest.raises(ValueError, match="DATASET_PREFIX is not set"):
         LMDBDataModule(None, "clevrtex_lmdb")
-    with pytest.raises(ValueError, match=r"convert clevrtex RAW .* --format lmdb"):
+    with pytest.raises(ValueError, match=r"convert DATASET RAW .* --name clevrtex_lmdb"):
         LMDBDataModule(str(tmp_path), "clevrtex_lmdb")
     with pytest.raises(ValueError, match=r"not a \.lmdb file"):
         LMDBDataModule(prefix, "clevrtex")

@@ -53,7 +53,19 @@ def encode_video(number):
 def prefix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lmdb")
     make_scenes(folder / "raw", 8, size=(48, 36), workers=1)
-    options = ["--splits", "train=:5", "val=5:", "--size", "32", "--workers", "1", "--format", "lmdb"]
+    options = [
+        "--splits",
+        "train=:5",
+        "val=5:",
+        "--size",
+        "32",
+        "--workers",
+        "1",
+        "--format",
+        "lmdb",
+        "--name",
+        "clevrtex_lmdb",
+    ]
     main(["clevrtex", str(folder / "raw"), str(folder), *options])
     videos = Conversion({}, {"train": range(5), "val": range(8, 11)}, encode_video)
     write_lmdb(folder / "movi_c_lmdb", videos, workers=1)

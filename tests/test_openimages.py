@@ -250,7 +250,7 @@ def test_zips_and_folders_give_the_same_bytes(raw, tmp_path, form):
         main(["openimages", str(source), str(out), "--format", form, "--verify"])
         found.append(SHARED.contents(out))
     folder, zips, parallel = found
-    name = "openimages/train/shard-000000.tar" if form == "webdataset" else "openimages_lmdb/train.lmdb"
+    name = "openimages/train/shard-000000.tar" if form == "webdataset" else "openimages/train.lmdb"
     assert name in folder and folder == zips == parallel
 
 

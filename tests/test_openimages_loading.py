@@ -45,8 +45,9 @@ def raw(tmp_path_factory):
 def prefix(raw, tmp_path_factory):
     """DATASET_PREFIX with both formats."""
     folder = tmp_path_factory.mktemp("prefix")
-    for form in ("webdataset", "lmdb"):
-        main(["openimages", str(raw), str(folder), "--size", "96", "--workers", "1", "--format", form])
+    for form, name in (("webdataset", "openimages"), ("lmdb", "openimages_lmdb")):
+        options = ["--size", "96", "--workers", "1", "--format", form, "--name", name]
+        main(["openimages", str(raw), str(folder), *options])
     return folder
 
 

@@ -193,7 +193,19 @@ TINY = [
 def test_two_processes_score_and_save_what_one_does(tmp_path):
     """Of three scenes, so the second process has one less than the first."""
     make_scenes(tmp_path / "raw", 7, size=(48, 36), workers=1)
-    options = ["--splits", "train=:4", "val=4:", "--size", "32", "--workers", "1", "--format", "lmdb"]
+    options = [
+        "--splits",
+        "train=:4",
+        "val=4:",
+        "--size",
+        "32",
+        "--workers",
+        "1",
+        "--format",
+        "lmdb",
+        "--name",
+        "clevrtex_lmdb",
+    ]
     main(["clevrtex", str(tmp_path / "raw"), str(tmp_path), *options])
 
     def call(program, *overrides):

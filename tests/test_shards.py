@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -205,3 +206,41 @@ def test_an_interruption_ends_the_workers(tmp_path):
     assert len(set(multiprocessing.active_children()) - before) == 2
     results.close()
     assert set(multiprocessing.active_children()) == before
+
+
+@pytest.mark.parametrize("first, second", [(write_dataset, write_lmdb), (write_lmdb, write_dataset)])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_folder_holds_one_format(tmp_path, monkeypatch, first, second, interrupted):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        if interrupted:
+            patch.setattr(
+                "ocl_msf.data.shards._write_shard" if first is write_dataset else "ocl_msf.data.lmdb._pack", stop
+            )
+        first(tmp_path, conversion(), 5, 1)
+    before = contents(tmp_path)
+    assert before
+    forms = {write_dataset: "webdataset", write_lmdb: "lmdb"}
+    message = f"holds the format {forms[first]}, not {forms[second]}. Choose another --name, or --overwrite"
+    with pytest.raises(DataError, match=message):
+        second(tmp_path, conversion(), 5, 1)
+    assert contents(tmp_path) == before
+    assert second(tmp_path, conversion(), 5, 1, overwrite=True)["format"] == forms[second]
+    alone = tmp_path / "alone" / tmp_path.name
+    second(alone, conversion(), 5, 1)
+    expected = contents(alone)
+    shutil.rmtree(tmp_path / "alone")
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("write", [write_dataset, write_lmdb])
+def test_summaries_of_version_0_1_are_read(tmp_path, write):
+    summary = write(tmp_path, conversion(), 5, 1)
+    old = {key: value for key, value in summary.items() if key not in ("version", "format")}
+    if write is write_lmdb:
+        old["options"] = {**old["options"], "format": "lmdb"}
+    (tmp_path / "summary.json").write_text(json.dumps({"format": 1, **old}))
+    assert verify(tmp_path) == summary
+    assert write(tmp_path, dataclasses.replace(conversion(), encode=forbidden), 5, 1) == summary

@@ -131,10 +131,10 @@ def test_tars_and_folders_give_the_same_bytes_in_both_formats(raw, tmp_path):
     for source, out, workers in zip((raw, *[tmp_path / "tars"] * 2), outs, "112"):
         for kind in ("webdataset", "lmdb"):
             options = ["--variant", "trainaug", "--size", "24", "--no-filter", "--workers", workers, "--format", kind]
-            main(["voc", str(source), str(out), *options])
-            main(["voc", "nowhere", str(out), "--variant", "trainaug", "--format", kind, "--verify"])
+            main(["voc", str(source), str(out), *options, "--name", kind])
+            main(["voc", "nowhere", str(out), "--variant", "trainaug", "--name", kind, "--verify"])
     folder, tars, workers = map(SHARED.contents, outs)
-    assert {"voc_trainaug/val/shard-000002.tar", "voc_trainaug_lmdb/train.lmdb"} <= set(folder)
+    assert {"webdataset/val/shard-000002.tar", "lmdb/train.lmdb"} <= set(folder)
     assert folder == tars == workers
 
 

@@ -40,7 +40,7 @@ TINY = [
 def prefix(tmp_path_factory):
     prefix = tmp_path_factory.mktemp("voc")
     RAW.write_folder(prefix / "raw")
-    for options in (["--format", "lmdb"], [], ["--variant", "trainaug"]):
+    for options in (["--format", "lmdb", "--name", "voc_lmdb"], [], ["--variant", "trainaug"]):
         main(["voc", str(prefix / "raw"), str(prefix), "--workers", "1", *options])
     return prefix
 

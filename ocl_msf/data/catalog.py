@@ -38,9 +38,11 @@ OCLF_LAYOUTS = {
 
 def conversion_command(name: str, out: str = "OUT") -> str:
     """The command that makes the data set `name` in the folder of all data sets, `out`."""
-    if name in ARGUMENTS:
-        return f"ocl-msf convert {ARGUMENTS[name]} RAW {out}"
+    arguments, options = ARGUMENTS.get(name), ""
     for ours, layout in OCLF_LAYOUTS.items():
-        if name == layout.folder:
-            return f"ocl-msf convert {ARGUMENTS[ours]} RAW {out} --oclf-layout"
-    return f"ocl-msf convert DATASET RAW {out} --name {name}"
+        if arguments is None and name == layout.folder:
+            arguments, options = ARGUMENTS[ours], " --oclf-layout"
+    if arguments is None:
+        arguments, options = "DATASET", f" --name {name}"
+    dataset, *variant = arguments.split(" ", 1)
+    return " ".join(["ocl-msf convert", dataset, "RAW", out, *variant]) + options
