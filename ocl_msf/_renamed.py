@@ -35,6 +35,9 @@ TARGETS = {
     "ocl_msf.losses.Weighted": "ocl_msf.losses.WeightedLoss",
     "ocl_msf.losses.join": "ocl_msf.indices.ravel_codes",
     "ocl_msf.decoding.split": "ocl_msf.indices.unravel_codes",
+    "ocl_msf.data.shards.describe": "ocl_msf.data.summary.describe",
+    "ocl_msf.data.shards.shard_records": "ocl_msf.data.summary.files_of",
+    "ocl_msf.data.shards.verify": "ocl_msf.data.summary.verify",
 }
 
 # Keywords of constructors, by the class that took them; it calls `refuse_old_keywords`.

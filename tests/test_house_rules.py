@@ -57,7 +57,8 @@ MAY_IMPORT = {
     | {"hydra", "omegaconf", "yaml", "PIL", "matplotlib", "scipy", "safetensors"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
     "files": set(),
-    "data": FRAMEWORK | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "ocl_msf.data", "ocl_msf.files"},
+    "data": FRAMEWORK
+    | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }
 COMMAND_LINES = {"data", "experiments", "results"}  # these may print
 

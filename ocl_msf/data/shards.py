@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import numpy as np
 
+from ocl_msf._renamed import refuse_old_names
 from ocl_msf.data.summary import (
     SUMMARY,
     UNFINISHED,
@@ -29,6 +30,8 @@ from ocl_msf.files import DataError, replacing
 
 SAMPLES = 1000  # in a shard at most, by default
 MIN_SHARDS = 4  # per split, if there are as many samples, so that several processes can read
+
+__getattr__ = refuse_old_names(__name__)
 
 Sample = Tuple[str, Dict[str, bytes]]
 
