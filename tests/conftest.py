@@ -1,3 +1,9 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 
@@ -12,3 +18,30 @@ def shards(tmp_path_factory):
     raw = str(folder / "raw" / "clevrtex_full")
     main(["clevrtex", raw, str(folder), "--splits", "val=0:4", "train=4:", "--size", "64", "--workers", "1"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_program(tmp_path_factory):
+    """Run `python -m MODULE ARGUMENTS` in a folder, with variables of the environment.
+
+    Returns:
+        A function that waits for the program and returns it with its status and everything it printed.
+    """
+    printed = tmp_path_factory.mktemp("printed")
+    command = [sys.executable, str(Path(__file__).with_name("programs.py"))]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(module, *arguments, cwd, **environment):
+        program = {"module": module, "arguments": list(map(str, arguments)), "cwd": str(cwd)}
+        program["environment"] = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        stdout, stderr = (printed / name for name in ("stdout", "stderr"))
+        for path in (stdout, stderr):
+            path.write_bytes(b"")
+        print(json.dumps({**program, "stdout": str(stdout), "stderr": str(stderr)}), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        words = [sys.executable, "-m", module, *program["arguments"]]
+        return subprocess.CompletedProcess(words, status, stdout.read_text(), stderr.read_text())
+
+    yield run
+    server.stdin.close()
+    assert server.wait() == 0

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import hydra
 import pytest
@@ -51,15 +48,6 @@ def guided(data, *overrides):
     """The command that guides the community's SLATE on random samples by MSF."""
     fields = [f"+dataset.{name}={json.dumps(value)}".replace('"', "") for name, value in FIELDS[data].items()]
     return [f"+experiment=slate/{data}", "+msf=guidance", "dataset=dummy_dataset", *fields, *TINY, *overrides]
-
-
-def call(module, *overrides, folder):
-    """Run a command of the host in `folder`; returns (status, everything it printed)."""
-    command = [sys.executable, "-m", module, *overrides]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, cwd=folder, env=environment, **pipes)
-    return done.returncode, done.stdout
 
 
 def compose(*overrides):
@@ -139,20 +127,20 @@ def test_variants_and_scales_can_still_be_chosen():
     assert set(model.losses) == {"tokens", "tokens_2"}
 
 
-def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint, tmp_path):
+def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint, run_program, tmp_path):
     checkpoint = f"experiment.vae_checkpoint='{vae_checkpoint}'"
     command = guided("movi_c", checkpoint, "+dataset.eval_batch_size=2")
-    status, printed = call("ocl.cli.train", *command, folder=tmp_path)
-    assert status == 0, printed
+    done = run_program("ocl.cli.train", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("outputs/slate/movi_c/*")
     command = ["+evaluation=eval", "eval_batch_size=2", f"train_config_path={run}/config/config.yaml"]
-    status, printed = call("ocl.cli.eval", *command, folder=tmp_path)
-    assert status == 0, printed
+    done = run_program("ocl.cli.eval", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
     assert {"tokens", "ari", "abo"} <= set(scores)
 
 
-def test_without_a_vae_the_message_names_the_data_of_the_experiment(tmp_path):
-    status, printed = call("ocl.cli.train", *guided("movi_e"), folder=tmp_path)
-    assert status != 0
-    assert "+experiment=msf/vqvae_movi_e msf/variant=msf" in printed
+def test_without_a_vae_the_message_names_the_data_of_the_experiment(run_program, tmp_path):
+    done = run_program("ocl.cli.train", *guided("movi_e"), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "+experiment=msf/vqvae_movi_e msf/variant=msf" in done.stdout + done.stderr

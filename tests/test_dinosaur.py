@@ -1,9 +1,6 @@
 """DINOSAUR, and models with the frozen ViT, as a user runs them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -23,12 +20,15 @@ TINY = [
 ]
 
 
-def call(module, *overrides, folder, shards):
-    """Run a command of the host in `folder`; returns (status, everything it printed)."""
-    environment = dict(os.environ, DATASET_PREFIX=str(shards), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run([sys.executable, "-m", module, *overrides], cwd=folder, env=environment, **pipes)
-    return done.returncode, done.stdout
+@pytest.fixture
+def call(run_program, shards, tmp_path):
+    """Run a command of the host; returns (status, everything it printed)."""
+
+    def run(module, *overrides):
+        done = run_program(module, *overrides, cwd=tmp_path, DATASET_PREFIX=str(shards), HF_HUB_OFFLINE="1")
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,9 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_it_trains_on_a_file_and_is_scored_without_it(weights, shards, tmp_path):
+def test_it_trains_on_a_file_and_is_scored_without_it(weights, call, tmp_path):
     command = ["+experiment=msf/dinosaur_clevrtex", *TINY]
-    status, printed = call(
-        "ocl.cli.train", *command, f"experiment.dino_weights='{weights}'", folder=tmp_path, shards=shards
-    )
+    status, printed = call("ocl.cli.train", *command, f"experiment.dino_weights='{weights}'")
     assert status == 0, printed
     (run,) = tmp_path.glob("outputs/msf/dinosaur_clevrtex/*")
     (checkpoint,) = run.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
@@ -54,15 +52,15 @@ def test_it_trains_on_a_file_and_is_scored_without_it(weights, shards, tmp_path)
 
     weights.rename(weights.with_suffix(".gone"))
     command = ["+evaluation=msf/dinosaur_clevrtex", f"train_config_path={run}/config/config.yaml"]
-    status, printed = call("ocl.cli.eval", *command, folder=tmp_path, shards=shards)
+    status, printed = call("ocl.cli.eval", *command)
     weights.with_suffix(".gone").rename(weights)
     assert status == 0, printed
     scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
     assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
 
 
-def test_without_the_file_the_message_says_what_to_do(shards, tmp_path):
+def test_without_the_file_the_message_says_what_to_do(call):
     command = ["+experiment=msf/dinosaur_clevrtex", *TINY, "experiment.dino_weights=none.pth"]
-    status, printed = call("ocl.cli.train", *command, folder=tmp_path, shards=shards)
+    status, printed = call("ocl.cli.train", *command)
     assert status != 0
     assert "dino_deitsmall8_pretrain.pth" in printed and "experiment.dino_weights=PATH" in printed

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -162,19 +158,24 @@ TINY = [
 ]
 
 
-def train(experiment, *overrides, folder, shards):
-    command = [sys.executable, "-m", "ocl.cli.train", f"+experiment=msf/{experiment}", *TINY, *overrides]
-    environment = dict(os.environ, DATASET_PREFIX=str(shards), OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = (folder / "outputs" / "msf" / experiment).iterdir()
+@pytest.fixture
+def train(run_program, shards, tmp_path):
+    """Train as a user does; returns the folder of the run."""
+
+    def run(experiment, *overrides):
+        command = [f"+experiment=msf/{experiment}", *TINY, *overrides]
+        done = run_program("ocl.cli.train", *command, cwd=tmp_path, DATASET_PREFIX=str(shards))
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder,) = (tmp_path / "outputs" / "msf" / experiment).iterdir()
+        return folder
+
     return run
 
 
 @pytest.mark.slow
-def test_block_slots_under_a_joint_head_are_trained_and_edited_as_a_user_does(shards, tmp_path, capsys):
-    train("vqvae_clevrtex", folder=tmp_path, shards=shards)
-    run = train("sysbinder_clevrtex", "+msf/heads=joint", folder=tmp_path, shards=shards)
+def test_block_slots_under_a_joint_head_are_trained_and_edited_as_a_user_does(train, tmp_path, capsys):
+    train("vqvae_clevrtex")
+    run = train("sysbinder_clevrtex", "+msf/heads=joint")
     model, config = load_model(run)
     assert isinstance(model.models["perceptual_grouping"], BlockSlotAttentionGrouping)
     assert [head.out_features for head in model.models["decoder"].heads] == [64 * 64]
@@ -195,13 +196,11 @@ def test_block_slots_under_a_joint_head_are_trained_and_edited_as_a_user_does(sh
 
 
 @pytest.mark.slow
-def test_a_run_of_slot_diffusion_is_edited_as_a_user_does(shards, tmp_path, capsys):
+def test_a_run_of_slot_diffusion_is_edited_as_a_user_does(train, tmp_path, capsys):
     """Also one whose weights were averaged: the picture comes from the averages."""
     small = "experiment.diffusion={channels:[8,16],num_layers:1,num_heads:2}"
-    train("vqvae_clevrtex_c4", "experiment.vae.dim=4", folder=tmp_path, shards=shards)
-    run = train(
-        "slotdiffusion_clevrtex", "experiment.vae.dim=4", small, "+msf/ema=diffusion", folder=tmp_path, shards=shards
-    )
+    train("vqvae_clevrtex_c4", "experiment.vae.dim=4")
+    run = train("slotdiffusion_clevrtex", "experiment.vae.dim=4", small, "+msf/ema=diffusion")
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path in paths:
         Image.effect_noise((48, 40), 60).convert("RGB").save(path)

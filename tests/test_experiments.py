@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -46,27 +43,24 @@ TINY = [
 ]
 
 
-def call(module, *overrides, folder, shards):
+@pytest.fixture(scope="module")
+def call(run_program, shards):
     """Run a command of the host in `folder`; returns (status, everything it printed)."""
-    environment = dict(os.environ, DATASET_PREFIX=str(shards), OMP_NUM_THREADS="1")
-    done = subprocess.run(
-        [sys.executable, "-m", module, *overrides],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.returncode, done.stdout
+
+    def run(module, *overrides, folder):
+        done = run_program(module, *overrides, cwd=folder, DATASET_PREFIX=str(shards))
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, shards):
+def runs(tmp_path_factory, call):
     """Folders of the runs of a sweep over both stages and two variants, by (experiment, variant)."""
     launch = tmp_path_factory.mktemp("launch")
     swept = ["+experiment=msf/vqvae_clevrtex,msf/slate_clevrtex", "msf/variant=msf,gdr"]
     tiny = [override if override[0] == "+" or "." not in override else f"++{override}" for override in TINY]
-    status, printed = call("ocl.cli.train", "-m", *swept, *tiny, folder=launch, shards=shards)
+    status, printed = call("ocl.cli.train", "-m", *swept, *tiny, folder=launch)
     assert status == 0, printed
     found = [path.parent.parent for path in launch.glob("outputs/msf/*/*/config/config.yaml")]
     return {(run.parent.name, OmegaConf.load(run / "config/config.yaml").experiment.variant): run for run in found}
@@ -100,10 +94,10 @@ def test_in_a_sweep_stage_two_takes_the_vae_of_its_variant(runs, variant):
         assert torch.equal(slate[name.replace("models.vqvae", "models.guidance.vae")], x), name
 
 
-def test_stage_two_is_scored_without_stage_one(slate_run, shards, tmp_path):
+def test_stage_two_is_scored_without_stage_one(slate_run, call, tmp_path):
     moved = slate_run.rename(tmp_path / "run")  # away from stage 1
     command = ["+evaluation=msf/slate_clevrtex", f"train_config_path={moved}/config/config.yaml"]
-    status, printed = call("ocl.cli.eval", *command, folder=tmp_path, shards=shards)
+    status, printed = call("ocl.cli.eval", *command, folder=tmp_path)
     assert status == 0, printed
     scores = json.loads((moved / "metrics.json").read_text())["metrics"]["val"]
     assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
@@ -282,8 +276,8 @@ def test_training_goes_on_from_a_checkpoint(compose, slate_run, tmp_path):
     assert sorted(saved) == ["step=4.ckpt", "step=5.ckpt"]
 
 
-def test_a_user_without_a_vae_reads_one_message_and_no_traceback(shards, tmp_path):
+def test_a_user_without_a_vae_reads_one_message_and_no_traceback(call, tmp_path):
     command = ["+experiment=msf/slate_clevrtex", *TINY]
-    status, printed = call("ocl.cli.train", *command, folder=tmp_path, shards=shards)
+    status, printed = call("ocl.cli.train", *command, folder=tmp_path)
     assert status != 0
     assert "Train stage 1 first" in printed and "Traceback" not in printed

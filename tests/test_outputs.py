@@ -1,7 +1,6 @@
 """Saved masks and slots: the same numbers again under the samples' keys, whole or not at all."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -190,7 +189,7 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_two_processes_score_and_save_what_one_does(tmp_path):
+def test_two_processes_score_and_save_what_one_does(run_program, tmp_path):
     """Of three scenes, so the second process has one less than the first."""
     make_scenes(tmp_path / "raw", 7, size=(48, 36), workers=1)
     options = [
@@ -209,9 +208,8 @@ def test_two_processes_score_and_save_what_one_does(tmp_path):
     main(["clevrtex", str(tmp_path / "raw"), str(tmp_path), *options])
 
     def call(program, *overrides):
-        command = [sys.executable, "-m", f"ocl.cli.{program}", *overrides]
-        environment = dict(os.environ, DATASET_PREFIX=str(tmp_path), OMP_NUM_THREADS="1")
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=600)
+        done = run_program(f"ocl.cli.{program}", *overrides, cwd=tmp_path, DATASET_PREFIX=str(tmp_path))
+        assert done.returncode == 0, done.stdout + done.stderr
 
     for leaf in ("vqvae_clevrtex", "slate_clevrtex"):
         call("train", f"+experiment=msf/{leaf}", *TINY)

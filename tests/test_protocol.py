@@ -1,10 +1,8 @@
 """The paper's protocol: the last checkpoints of a run, also of one that went on from another, their mean and best."""
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 
 import hydra
 import pytest
@@ -189,11 +187,9 @@ def test_training_keeps_the_last_checkpoints(shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_protocol_of_a_real_run(shards, tmp_path, monkeypatch, capsys):
+def test_the_protocol_of_a_real_run(shards, run_program, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATASET_PREFIX", str(shards))
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "ocl.cli.train", *TINY]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert run_program("ocl.cli.train", *TINY, cwd=tmp_path).returncode == 0
     (run,) = (tmp_path / "outputs" / "msf" / "vqvae_clevrtex").iterdir()
     protocol.main([str(run), "--last", "2"])
     found = json.loads((run / "protocol" / "val.json").read_text())

@@ -1,9 +1,6 @@
 """The experiments of SlotDiffusion as a user runs them: both stages, the evaluation, other guidance."""
 
 import json
-import os
-import subprocess
-import sys
 
 import hydra
 import pytest
@@ -28,14 +25,6 @@ TINY = [
 ]
 
 
-def call(module, *overrides, folder, shards):
-    """Run a command of the host in `folder`."""
-    environment = dict(os.environ, DATASET_PREFIX=str(shards), OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", module, *overrides]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture
 def compose(shards, tmp_path, monkeypatch):
     """Compose a training config in-process, launched from an empty folder."""
@@ -48,13 +37,18 @@ def compose(shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_both_stages_run_and_are_scored_and_drawn(shards, tmp_path):
+def test_both_stages_run_and_are_scored_and_drawn(run_program, shards, tmp_path):
     """The second stage finds the first by itself."""
+
+    def call(module, *overrides):
+        done = run_program(module, *overrides, cwd=tmp_path, DATASET_PREFIX=str(shards))
+        assert done.returncode == 0, done.stdout + done.stderr
+
     for experiment in ("vqvae_clevrtex_c4", "slotdiffusion_clevrtex"):
-        call("ocl.cli.train", f"+experiment=msf/{experiment}", *TINY, folder=tmp_path, shards=shards)
+        call("ocl.cli.train", f"+experiment=msf/{experiment}", *TINY)
     (run,) = (tmp_path / "outputs/msf/slotdiffusion_clevrtex").iterdir()
     command = ["+evaluation=msf/slotdiffusion_clevrtex", f"train_config_path={run}/config/config.yaml"]
-    call("ocl.cli.eval", *command, folder=tmp_path, shards=shards)
+    call("ocl.cli.eval", *command)
     scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
     assert {"ari", "ari_fg", "miou", "mbo", "noise"} <= set(scores)
     assert Image.open(run / "scenes.png").width > 200

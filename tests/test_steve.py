@@ -1,10 +1,7 @@
 """STEVE, and the other models of videos, as a user runs them, on little videos in the shards' layout."""
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,7 +93,7 @@ def little_batch(frames=3):
     return {"image": torch.rand(2, frames, 3, 32, 32, generator=generator) * 2 - 1, "boxes": boxes, "batch_size": 2}
 
 
-def test_a_run_is_scored_over_whole_videos(compose, movi, tmp_path):
+def test_a_run_is_scored_over_whole_videos(compose, movi, run_program, tmp_path):
     train_config(compose("vqvae_movi_c", *TINY))
     (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
     config = compose("steve_movi_c", *TINY, f"experiment.vae_checkpoint='{checkpoint}'")
@@ -105,15 +102,9 @@ def test_a_run_is_scored_over_whole_videos(compose, movi, tmp_path):
     OmegaConf.save(config, tmp_path / "config" / "config.yaml")
     (trained,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*.ckpt")
     run = [f"train_config_path={tmp_path}/config/config.yaml", f"checkpoint_path='{trained}'", f"output_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ocl.cli.eval", "+evaluation=msf/steve_movi_c", *run],
-        cwd=tmp_path,
-        env=dict(os.environ, DATASET_PREFIX=str(movi), OMP_NUM_THREADS="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    command = ["+evaluation=msf/steve_movi_c", *run]
+    done = run_program("ocl.cli.eval", *command, cwd=tmp_path, DATASET_PREFIX=str(movi))
+    assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val"]
     assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
 

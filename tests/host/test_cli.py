@@ -1,8 +1,8 @@
+import functools
 import json
 import logging
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -82,15 +82,14 @@ def user_configs(tmp_path_factory):
     return folder
 
 
-def ocl_train(*arguments, cwd, **environment):
+@pytest.fixture(scope="module")
+def ocl_train(run_program):
     # The suite's own HYDRA_FULL_ERROR would change what is printed.
-    environment = {**os.environ, "HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "ocl.cli.train", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return functools.partial(run_program, "ocl.cli.train", HYDRA_FULL_ERROR="0")
 
 
 @pytest.fixture(scope="module")
-def run(user_configs, tmp_path_factory):
+def run(ocl_train, user_configs, tmp_path_factory):
     """The folder of a run started from the command line."""
     cwd = tmp_path_factory.mktemp("train")
     result = ocl_train("--config-dir", user_configs, "+experiment=tiny", cwd=cwd)
@@ -211,14 +210,14 @@ def test_a_log_file_gets_lines_instead_of_a_progress_bar(run):
     assert "it/s" not in output and "Hydra" not in output  # neither progress bars nor advice about versions
 
 
-def test_wrong_input_ends_with_one_message(user_configs, tmp_path):
+def test_wrong_input_ends_with_one_message(ocl_train, user_configs, tmp_path):
     result = ocl_train("--config-dir", user_configs, "+experiment=tiny", "load_checkpoint=none.ckpt", cwd=tmp_path)
     assert result.returncode == 1
     assert f"Checkpoint {tmp_path}/none.ckpt does not exist." in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr and "HYDRA_FULL_ERROR=1" in result.stdout
 
 
-def test_sigterm_becomes_the_exit_status_and_leaves_a_checkpoint(user_configs, tmp_path):
+def test_sigterm_becomes_the_exit_status_and_leaves_a_checkpoint(ocl_train, user_configs, tmp_path):
     (tmp_path / "terminating.py").write_text(
         "import os, signal\n"
         "import pytorch_lightning as pl\n\n\n"

@@ -2,9 +2,6 @@
 
 import csv
 import logging
-import os
-import subprocess
-import sys
 
 import hydra
 import numpy as np
@@ -36,15 +33,14 @@ optimizers:
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path, run_program):
     """Start a program of the host, in a folder of its own."""
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "tiny.yaml").write_text(TINY.lstrip())
 
     def run(name, *arguments):
-        environment = {**os.environ, "HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", f"ocl.cli.{name}", "--config-dir", str(tmp_path), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        arguments = ["--config-dir", tmp_path, *arguments]
+        return run_program(f"ocl.cli.{name}", *arguments, cwd=tmp_path, HYDRA_FULL_ERROR="0")
 
     return run
 

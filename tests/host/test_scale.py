@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 
@@ -169,18 +168,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def call(folder):
+def call(folder, run_program):
     """Run a program of the host; returns its exit status and everything that it printed."""
     paths = os.pathsep.join([str(folder), *sys.path])
     shards = f"{folder}/{{0..{len(COUNTS) - 1}}}.tar"
-    environment = {**os.environ, "SHARDS": shards, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    environment = {"SHARDS": shards, "PYTHONPATH": paths}
 
     def run(program, *overrides, **variables):
-        command = [sys.executable, "-m", f"ocl.cli.{program}", "--config-dir", str(folder), *overrides]
-        variables = {**environment, **variables}
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        result = subprocess.run(command, cwd=folder, env=variables, timeout=600, **pipes)
-        return result.returncode, result.stdout
+        arguments = ["--config-dir", folder, *overrides]
+        done = run_program(f"ocl.cli.{program}", *arguments, cwd=folder, **environment, **variables)
+        return done.returncode, done.stdout + done.stderr
 
     return run
 
