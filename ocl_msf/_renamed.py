@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable
 
 MODULES = {
     "ocl_msf.callbacks": "ocl_msf.training.callbacks",
-    "ocl_msf.checkpoints": "ocl_msf.experiments.runs",
+    "ocl_msf.checkpoints": "ocl_msf.experiments.checkpoints",
     "ocl_msf.editing": "ocl_msf.results.editing",
     "ocl_msf.ema": "ocl_msf.training.ema",
     "ocl_msf.environment": "ocl_msf.training.environment",

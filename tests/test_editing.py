@@ -138,7 +138,7 @@ def test_a_swap_that_is_no_pair_is_explained(swap, capsys):
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="error: .*is no run of stage 2"):
+    with pytest.raises(SystemExit, match="error: .*is no run: it has no config"):
         main([str(tmp_path), "a.png", "b.png"])
 
 

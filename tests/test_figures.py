@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
-from ocl_msf.experiments.scored_runs import read_log
+from ocl_msf.experiments.runs import Run
 from ocl_msf.files import DataError
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.quantization import VectorQuantizer
@@ -31,7 +31,7 @@ from ocl_msf.results.figures import (
 from ocl_msf.results.figures.__main__ import main
 from ocl_msf.results.figures.guidance_maps import color_features
 from ocl_msf.results.figures.segmentations import common_scenes
-from ocl_msf.results.figures.style import paint_segments
+from ocl_msf.results.style import paint_segments
 
 
 def make_vae(quantizer, scales):
@@ -229,9 +229,10 @@ def log(folder, version, values, name="val/ari_fg"):
 
 
 def test_the_log_of_a_continued_run_is_one(tmp_path):
-    log(tmp_path, "version_0", {1: 0.25, 2: 0.5, 3: 0.125})
-    log(tmp_path, "version_1", {3: 0.75, 4: 1.0})
-    events = read_log(tmp_path)
+    run = make_run(tmp_path / "run", [])
+    log(run, "version_0", {1: 0.25, 2: 0.5, 3: 0.125})
+    log(run, "version_1", {3: 0.75, 4: 1.0})
+    events = Run.open(run).log
     assert [event[:2] for event in events["val/ari_fg"]] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
     assert list(events) == ["val/ari_fg"] and events["val/ari_fg"][0].time > 1e9
 
@@ -242,9 +243,9 @@ def test_the_log_of_a_run_that_went_on_from_another_has_both(tmp_path):
     checkpoint = first / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=2.ckpt"
     checkpoint.parent.mkdir()
     checkpoint.touch()
-    second = make_run(tmp_path / "second", [f"load_checkpoint='{checkpoint}'"])
+    second = make_run(tmp_path / "second", [], resumed=checkpoint)
     log(second, "version_0", {4: 1.0})
-    assert [event[:2] for event in read_log(second)["val/ari_fg"]] == [(1, 0.25), (2, 0.5), (4, 1.0)]
+    assert [event[:2] for event in Run.open(second).log["val/ari_fg"]] == [(1, 0.25), (2, 0.5), (4, 1.0)]
 
 
 def test_curves(tmp_path):
@@ -280,9 +281,10 @@ def test_the_use_of_codebooks(tmp_path):
         draw_codebooks({"stage 2": [{"val/ari": [(1, 1.0)]}]}, tmp_path / "d")
 
 
-def make_run(folder, overrides):
+def make_run(folder, overrides, resumed="null"):
     (folder / "config").mkdir(parents=True)
-    (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 10}\n", encoding="utf-8")
+    text = f"experiment: {{}}\ntrainer: {{max_steps: 10}}\nload_checkpoint: {resumed}\n"
+    (folder / "config" / "config.yaml").write_text(text, encoding="utf-8")
     (folder / "config" / "overrides.yaml").write_text(json.dumps(overrides), encoding="utf-8")
     return folder
 

@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "experiments": HOST
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
     "results": FRAMEWORK
-    | {"hydra", "omegaconf", "yaml", "PIL", "matplotlib", "scipy", "safetensors"}
+    | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
     "files": set(),
     "data": FRAMEWORK

@@ -11,16 +11,17 @@ from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
 from ocl_msf.experiments import protocol
+from ocl_msf.experiments.runs import Run
 
 SCORES = {2: (0.1, 0.3), 4: (0.5, 0.4), 6: (0.2, 0.1)}  # ARI and ARI_fg by step
 
 
-def make_run(folder, steps, experiment="msf/slate_clevrtex", resumed=None):
+def make_run(folder, steps, experiment="msf/slate_clevrtex", stage=2, resumed=None):
     """The files of a run with checkpoints of these steps."""
     (folder / "config").mkdir(parents=True)
-    overrides = [f"+experiment={experiment}"] + ([f"load_checkpoint='{resumed}'"] if resumed else [])
-    (folder / "config" / "overrides.yaml").write_text(json.dumps(overrides))
-    OmegaConf.save({"load_checkpoint": resumed}, folder / "config" / "config.yaml")
+    (folder / "config" / "overrides.yaml").write_text(json.dumps([f"+experiment={experiment}"]))
+    config = {"load_checkpoint": resumed, "experiment": {"stage": stage}}
+    OmegaConf.save(config, folder / "config" / "config.yaml")
     hydra_config = {"hydra": {"runtime": {"cwd": str(folder.parent)}}}
     OmegaConf.save(hydra_config, folder / "config" / "hydra.yaml")
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
@@ -31,7 +32,7 @@ def make_run(folder, steps, experiment="msf/slate_clevrtex", resumed=None):
 
 
 def test_the_last_checkpoints_are_those_of_the_highest_steps(tmp_path):
-    run = make_run(tmp_path / "run", range(100, 4000, 100))
+    run = Run.open(make_run(tmp_path / "run", range(100, 4000, 100)))
     assert list(protocol.last_checkpoints(run)) == list(range(1500, 4000, 100))
     assert [path.name for path in protocol.last_checkpoints(run, 2).values()] == [
         "epoch=0-step=3800.ckpt",
@@ -46,31 +47,19 @@ def test_a_run_that_went_on_has_the_checkpoints_of_both_up_to_where_it_did(tmp_p
     second = make_run(tmp_path / "second", [30, 40], resumed=source)
     source = "second/lightning_logs/version_0/checkpoints/epoch=0-step=40.ckpt"
     third = make_run(tmp_path / "third", [45], resumed=source)
-    found = protocol.last_checkpoints(third)
+    found = protocol.last_checkpoints(Run.open(third))
     runs = {10: first, 20: first, 30: second, 40: second, 45: third}
     assert {step: path.parents[3] for step, path in found.items()} == runs
-    assert list(protocol.last_checkpoints(third, 2)) == [40, 45]
+    assert list(protocol.last_checkpoints(Run.open(third), 2)) == [40, 45]
     (tmp_path / "second").rename(tmp_path / "away")
-    assert list(protocol.last_checkpoints(third)) == [45]
-
-
-@pytest.mark.parametrize(
-    "experiment, evaluation",
-    [
-        ("msf/slate_clevrtex", "msf/slate_clevrtex"),
-        ("msf/vqvae_coco_c4", "msf/separability"),
-        ("slate/movi_c", "eval"),
-    ],
-)
-def test_the_evaluation_is_that_of_the_experiment(experiment, evaluation, tmp_path):
-    assert protocol.evaluation_of(make_run(tmp_path / "run", [1], experiment)) == evaluation
+    assert list(protocol.last_checkpoints(Run.open(third))) == [45]
 
 
 def test_evaluations_draw_nothing_and_keep_to_their_split(tmp_path):
     run = make_run(tmp_path / "run", [10])
-    (task,) = protocol.scorings(run, "test").values()
+    (task,) = protocol.scorings(Run.open(run), "test").values()
     words = task.command()
-    assert words[1:4] == ["-m", "ocl.cli.eval", "+evaluation=msf/slate_clevrtex"]
+    assert words[1:4] == ["-m", "ocl.cli.eval", "+evaluation=msf/scores"]
     assert {"~modules.scenes", "eval_val=false", "eval_test=true", "report_filename=step-10.json"} <= set(words)
     with hydra.initialize_config_module("configs", version_base="1.3"):
         config = hydra.compose("evaluation_config", overrides=words[3:])
@@ -115,7 +104,7 @@ def test_best_last_and_mean_are_reported(fake, capsys):
         column = [pair[index] for pair in SCORES.values()]
         assert found["mean"][name] == pytest.approx(statistics.mean(column))
         assert found["deviation"][name] == pytest.approx(statistics.stdev(column))
-        assert f"{100 * statistics.mean(column):.4g} ± " in rows["mean of 3"][index]
+        assert f"{100 * statistics.mean(column):.2f} ± {100 * statistics.stdev(column):.2f}" in rows["mean of 3"][index]
     assert found["best_step"] == 4 and found["best"]["tokens"] == 7.0 and set(found["checkpoints"]) == {"2", "4", "6"}
 
 
@@ -196,5 +185,5 @@ def test_the_protocol_of_a_real_run(shards, run_program, tmp_path, monkeypatch, 
     assert list(found["checkpoints"]) == ["8", "9"] and found["by"] == "inter"
     assert found["best"]["inter"] == max(scores["inter"] for scores in found["checkpoints"].values()) > 0
     assert not list(run.glob("protocol/**/*.png"))
-    checkpoint = protocol.last_checkpoints(run)[8]
+    checkpoint = protocol.last_checkpoints(Run.open(run))[8]
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 8

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.experiments.scored_runs import Event, ScoredRun, collect, name_rows
+from ocl_msf.experiments.runs import Event
 from ocl_msf.results.figures.segmentations import Scenes
 from ocl_msf.results.report.__main__ import main
 from ocl_msf.results.report.comparison import paper_value
+from ocl_msf.results.rows import collect, name_rows
 
 VOID = {"meta", "img"}
 
@@ -59,7 +60,8 @@ def read(folder):
 
 def make_run(folder, overrides, scores, report="metrics.json", step=1000):
     (folder / "config").mkdir(parents=True)
-    text = "experiment: {note: a<b, variant: msf}\ntrainer: {max_steps: 1000}\n"
+    stage = 1 if report == "separability.json" else 2
+    text = f"experiment: {{note: a<b, variant: msf, stage: {stage}}}\ntrainer: {{max_steps: 1000}}\n"
     (folder / "config" / "config.yaml").write_text(text)
     (folder / "config" / "overrides.yaml").write_text(json.dumps(overrides))
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
@@ -218,8 +220,8 @@ def test_every_row_has_its_commands(runs, tmp_path, monkeypatch):
     text = read(tmp_path / "report").text
     for line in [
         "ocl_train +experiment=msf/slate_clevrtex seed=2 +experiment.root_output_folder=s2",
-        "ocl_eval +evaluation=msf/slate_clevrtex train_config_path=outputs/s2/slate/now/config/config.yaml",
-        "ocl_eval +evaluation=msf/separability train_config_path=outputs/vae/now/config/config.yaml",
+        "ocl_eval +evaluation=msf/scores train_config_path=outputs/s2/slate/now/config/config.yaml",
+        "ocl_eval +evaluation=msf/scores train_config_path=outputs/vae/now/config/config.yaml",
     ]:
         assert line in text.splitlines()
     assert str(tmp_path) not in text
@@ -267,8 +269,8 @@ def test_runs_without_a_record_of_their_environment_are_said_to_have_none(runs, 
 
 def test_of_a_command_run_twice_the_furthest_counts(runs):
     make_run(runs / "again" / "now", [*SLATE, "msf/variant=vq", "seed=0"], {"ari": 0.5}, step=20)
-    found = [run for run in collect([runs]) if run.chosen("msf/variant") == "vq"]
-    assert [run.run.step for run in found] == [20]
+    found = [run for run in collect([runs]) if run.override("msf/variant") == "vq"]
+    assert [run.step for run in found] == [20]
 
 
 def test_one_run_alone_is_reported_alone(runs):
@@ -330,9 +332,9 @@ def test_a_damaged_report_is_named(runs, tmp_path):
 def test_speed_is_that_between_two_entries_of_the_log(runs):
     (run,) = collect([runs / "s1" / "slate" / "now"])
     times = [0, 10, 20, 90, 100]  # a validation in between
-    log = {"train/loss_total": [Event(20 * n, 1.0, 1e9 + time) for n, time in enumerate(times)], "val/ari": []}
-    assert run.seconds_per_step is None
-    assert ScoredRun(run.run, run.overrides, run.scores, log).seconds_per_step == 0.5
+    assert run.log == {} and run.seconds_per_step is None
+    run.log = {"train/loss_total": [Event(20 * n, 1.0, 1e9 + time) for n, time in enumerate(times)], "val/ari": []}
+    assert run.seconds_per_step == 0.5
 
 
 def test_guidance_has_its_own_number_in_the_paper(runs):
@@ -368,7 +370,7 @@ def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeyp
     called.clear()
     monkeypatch.setattr("subprocess.call", make_all)  # one evaluation makes the scores and the scenes
     main([str(runs / "s1"), "--out", str(tmp_path / "report"), "--evaluate"])
-    assert [command[0] for command in called] == ["+evaluation=msf/slate_clevrtex"]
+    assert [command[0] for command in called] == ["+evaluation=msf/scores"]
     monkeypatch.setattr("subprocess.call", lambda command: 3)
     with pytest.raises(SystemExit, match="status 3"):
         main([str(runs), "--out", str(tmp_path / "report"), "--evaluate"])

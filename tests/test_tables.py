@@ -29,8 +29,8 @@ def finish(job, step, scoring=None, scores=None):
     """Leave behind what a run of the job does that got as far as `step` of 1000."""
     folder = job.root / "msf" / job.experiment / "now"
     (folder / "config").mkdir(parents=True, exist_ok=True)
-    (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 1000}\n")
-    (folder / "config" / "overrides.yaml").write_text(json.dumps([*job.arguments, "load_checkpoint='x'"]))
+    (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 1000}\nload_checkpoint: /x\n")
+    (folder / "config" / "overrides.yaml").write_text(json.dumps([*job.arguments, "load_checkpoint='/x'"]))
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint = checkpoints / f"epoch=0-step={step}.ckpt"
@@ -46,7 +46,7 @@ def test_the_paper_s_numbers_are_complete():
     assert counts == dict(table1=12, table2=12, table3=12, table4=18, table5=12, table6=3, table7=2, table8=5)
     parts = [part for table in TABLES.values() for part in table.values()]
     assert all(len(row.values) == len(part.metrics) for part in parts for row in part.rows)
-    variants = {path.stem for path in (tables.configs() / "msf" / "variant").glob("*.yaml")}
+    variants = {path.stem for path in (Path(__file__).parents[1] / "configs" / "msf" / "variant").glob("*.yaml")}
     assert {row.variant for part in parts for row in part.rows} - {None} <= variants
     best = [
         r for p in [*TABLES["table5"].values(), *TABLES["table6"].values()] for r in p.rows if r.values == (100.71,)
@@ -69,7 +69,7 @@ def test_runs_of_a_part(tmp_path):
         "training_vis_frequency=9",
     ]
     assert one.root == two.root and two.arguments[0] == "+experiment=msf/slate_clevrtex"
-    assert "+evaluation=msf/slate_clevrtex" in cells[2].scoring.command
+    assert "+evaluation=msf/scores" in cells[2].scoring.command and cells[2].scoring.report == "metrics.json"
 
 
 def test_guidance_of_any_scale_shares_its_stage_one(tmp_path):
@@ -94,7 +94,6 @@ def test_competitors_have_experiments_of_their_own(tmp_path):
     assert list(cells) == ["SLATE_r", "+SysBind@2", "+GDR@g2", "+MSF"]
     assert cells["+SysBind@2"].jobs[0] == cells["SLATE_r"].jobs[0]
     assert "msf/variant=vq" in cells["+SysBind@2"].jobs[1].arguments
-    assert "+evaluation=msf/sysbinder_clevrtex" in cells["+SysBind@2"].scoring.command
     (dinosaur,) = [c for c in tables.plan(TABLES["table3"][""], "clevrtex", [0], tmp_path) if c.row.label == "DINOSAUR"]
     (job,) = dinosaur.jobs
     assert job.arguments[:2] == ["+experiment=msf/dinosaur_clevrtex", "seed=0"] and job.root.parent.name == "dinosaur"
@@ -102,17 +101,13 @@ def test_competitors_have_experiments_of_their_own(tmp_path):
 
 def test_what_has_no_experiment_is_said_to_be_missing(tmp_path, monkeypatch, capsys):
     assert tables.plan(TABLES["table4"]["c256"], "nowhere", [0], tmp_path) == []
-    for name in ("experiment/msf/vqvae_voc", "experiment/msf/slate_voc", "experiment/msf/sysbinder_voc"):
-        (tmp_path / f"{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"{name}.yaml").touch()
-    (tmp_path / "evaluation" / "msf").mkdir(parents=True)
-    (tmp_path / "evaluation" / "msf" / "slate_voc.yaml").touch()
-    monkeypatch.setattr(tables, "configs", lambda: tmp_path)
+    assert {"vqvae_voc", "slate_voc", "sysbinder_voc"} <= tables.known_experiments()
+    monkeypatch.setattr(tables, "known_experiments", lambda: {"vqvae_voc", "slate_voc"})
     cells = tables.plan(TABLES["table1"][""], "voc", [0], tmp_path)
     assert [cell.row.label for cell in cells] == ["SLATE_r", "+GDR@g2", "+MSF"]
     monkeypatch.setattr(tables, "estimate", lambda *_: "")
     tables.main(["table1", "--dataset", "voc", "--out", str(tmp_path), "--dry-run"])
-    assert "+SysBind@2 is left out: there is no evaluation/msf/sysbinder_voc yet." in capsys.readouterr().out
+    assert "+SysBind@2 is left out: there is no sysbinder_voc yet." in capsys.readouterr().out
 
 
 def test_a_finished_run_is_recognised_by_its_command_and_its_report(tmp_path):
@@ -151,19 +146,21 @@ def test_a_table_has_means_and_spreads_beside_the_paper(tmp_path):
 
 def test_distances_are_no_percentages():
     assert paper.value_of("inter", {"inter": 0.5}) == 0.5
-    assert paper.mean_and_spread([0.5]) == "0.500"
+    assert paper.format_scores("inter", [{"inter": 0.5}]) == "0.500"
+    assert paper.format_scores("ari", [{"ari": 0.5}, {"ari": 0.7}, {}]) == f"60.00 ± {20 / 2**0.5:.2f}"
+    assert paper.format_scores("ari+ari_fg", [{"ari": 0.5}]) == "-"
 
 
 def test_the_estimate_counts_what_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("DATASET_PREFIX", str(tmp_path))
     cells = tables.plan(TABLES["table4"]["c256"], "clevrtex", [0], tmp_path, "cpu")
     jobs = [cell.jobs[0] for cell in cells]
-    assert tables.estimate(jobs).startswith("2 of 2 runs to train, 2,400 steps; 2,400 steps at a speed that no")
+    assert tables.estimate(jobs).startswith("2 of 2 runs to train, 2,400 steps; 2,400 steps of unknown speed")
     finish(jobs[0], 500)
     assert "1,900 steps" in tables.estimate(jobs)
     finish(jobs[0], 1200)
     assert tables.estimate(jobs).startswith("1 of 2 runs to train, 1,200 steps")
-    assert "speed that no" not in tables.estimate(jobs)
+    assert "unknown speed" not in tables.estimate(jobs)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +176,9 @@ def test_what_is_not_there_is_named(arguments, message, capsys):
 def test_the_speed_of_a_run_that_went_on_is_that_of_its_own_steps(tmp_path):
     job = tables.plan(TABLES["table4"]["c256"], "clevrtex", [0], tmp_path)[0].jobs[0]
     finish(job, 1000)
-    overrides = job.run.folder / "config" / "overrides.yaml"
-    overrides.write_text(json.dumps([*job.arguments, "load_checkpoint='a/epoch=0-step=600.ckpt'"]))
-    os.utime(overrides, (1000, 1000))
+    config = job.run.folder / "config" / "config.yaml"
+    config.write_text(config.read_text().replace("/x", "/a/epoch=0-step=600.ckpt"))
+    os.utime(job.run.folder / "config" / "overrides.yaml", (1000, 1000))
     os.utime(job.run.checkpoint, (1100, 1100))
     assert tables.seconds_per_step(job.run) == pytest.approx(100 / 400)
 
@@ -259,15 +256,15 @@ def runner(tmp_path, monkeypatch):
 def test_a_table_is_run_and_after_a_failure_goes_on_from_the_checkpoint(runner, capsys):
     message, printed, calls = runner(capsys, fails="slate_clevrtex msf/variant=no_inter")
     assert "status 3" in message and "Run the same command again" in message and "a word of no interest" in message
-    assert [words[0] for words, _ in calls].count("+evaluation=msf/slate_clevrtex") == 2
+    assert [words[0] for words, _ in calls].count("+evaluation=msf/scores") == 2
     assert "half way" in printed and "a word of no interest" not in printed
 
     message, printed, calls = runner(capsys, fails="slate_clevrtex msf/variant=no_inter")
     assert message == ""
     assert calls[0][0][1] == "msf/variant=no_inter" and calls[0][0][-1].endswith("epoch=0-step=400.ckpt'")
     assert [words[0].split("=")[1] for words, _ in calls] == [
-        *("msf/slate_clevrtex", "msf/slate_clevrtex"),
-        *("msf/vqvae_clevrtex", "msf/slate_clevrtex", "msf/slate_clevrtex"),
+        *("msf/slate_clevrtex", "msf/scores"),
+        *("msf/vqvae_clevrtex", "msf/slate_clevrtex", "msf/scores"),
     ]
     assert printed.count("| 75.00 | ") == 4
     assert runner(capsys)[2] == []  # nothing is missing
@@ -306,7 +303,7 @@ def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
     cells = tables.plan(TABLES["table6"][""], "clevrtex", [0], place)
     jobs = [cell.jobs for cell in cells]
     assert [shlex.split(line) for line in lines[:2]] == [["ocl_train", *job.arguments] for job in jobs[0]]
-    assert shlex.split(lines[2])[:2] == ["ocl_eval", "+evaluation=msf/slate_clevrtex"] and len(lines) == 9
+    assert shlex.split(lines[2])[:2] == ["ocl_eval", "+evaluation=msf/scores"] and len(lines) == 9
     assert not place.exists()
 
 

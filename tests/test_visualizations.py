@@ -8,7 +8,8 @@ from ocl_msf.decoding import TokenDecoder
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
-from ocl_msf.results.visualizations import Reconstruction, SceneSheet, paint, recolour, reconstruct
+from ocl_msf.results.style import match_segments, paint_segments
+from ocl_msf.results.visualizations import Reconstruction, SceneSheet, reconstruct
 
 
 @pytest.fixture
@@ -63,15 +64,15 @@ def test_the_sheet_holds_the_wanted_number_of_scenes(models, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["scenes.png"]
 
 
-def test_segments_take_the_names_of_what_they_overlap():
+def test_segments_take_the_numbers_of_those_that_they_are_matched_to():
     reference = np.repeat([[0, 1, 2, 3]], 4, 0)
-    renamed = recolour((reference + 2) % 4 + 5, reference)
+    renamed = match_segments((reference + 2) % 4 + 5, reference)
     assert np.array_equal(renamed, reference)
-    split = recolour(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 0, 0]]))
+    split = match_segments(np.array([[0, 0, 0, 1]]), np.array([[0, 0, 0, 0]]))
     assert split[0, 0] == 0 and split[0, 3] != 0
 
 
 def test_segments_are_told_apart_by_colour():
-    colours = paint(np.arange(12)[None])[0]
+    colours = paint_segments(np.arange(12)[None].repeat(12, 0), size=36)[1, 1::3] / 255
     distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 9 * np.eye(12)
-    assert distance.min() > 0.15 and colours.min() >= 0 and colours.max() <= 1
+    assert distance.min() > 0.15 and not np.any(np.all(colours == 1, -1))

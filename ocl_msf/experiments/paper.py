@@ -1,11 +1,11 @@
-"""The paper's tables: what it reports, in its words, and which of our runs answers each row.
+"""The paper's tables: its numbers, in its words, and which runs of ours reproduce each row.
 
-Every table holds parts, every part rows.
-Numbers are percent, but for object separability, which is in units of the guidance.
+A table has parts, a part has rows. Numbers are percentages, except for object separability, which is a distance between
+guidance vectors.
 """
 
 import statistics
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 SCORES = ("ari", "ari_fg", "miou", "mbo")
 SUM = ("ari+ari_fg",)
@@ -15,12 +15,12 @@ class Row(NamedTuple):
     """One line of a table.
 
     Attributes:
-        dataset: as in the names of experiments.
+        dataset: its name in the names of experiments.
         label: the paper's name of the method.
         values: the paper's numbers, one for each of the part's metrics.
         variant: the `msf/variant` of our runs; None for a method without a VAE.
-        overrides: what stage 2 needs besides it.
-        model: first word of its experiment of stage 2, where it is not the part's.
+        overrides: further overrides of stage 2.
+        model: the model of stage 2, if it differs from the part's.
     """
 
     dataset: str
@@ -31,12 +31,12 @@ class Row(NamedTuple):
     model: Optional[str] = None
 
 
-class Part(NamedTuple):
-    """A table, or a part of one.
+class TablePart(NamedTuple):
+    """A table of the paper, or a part of one.
 
     Attributes:
         title: what it compares.
-        model: first word of the experiments of stage 2; None where stage 1 alone is scored.
+        model: the model of stage 2; None if stage 1 itself is scored.
         metrics: names of scores; "a+b" is the sum of two.
         rows: see Row.
         pretraining: name of the experiments of stage 1, with {} for the dataset.
@@ -51,12 +51,12 @@ class Part(NamedTuple):
     def experiments(self, row: Row) -> List[str]:
         """Names, below `msf/`, of what a row trains: stage 1 if it has a VAE, then stage 2 if that is scored."""
         model = row.model or self.model
-        first = [self.pretraining.format(row.dataset)] if row.variant else []
-        return first + ([f"{model}_{row.dataset}"] if model else [])
+        stage_1 = [self.pretraining.format(row.dataset)] if row.variant else []
+        return stage_1 + ([f"{model}_{row.dataset}"] if model else [])
 
 
-VARIANTS = {"+GDR@g2": "gdr", "+MSF": "msf", "DINOSAUR": None}  # of the others vq
-MODELS = {"+SysBind@2": "sysbinder", "DINOSAUR": "dinosaur"}  # of the others the part's
+VARIANTS = {"+GDR@g2": "gdr", "+MSF": "msf", "DINOSAUR": None}  # all others: vq
+MODELS = {"+SysBind@2": "sysbinder", "DINOSAUR": "dinosaur"}  # all others: the part's
 
 
 def _rows(text: str) -> List[Row]:
@@ -69,11 +69,11 @@ def _rows(text: str) -> List[Row]:
     return rows
 
 
-def _ablation(title: str, *rows: Tuple) -> Part:
+def _ablation(title: str, *rows: Tuple) -> TablePart:
     """A part of Tables 5 and 6, with the naive CNN as encoder: (label, ARI + ARI_fg, variant, overrides...)."""
     cnn = "experiment.encoder.vit=null"
     made = [Row("clevrtex", label, (value,), variant, (cnn, *rest)) for label, value, variant, *rest in rows]
-    return Part(title, "slate", SUM, made)
+    return TablePart(title, "slate", SUM, made)
 
 
 TABLE_1 = """
@@ -147,11 +147,11 @@ voc      +MSF   1.659 0.132
 
 SEPARABILITY = ("inter", "intra")
 SIZES = ("miou_small", "miou_medium", "miou_large", "miou")
-TABLES: Dict[str, Dict[str, Part]] = {
-    "table1": {"": Part("Transformer-based image OCL (DINO as primary encoder)", "slate", SCORES, _rows(TABLE_1))},
-    "table2": {"": Part("Transformer-based video OCL (DINO as primary encoder)", "steve", SCORES, _rows(TABLE_2))},
+TABLES: Dict[str, Dict[str, TablePart]] = {
+    "table1": {"": TablePart("Transformer-based image OCL (DINO as primary encoder)", "slate", SCORES, _rows(TABLE_1))},
+    "table2": {"": TablePart("Transformer-based video OCL (DINO as primary encoder)", "steve", SCORES, _rows(TABLE_2))},
     "table3": {
-        "": Part(
+        "": TablePart(
             "Diffusion-based image OCL (DINO as primary encoder)",
             "slotdiffusion",
             SCORES,
@@ -160,8 +160,10 @@ TABLES: Dict[str, Dict[str, Part]] = {
         )
     },
     "table4": {
-        "c256": Part("Object separability of VAE guidance, c = 256", None, SEPARABILITY, _rows(TABLE_4_C256)),
-        "c4": Part("Object separability of VAE guidance, c = 4", None, SEPARABILITY, _rows(TABLE_4_C4), "vqvae_{}_c4"),
+        "c256": TablePart("Object separability of VAE guidance, c = 256", None, SEPARABILITY, _rows(TABLE_4_C256)),
+        "c4": TablePart(
+            "Object separability of VAE guidance, c = 4", None, SEPARABILITY, _rows(TABLE_4_C4), "vqvae_{}_c4"
+        ),
     },
     "table5": {
         "upper-left": _ablation(
@@ -191,7 +193,7 @@ TABLES: Dict[str, Dict[str, Part]] = {
         )
     },
     "table7": {
-        "": Part(
+        "": TablePart(
             "mIoU by object size",
             "slate_sized",
             SIZES,
@@ -202,13 +204,13 @@ TABLES: Dict[str, Dict[str, Part]] = {
         )
     },
     "table8": {
-        "128": Part(
+        "128": TablePart(
             "Number of scales at 128x128",
             "slate",
             SUM,
             [Row("openimages", "3", (62.07,), "msf"), Row("openimages", "4", (60.93,), "msf_n4")],
         ),
-        "256": Part(
+        "256": TablePart(
             "Number of scales at 256x256",
             "slate_256",
             SUM,
@@ -223,16 +225,25 @@ TABLES: Dict[str, Dict[str, Part]] = {
 }
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation; a dash without values, no deviation of one."""
+def value_of(metric: str, scores: Mapping[str, float]) -> float:
+    """A score as tables print it: in percent, except for distances; "a+b" is a sum."""
+    return (1 if metric in SEPARABILITY else 100) * sum(scores[name] for name in metric.split("+"))
+
+
+def mean_and_deviation(values: Sequence[float]) -> Tuple[float, float]:
+    """Mean and sample standard deviation; the deviation of a single value is 0."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def format_scores(metric: str, runs: Iterable[Mapping[str, float]]) -> str:
+    """Mean ± sample standard deviation over the runs that have the score, as tables print it; "-" if none has."""
+    values = [value_of(metric, scores) for scores in runs if set(metric.split("+")) <= set(scores)]
     if not values:
         return "-"
-    digits = 3 if max(map(abs, values)) < 3 else 2
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    mean, deviation = (format_value(metric, number) for number in mean_and_deviation(values))
+    return f"{mean} ± {deviation}" if len(values) > 1 else mean
 
 
-def value_of(metric: str, scores: Dict[str, float]) -> float:
-    """A score as tables have it: in percent, but for distances; "a+b" is a sum."""
-    percent = 1 if metric in ("inter", "intra") else 100
-    return percent * sum(scores[name] for name in metric.split("+"))
+def format_value(metric: str, value: float) -> str:
+    """Two decimals of a percentage, three of a distance."""
+    return f"{value:.{3 if metric in SEPARABILITY else 2}f}"

@@ -1,96 +1,294 @@
-"""Finding and reading the checkpoints of stage 1, without unpickling anything."""
+"""Runs: what a training and its evaluations have left in a folder, and which of several runs is wanted."""
 
+import json
 import re
+import statistics
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ocl_msf.files import DataError
+
 STEP = re.compile(r"step=(\d+)\.ckpt$")
+CHECKPOINTS = ("*/*/checkpoints/*.ckpt", "checkpoints/*.ckpt")  # of any logger, and of none
+REPORTS = {1: "separability.json", 2: "metrics.json"}  # by stage
+NOT_SHARED = re.compile(r"\+*(seed|load_checkpoint|experiment\.root_output_folder|experiment\.vae_checkpoint)=")
 
 
-class Run(NamedTuple):
-    """A training run: its folder, its settings below `experiment`, its last checkpoint, the steps made and wanted."""
+class Event(NamedTuple):
+    """A number that was logged, and when: `time` is in seconds since 1970."""
 
-    folder: Path
-    settings: Dict[str, Any]
-    checkpoint: Optional[Path]
     step: int
-    max_steps: int
+    value: float
+    time: float
+
+
+Scores = Dict[str, float]  # by name, such as "ari"
+Log = Dict[str, List[Event]]  # by name, such as "val/ari_fg", in the order of steps
+
+
+class Run:
+    """A run of `ocl_train`; what is in its folder is read once, when it is first needed.
+
+    Attributes:
+        folder: where it is.
+        config: its training configuration.
+    """
+
+    def __init__(self, folder: Path, config: DictConfig):
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open the run in a folder, or the run that a checkpoint belongs to.
+
+        Raises:
+            DataError: there is no run, or its configuration is damaged.
+        """
+        folders = path.absolute().parents if path.suffix == ".ckpt" else [path]
+        folder = next((folder for folder in folders if config_path(folder).is_file()), None)
+        if folder is None:
+            raise DataError(f"{path} is no run: it has no config/config.yaml.")
+        try:
+            config = OmegaConf.load(config_path(folder))
+        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+            raise DataError(f"{config_path(folder)} is damaged ({error}).") from error
+        if not isinstance(config, DictConfig):
+            raise DataError(f"{config_path(folder)} is no configuration.")
+        return cls(folder, config)
+
+    def setting(self, name: str) -> Any:
+        """A value below `experiment`, interpolations filled in; None if it is not set or needs a running training."""
+        try:
+            value = OmegaConf.select(self.config, f"experiment.{name}")
+            return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException:
+            return None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether it uses this package and was trained before configs recorded stage, model, data and video."""
+        return self.setting("stage") is None and "ocl_msf." in OmegaConf.to_yaml(self.config)
+
+    @cached_property
+    def stage(self) -> Optional[int]:
+        """1 for a VAE, 2 for slots, None for a run without this package.
+
+        Raises:
+            DataError: the run is outdated.
+        """
+        if self.outdated:
+            raise DataError(
+                f"{self.folder} was trained by an earlier version and does not record its stage and model. "
+                f"Convert it:  ocl-msf upgrade {self.folder}"
+            )
+        return self.setting("stage")
+
+    @property
+    def evaluation(self) -> str:
+        """The evaluation config that scores it; raises what `stage` does."""
+        return "msf/scores" if self.stage else "eval"
+
+    @property
+    def report(self) -> str:
+        """The file in its folder with the scores of that evaluation; raises what `stage` does."""
+        return REPORTS[self.stage or 2]
+
+    @cached_property
+    def overrides(self) -> Tuple[str, ...]:
+        """The overrides of its command, as Hydra has recorded them."""
+        path = self.folder / "config" / "overrides.yaml"
+        return tuple(yaml.safe_load(path.read_text(encoding="utf-8")) or ()) if path.is_file() else ()
+
+    def override(self, name: str, default: str = "") -> str:
+        """The value of an override, such as of "seed"."""
+        values = [o.split("=", 1)[1] for o in self.overrides if o.lstrip("+").split("=", 1)[0] == name]
+        return values[-1] if values else default
+
+    @property
+    def shared_overrides(self) -> Tuple[str, ...]:
+        """The overrides that it shares with its other seeds: without places, seed and the default variant."""
+        return tuple(sorted(o for o in self.overrides if not NOT_SHARED.match(o) and o != "msf/variant=msf"))
+
+    @property
+    def experiment(self) -> str:
+        """Such as slate_clevrtex."""
+        return self.override("experiment", "unnamed").rsplit("/", 1)[-1]
+
+    @property
+    def variant(self) -> str:
+        """Such as msf; "" for an experiment without variants."""
+        return self.override("msf/variant") or self.setting("variant") or ""
+
+    @property
+    def seed(self) -> str:
+        """As it was given; "-" if it was not."""
+        return self.override("seed", "-")
+
+    @cached_property
+    def checkpoints(self) -> Dict[int, Path]:
+        """Its checkpoints by step, in that order."""
+        steps = ((STEP.search(path.name), path) for pattern in CHECKPOINTS for path in self.folder.glob(pattern))
+        return dict(sorted((int(step.group(1)), path) for step, path in steps if step))
+
+    @property
+    def checkpoint(self) -> Optional[Path]:
+        """Its last checkpoint."""
+        return self.checkpoints[self.step] if self.checkpoints else None
+
+    @property
+    def step(self) -> int:
+        """The step of the last checkpoint, 0 without one."""
+        return max(self.checkpoints, default=0)
+
+    @cached_property
+    def max_steps(self) -> int:
+        """How many steps it trains; 0 if that is not set."""
+        try:
+            return max(int(self.config.trainer.max_steps), 0)
+        except (OmegaConfBaseException, AttributeError, TypeError, ValueError):
+            return 0
 
     @property
     def finished(self) -> bool:
-        """Whether the newest checkpoint is of the last step."""
-        return self.checkpoint is not None and self.step >= self.max_steps
+        """Whether the last checkpoint is of the last step."""
+        return 0 < self.max_steps <= self.step
+
+    @cached_property
+    def resumed_from(self) -> Optional[Path]:
+        """The checkpoint that training went on from; it may be gone."""
+        recorded = self.config.get("load_checkpoint")
+        if not recorded or Path(recorded).is_absolute():
+            return Path(recorded) if recorded else None
+        return Path(OmegaConf.load(self.folder / "config" / "hydra.yaml").hydra.runtime.cwd, recorded)
+
+    @property
+    def first_step(self) -> int:
+        """The step of the checkpoint that training went on from, 0 without one."""
+        step = STEP.search(self.resumed_from.name) if self.resumed_from else None
+        return int(step.group(1)) if step else 0
+
+    @cached_property
+    def predecessor(self) -> Optional["Run"]:
+        """The run that this one went on from; None if there is none, or not any more."""
+        if not (self.first_step and self.resumed_from.is_file()):
+            return None
+        try:
+            run = Run.open(self.resumed_from)
+        except DataError:
+            return None
+        return run if run.folder.resolve() != self.folder.resolve() else None
+
+    @property
+    def all_checkpoints(self) -> Dict[int, Path]:
+        """Its checkpoints and, up to where it went on from them, those of its predecessors, by step."""
+        earlier = self.predecessor.all_checkpoints if self.predecessor else {}
+        earlier = {step: path for step, path in earlier.items() if step <= self.first_step}
+        return dict(sorted({**earlier, **self.checkpoints}.items()))
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores on the validation set by name, as far as evaluations have left them.
+
+        Raises:
+            DataError: a report is damaged.
+        """
+        reports = [self.read_json(name).get("metrics", {}).get("val", {}) for name in REPORTS.values()]
+        return with_sum({name: value for report in reports for name, value in report.items()})
+
+    @cached_property
+    def protocol(self) -> Dict[str, Scores]:
+        """Scores of the last checkpoints on the validation set: "mean" and "best", if the protocol has been run.
+
+        Raises:
+            DataError: its report is damaged.
+        """
+        report = self.read_json("protocol/val.json")
+        return {kind: with_sum(report[kind]) for kind in ("mean", "best") if kind in report}
+
+    @cached_property
+    def environment(self) -> Dict[str, str]:
+        """Devices and versions that training ran with; empty if it has not recorded them.
+
+        Raises:
+            DataError: their file is damaged.
+        """
+        recorded = self.read_json("config/environment.json", "Delete it: the report can do without")
+        return {name: str(value) for name, value in recorded.items()}
+
+    def read_json(self, name: str, advice: str = "Delete it and evaluate again") -> Dict[str, Any]:
+        """Read a JSON file in the folder; empty if there is none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.folder / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise DataError(f"{path} is damaged ({error}). {advice}.") from error
+        return content if isinstance(content, dict) else {}
+
+    @cached_property
+    def log(self) -> Log:
+        """Scalars logged to TensorBoard by name, those of its predecessors up to where it went on included.
+
+        Raises:
+            DataError: there is a log, and TensorBoard is not installed.
+        """
+        earlier = self.predecessor.log if self.predecessor else {}
+        log = {name: {e.step: e for e in events if e.step <= self.first_step} for name, events in earlier.items()}
+        versions = sorted({path.parent for path in self.folder.glob("*/*/events.out.tfevents.*")})
+        if versions:
+            try:  # the run had it, but figures may be drawn elsewhere
+                from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+            except ImportError as error:
+                raise DataError(f"The log in {self.folder} needs TensorBoard: pip install tensorboard") from error
+        for version in versions:
+            logged = EventAccumulator(str(version), size_guidance={"scalars": 0, "images": 1}).Reload()
+            for name in logged.Tags()["scalars"]:
+                new = {event.step: Event(event.step, event.value, event.wall_time) for event in logged.Scalars(name)}
+                log.setdefault(name, {}).update(new)
+        return {name: [events[step] for step in sorted(events)] for name, events in sorted(log.items())}
+
+    @property
+    def seconds_per_step(self) -> Optional[float]:
+        """Median over the intervals of the log, most of which hold no validation; None if it holds none."""
+        logs = [events for name, events in self.log.items() if name.startswith("train/")]
+        events = max(logs, key=len, default=[])
+        pairs = [(a, b) for a, b in zip(events, events[1:]) if b.time > a.time]
+        return statistics.median((b.time - a.time) / (b.step - a.step) for a, b in pairs) if pairs else None
 
 
-def read_weights(path: Path, module: str) -> Dict[str, torch.Tensor]:
-    """Read the weights of one module of a Lightning checkpoint.
+def config_path(folder: Path) -> Path:
+    """Where a run has its training configuration."""
+    return folder / "config" / "config.yaml"
 
-    Args:
-        path: the .ckpt file.
-        module: dotted path of the module in the training model, such as `models.vqvae`.
 
-    Returns:
-        Its state dict.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, holds pickled objects, or has no such module.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch reports damage and pickles in many types; all mean: not a checkpoint to trust
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, is none, or holds pickled objects, which are never "
-            f"loaded. Choose another checkpoint or train it again. ({type(error).__name__}: {error})"
-        ) from error
-    prefix = module + "."
-    weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    if not weights:
-        parts = sorted({".".join(name.split(".")[:2]) for name in state})
-        raise ValueError(f"{path} holds no module '{module}' (it holds {', '.join(parts)}): is it of stage 1?")
-    return weights
+def with_sum(scores: Scores) -> Scores:
+    """Scores and, as in the paper's ablations, the sum of ARI and ARI_fg."""
+    return {**scores, "ari+ari_fg": scores["ari"] + scores["ari_fg"]} if {"ari", "ari_fg"} <= {*scores} else scores
 
 
 def find_runs(folder: Path) -> List[Run]:
-    """List the runs `folder/<time>/`, newest first; folders without a readable configuration are left out."""
-    configs = sorted(folder.glob("*/config/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [run for run in map(_read_run, configs) if run]
-
-
-def _read_run(config_path: Path) -> Optional[Run]:
-    try:
-        config = OmegaConf.load(config_path)
-        settings = {name: _resolved(config.experiment, name) for name in config.experiment}
-        max_steps = int(config.trainer.max_steps)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError):
-        return None
-    if max_steps < 1:
-        return None
-    folder = config_path.parent.parent
-    steps = {path: STEP.search(path.name) for path in folder.glob("lightning_logs/version_*/checkpoints/*.ckpt")}
-    made = sorted((int(found.group(1)), path) for path, found in steps.items() if found)
-    step, checkpoint = made[-1] if made else (0, None)
-    return Run(folder, settings, checkpoint, step, max_steps)
-
-
-def _resolved(settings: DictConfig, name: str) -> Any:
-    """One setting with its interpolations filled in; None where that needs what only training has."""
-    try:
-        value = settings[name]
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except OmegaConfBaseException:
-        return None
+    """List the runs `folder/<time>/`, newest first; those without a readable configuration are left out."""
+    paths = sorted(folder.glob("*/config/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = []
+    for path in paths:
+        try:
+            runs.append(Run.open(path.parent.parent))
+        except DataError:
+            continue
+    return [run for run in runs if run.max_steps]
 
 
 def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:
-    """Find the checkpoint of the newest finished run with the wanted settings.
+    """Find the last checkpoint of the newest finished run with the wanted settings.
 
     Args:
         folder: holds the runs of one stage-1 experiment.
@@ -98,23 +296,19 @@ def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:
         command: what makes such a run; goes into the message.
 
     Raises:
-        FileNotFoundError: there is none; the message lists what there is and what to do.
+        FileNotFoundError: there is none; the message lists the runs that there are and what to do.
     """
-    runs = find_runs(folder)
-    for run in runs:
-        if run.finished and _settings(run, wanted) == wanted:
+    settings = {run: {name: run.setting(name) for name in wanted} for run in find_runs(folder)}
+    for run in settings:
+        if run.finished and settings[run] == wanted:
             return run.checkpoint
-    lines = [f"Stage 2 needs a trained VAE with {_words(wanted)}, and {folder} holds no finished run of it."]
-    for run in runs:
-        lines.append(f"  found {run.folder}: {_words(_settings(run, wanted))}, step {run.step} of {run.max_steps}")
+    lines = [f"Stage 2 needs a trained VAE with {_listed(wanted)}, and {folder} holds no finished run of it."]
+    for run, its in settings.items():
+        lines.append(f"  {run.folder}: {_listed(its)}, step {run.step} of {run.max_steps}")
     lines.append(f"Train stage 1 first:  {command}")
     lines.append("or name a checkpoint:  experiment.vae_checkpoint=PATH")
     raise FileNotFoundError("\n".join(lines))
 
 
-def _settings(run: Run, wanted: Dict[str, Any]) -> Dict[str, Any]:
-    return {name: run.settings.get(name) for name in wanted}
-
-
-def _words(settings: Dict[str, Any]) -> str:
+def _listed(settings: Dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())

@@ -12,25 +12,25 @@ GPU, because the paper's batches are those of one.
 
 import argparse
 import functools
-import json
 import sys
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import hydra
-import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from ocl_msf._host import require_host
-from ocl_msf.experiments.paper import TABLES, Part, Row, mean_and_spread, value_of
-from ocl_msf.experiments.runs import STEP, Run, find_runs
+from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores
+from ocl_msf.experiments.runs import REPORTS, Run, find_runs
 from ocl_msf.experiments.tasks import Task, command_line, gpu_workers, pasteable, run_all
 
 with require_host():
     import ocl.cli.train  # noqa: F401  registers the configs that experiments are composed of
 
-SLURM = ["hydra/launcher=submitit_slurm"]  # and what a job needs: one GPU, its workers, two days
+SLURM = ["hydra/launcher=submitit_slurm"]  # a job has one GPU, eight cores for data loading, two days
 SLURM += [f"hydra.launcher.{x}" for x in ("gres=gpu:1", "tasks_per_node=1", "cpus_per_task=8", "timeout_min=2880")]
 PROGRAMS = {"ocl.cli.train": "ocl_train", "ocl.cli.eval": "ocl_eval"}
 
@@ -57,47 +57,50 @@ class Job(NamedTuple):
     @property
     def run(self) -> Optional[Run]:
         """The furthest run of this very command, or None."""
-        wanted = _what(self.arguments)
-        runs = [run for run in find_runs(self.root / "msf" / self.experiment) if _what(_overrides(run)) == wanted]
-        return max((run for run in runs if run.checkpoint), key=lambda run: run.step, default=None)
+        wanted = _identifying_overrides(self.arguments)
+        runs = [run for run in find_runs(self.root / "msf" / self.experiment) if run.checkpoint]
+        same = [run for run in runs if _identifying_overrides(run.overrides) == wanted]
+        return max(same, key=lambda run: run.step, default=None)
 
     @property
     def command(self) -> List[str]:
-        """What is to be run: training from the start, or on from the last checkpoint."""
-        resume = [f"load_checkpoint='{self.run.checkpoint}'"] if self.run else []
+        """Training from the start, or resuming from the last checkpoint."""
+        run = self.run
+        resume = [f"load_checkpoint='{run.checkpoint}'"] if run else []
         return [sys.executable, "-m", "ocl.cli.train", *self.arguments, *resume]
 
 
 class Scoring(NamedTuple):
-    """The evaluation of a job: its config, and the report that it writes into the run's folder."""
+    """The evaluation of a job.
+
+    Attributes:
+        job: what is scored.
+        report: the file with its scores, in the run's folder.
+    """
 
     job: Job
-    evaluation: str
     report: str
 
     @property
     def scores(self) -> Optional[Dict[str, float]]:
         """Scores of the job's last checkpoint on the validation set, or None if they are not there."""
         run = self.job.run
-        if run is None or not run.finished or not (run.folder / self.report).is_file():
-            return None
-        report = json.loads((run.folder / self.report).read_text(encoding="utf-8"))
-        if Path(report["checkpoint_path"]).name != run.checkpoint.name:
-            return None
-        return report["metrics"]["val"]
+        report = run.read_json(self.report) if run and run.finished else {}
+        current = report and Path(report["checkpoint_path"]).name == run.checkpoint.name
+        return report["metrics"]["val"] if current else None
 
     @property
     def command(self) -> List[str]:
-        """What is to be run; RUN stands for a folder that training is yet to make."""
+        """The command; RUN stands for the folder of a run that has not been trained yet."""
         run = self.job.run
         folder = run.folder if run else self.job.root / "msf" / self.job.experiment / "RUN"
-        chosen = [f"+evaluation=msf/{self.evaluation}", f"train_config_path='{folder}/config/config.yaml'"]
+        chosen = ["+evaluation=msf/scores", f"train_config_path='{folder}/config/config.yaml'"]
         chosen += [f"checkpoint_path='{run.checkpoint}'"] if run else []
         return [sys.executable, "-m", "ocl.cli.eval", *chosen]
 
 
-class Cell(NamedTuple):
-    """One row of a table for one seed: what to train, in this order, and how to score it."""
+class PlannedRow(NamedTuple):
+    """A row of a table for one seed: what to train, in this order, and how to score it."""
 
     row: Row
     seed: int
@@ -105,30 +108,27 @@ class Cell(NamedTuple):
     scoring: Scoring
 
 
-def _overrides(run: Run) -> List[str]:
-    path = run.folder / "config" / "overrides.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or []
+def _identifying_overrides(overrides: Sequence[str]) -> Set[Tuple[str, str]]:
+    """The overrides that determine what is trained: all but the output folder and the checkpoint to resume from.
 
-
-def _what(overrides: Sequence[str]) -> Set[Tuple[str, str]]:
-    """The overrides that say what is trained, without those that say where it is and where it went on from.
-
-    They are compared as Hydra reads them, because it does not always record them as they were written: 1e-3 or 0.001.
+    They are compared as Hydra parses them, because it does not always record them as they were written: 1e-3 or 0.001.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     pairs = {(override.key_or_group, override.get_value_element_as_str()) for override in parsed}
     return {(key, value) for key, value in pairs if key not in ("load_checkpoint", "experiment.root_output_folder")}
 
 
-def configs() -> Path:
-    """The folder of this package's configs, in a checkout or installed."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+@functools.lru_cache(maxsize=None)
+def known_experiments() -> FrozenSet[str]:
+    """The experiments that Hydra finds below `msf/`."""
+    with hydra.initialize_config_module("configs", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return frozenset(loader.get_group_options("experiment/msf", results_filter=ObjectType.CONFIG))
 
 
 def plan(
-    part: Part, dataset: str, seeds: Sequence[int], out: Path, preset: str = "", settings: Sequence[str] = ()
-) -> List[Cell]:
+    part: TablePart, dataset: str, seeds: Sequence[int], out: Path, preset: str = "", settings: Sequence[str] = ()
+) -> List[PlannedRow]:
     """List the runs of a part of a table.
 
     Args:
@@ -140,35 +140,30 @@ def plan(
         settings: overrides for the runs of both stages.
 
     Returns:
-        One cell for each seed of each row whose experiments there are; see `missing`.
+        One for each seed of each row whose experiments exist; see `missing`.
     """
     rows = [row for row in part.rows if row.dataset == dataset and not missing(part, row)]
-    return [_cell(row, seed, part, out, preset, settings) for row in rows for seed in seeds]
+    return [_planned(row, seed, part, out, preset, settings) for row in rows for seed in seeds]
 
 
-def missing(part: Part, row: Row) -> List[str]:
-    """The experiments, and evaluations of stage 2, that a row needs and this package does not have."""
-    names = part.experiments(row)
-    wanted = [f"experiment/msf/{name}" for name in names]
-    wanted += [f"evaluation/msf/{name}" for name in names if not name.startswith("vqvae")]
-    return [name for name in wanted if not (configs() / f"{name}.yaml").is_file()]
+def missing(part: TablePart, row: Row) -> List[str]:
+    """The experiments that a row needs and this package does not have."""
+    return [name for name in part.experiments(row) if name not in known_experiments()]
 
 
-def _cell(row: Row, seed: int, part: Part, out: Path, preset: str, settings: Sequence[str]) -> Cell:
+def _planned(row: Row, seed: int, part: TablePart, out: Path, preset: str, settings: Sequence[str]) -> PlannedRow:
     place = f"{row.dataset}-{preset}" if preset else row.dataset
     root = out.resolve() / place / (row.variant or row.model) / f"seed{seed}"
     common = [f"msf/variant={row.variant}"] if row.variant not in ("msf", None) else []
     common += ([f"+msf/preset={preset}"] if preset else []) + [f"seed={seed}", *settings]
-    names = part.experiments(row)
-    own = [override for override in row.overrides if _matters(override, names[-1], tuple(common))]
-    jobs = [Job(name, root, (*common, *(own if name == names[-1] else ()))) for name in names]
-    if names[-1].startswith("vqvae"):
-        return Cell(row, seed, jobs, Scoring(jobs[-1], "separability", "separability.json"))
-    return Cell(row, seed, jobs, Scoring(jobs[-1], names[-1], "metrics.json"))
+    *first, last = part.experiments(row)
+    own = [override for override in row.overrides if _matters(override, last, tuple(common))]
+    jobs = [*(Job(name, root, tuple(common)) for name in first), Job(last, root, (*common, *own))]
+    return PlannedRow(row, seed, jobs, Scoring(jobs[-1], REPORTS[2 if part.model else 1]))
 
 
 def _matters(override: str, experiment: str, others: Tuple[str, ...]) -> bool:
-    """Whether it changes anything; if not, rows that differ in it alone share a run, as under a preset that sets it."""
+    """Whether an override changes anything: rows share a run if a preset already sets what they differ in."""
     chosen = (f"+experiment=msf/{experiment}", *others)
     return _compose(chosen) != _compose((*chosen, override))
 
@@ -185,76 +180,75 @@ def _compose(arguments: Tuple[str, ...]) -> DictConfig:
 
 
 def seconds_per_step(run: Run) -> float:
-    """How fast a run was, its start and its validations included."""
+    """Wall-clock time per step of a run, start-up and validation included."""
     begin = (run.folder / "config" / "overrides.yaml").stat().st_mtime
-    sources = [STEP.search(o.rstrip("'")) for o in _overrides(run) if o.startswith("load_checkpoint=")]
-    steps = run.step - max((int(source.group(1)) for source in sources if source), default=0)
-    return max(run.checkpoint.stat().st_mtime - begin, 0.0) / max(steps, 1)
+    return max(run.checkpoint.stat().st_mtime - begin, 0.0) / max(run.step - run.first_step, 1)
 
 
 def estimate(jobs: Sequence[Job], workers: int = 1) -> str:
-    """Say what is left to train, and how long it takes where a finished run of the experiment tells its speed."""
-    speeds = {job.experiment: seconds_per_step(job.run) for job in jobs if job.run and job.run.finished}
-    left = {job: steps_of(job) - (job.run.step if job.run else 0) for job in jobs}
+    """Say how many steps are left to train, and how long they take if a finished run of the experiment shows it."""
+    runs = {job: job.run for job in jobs}
+    speeds = {job.experiment: seconds_per_step(run) for job, run in runs.items() if run and run.finished}
+    left = {job: steps_of(job) - (run.step if run else 0) for job, run in runs.items()}
     left = {job: steps for job, steps in left.items() if steps > 0}
     known = sum(steps * speeds[job.experiment] for job, steps in left.items() if job.experiment in speeds)
     unknown = sum(steps for job, steps in left.items() if job.experiment not in speeds)
-    words = f"{len(left)} of {len(jobs)} runs to train, {sum(left.values()):,} steps"
+    text = f"{len(left)} of {len(jobs)} runs to train, {sum(left.values()):,} steps"
     if known:
-        words += f"; {known / 3600:.1f} h at the speed of the finished ones"
-        words += f", on {workers} at a time {known / 3600 / workers:.1f} h or more" if workers > 1 else ""
-    return words + (f"; {unknown:,} steps at a speed that no finished run tells yet" if unknown else "")
+        text += f"; {known / 3600:.1f} h at the speed of finished runs"
+        text += f", with {workers} at a time at least {known / 3600 / workers:.1f} h" if workers > 1 else ""
+    return text + (f"; {unknown:,} steps of unknown speed" if unknown else "")
 
 
-def tasks_of(cells: Sequence[Cell], launcher: Sequence[str] = ()) -> List[Task]:
-    """Order what cells need, each job once; `launcher` is put behind every command.
+def tasks_of(plans: Sequence[PlannedRow], launcher: Sequence[str] = ()) -> List[Task]:
+    """Order what plans need, each job once; `launcher` is appended to every command.
 
-    Jobs of one experiment with the same root never run side by side: the names of their folders are times.
+    Jobs of one experiment with the same root never run side by side: start times name their folders.
     """
-    jobs: Dict[Job, Task] = {}
+    trainings: Dict[Job, Task] = {}
     scorings: Dict[Scoring, Task] = {}
-    answer: List[Task] = []
-    for cell in cells:
-        earlier: List[Task] = []
-        for job in cell.jobs:
-            if job not in jobs:
-                twins = [task for j, task in jobs.items() if (j.root, j.experiment) == (job.root, job.experiment)]
-                jobs[job] = _training(job, cell, launcher, [*earlier, *twins])
-                answer.append(jobs[job])
-            earlier = [jobs[job]]
-        if cell.scoring not in scorings:
-            scorings[cell.scoring] = _scoring(cell, launcher, earlier)
-            answer.append(scorings[cell.scoring])
-    return answer
+    tasks: List[Task] = []
+    for planned in plans:
+        needs: List[Task] = []
+        for job in planned.jobs:
+            if job not in trainings:
+                twins = [task for j, task in trainings.items() if (j.root, j.experiment) == (job.root, job.experiment)]
+                trainings[job] = _training(job, planned, launcher, [*needs, *twins])
+                tasks.append(trainings[job])
+            needs = [trainings[job]]
+        if planned.scoring not in scorings:
+            scorings[planned.scoring] = _scoring(planned, launcher, needs)
+            tasks.append(scorings[planned.scoring])
+    return tasks
 
 
-def _training(job: Job, cell: Cell, launcher: Sequence[str], needs: List[Task]) -> Task:
+def _training(job: Job, planned: PlannedRow, launcher: Sequence[str], needs: List[Task]) -> Task:
     def done() -> bool:
-        return bool(job.run and job.run.finished)
+        run = job.run
+        return bool(run and run.finished)
 
-    title = f"{cell.row.label}, seed {cell.seed}: training {job.experiment}"
+    title = f"{planned.row.label}, seed {planned.seed}: training {job.experiment}"
     return Task(title, lambda: [*job.command, *launcher], job.root / f"{job.experiment}.log", done, needs)
 
 
-def _scoring(cell: Cell, launcher: Sequence[str], needs: List[Task]) -> Task:
-    scoring = cell.scoring
-    title = f"{cell.row.label}, seed {cell.seed}: scoring {scoring.job.experiment}"
+def _scoring(planned: PlannedRow, launcher: Sequence[str], needs: List[Task]) -> Task:
+    scoring = planned.scoring
+    title = f"{planned.row.label}, seed {planned.seed}: scoring {scoring.job.experiment}"
     log = scoring.job.root / f"{scoring.job.experiment}.scoring.log"
     return Task(title, lambda: [*scoring.command, *launcher], log, lambda: scoring.scores is not None, needs)
 
 
-def markdown(part: Part, dataset: str, cells: Sequence[Cell]) -> str:
-    """Write a part of a table: every row of the paper, what we have beside it, and over how many seeds."""
+def markdown(part: TablePart, dataset: str, plans: Sequence[PlannedRow]) -> str:
+    """Write a part of a table: every row of the paper, our scores beside it, and the number of their seeds."""
     lines = [f"{part.title}, {dataset}", ""]
     lines.append("| | " + " | ".join(f"{m} | paper" for m in part.metrics) + " | seeds |")
     lines.append("|---" * (2 * len(part.metrics) + 2) + "|")
     for row in (row for row in part.rows if row.dataset == dataset):
-        found = [cell.scoring.scores for cell in cells if cell.row == row]
-        found = [scores for scores in found if scores is not None]
+        runs = [scores for scores in (one.scoring.scores for one in plans if one.row == row) if scores is not None]
         entries = [row.label]
         for metric, value in zip(part.metrics, row.values):
-            entries += [mean_and_spread([value_of(metric, scores) for scores in found]), str(value)]
-        lines.append("| " + " | ".join([*entries, str(len(found))]) + " |")
+            entries += [format_scores(metric, runs), str(value)]
+        lines.append("| " + " | ".join([*entries, str(len(runs))]) + " |")
     return "\n".join(lines)
 
 
@@ -302,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(cells: List[Cell], options: argparse.Namespace) -> None:
+def _work(cells: List[PlannedRow], options: argparse.Namespace) -> None:
     """Print what it will cost; the commands or, unless it is dry, run them.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Swap or drop slots of two images, and see what the decoder writes from the rest.
+"""Swap or drop slots of two images, and decode what is left.
 
-    python -m ocl_msf.results.editing RUN A.png B.png --out slots.png                        # which slot is what
+    python -m ocl_msf.results.editing RUN A.png B.png --out slots.png         # numbers the slots
     python -m ocl_msf.results.editing RUN A.png B.png --swap 2:3 --drop 1 --out edit.png
 
 RUN is the folder of a finished run of stage 2, or one of its checkpoints.
@@ -14,27 +14,29 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from matplotlib import rc_context
+from omegaconf import DictConfig
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from ocl_msf._host import require_host
-from ocl_msf.experiments.runs import STEP, read_weights
-from ocl_msf.files import DataError, replacing
-from ocl_msf.results.visualizations import paint, reconstruct
+from ocl_msf.experiments.checkpoints import read_weights
+from ocl_msf.experiments.runs import Run
+from ocl_msf.files import DataError
+from ocl_msf.results.style import STYLE, enlarge, paint_segments, picture_grid, save, to_pixels
+from ocl_msf.results.visualizations import reconstruct
 
 with require_host():
     from ocl.cli.train import build_model_from_config
 
 
 class Edit(NamedTuple):
-    """What an edit has made of two images.
+    """Two images, decoded before and after an edit.
 
     Attributes:
         masks: slot numbers of the pixels (2, h, w), int64.
-        before: images from the slots as they are (2, 3, h, w) in [-1, 1].
-        after: images from the edited slots, the same shape.
+        before: images decoded from the original slots (2, 3, h, w) in [-1, 1].
+        after: images decoded from the edited slots, of the same shape.
     """
 
     masks: torch.Tensor
@@ -45,7 +47,7 @@ class Edit(NamedTuple):
 def edit_slots(
     slots: torch.Tensor, swaps: Sequence[Tuple[int, int]] = (), drops: Sequence[int] = ()
 ) -> List[torch.Tensor]:
-    """Exchange slots of two images, then leave slots of the first out.
+    """Exchange slots of two images, then drop slots of the first.
 
     Args:
         slots: (2, k, d).
@@ -78,7 +80,7 @@ def edit_slots(
 def edit(
     model: nn.Module, images: torch.Tensor, swaps: Sequence[Tuple[int, int]] = (), drops: Sequence[int] = ()
 ) -> Edit:
-    """Edit the slots of two images and let the model's decoder write both.
+    """Edit the slots of two images and decode both.
 
     Args:
         model: of stage 2, with the parts `perceptual_grouping`, `masks`, `decoder` and `guidance`.
@@ -97,33 +99,30 @@ def edit(
     return Edit(outputs["masks"].argmax(1), before, after)
 
 
-def load_model(run: Path) -> Tuple[nn.Module, DictConfig]:
+def load_model(path: Path) -> Tuple[nn.Module, DictConfig]:
     """Build the model of a run folder, or of one of its checkpoints, with its weights: model and training config.
 
     Raises:
-        FileNotFoundError: there is no config, or no checkpoint.
-        ValueError: the checkpoint cannot be read.
+        DataError: there is no run of stage 2, or it has no checkpoint.
+        FileNotFoundError, ValueError: the checkpoint cannot be read.
     """
-    made = [run] if run.suffix == ".ckpt" else run.glob("lightning_logs/version_*/checkpoints/*.ckpt")
-    steps = sorted((int(found.group(1)), path) for path in made for found in [STEP.search(path.name)] if found)
-    folder = run.parents[3] if run.suffix == ".ckpt" and len(run.parents) > 3 else run
-    config_path = folder / "config" / "config.yaml"
-    if not (steps and config_path.is_file()):
-        raise FileNotFoundError(
-            f"{run} is no run of stage 2: it has no config/config.yaml or no checkpoint. Give a folder below "
-            "outputs/msf/slate_<data>/, or a checkpoint in it."
+    run = Run.open(path)
+    checkpoint = path if path.suffix == ".ckpt" else run.checkpoint
+    if checkpoint is None or run.stage != 2:
+        raise DataError(
+            f"{path} has no checkpoint of stage 2. Give the folder of a finished run, such as "
+            "outputs/msf/slate_<data>/<time>, or a checkpoint in it."
         )
-    config = OmegaConf.load(config_path)
-    model = build_model_from_config(config)
-    model.models.load_state_dict(read_weights(steps[-1][1], "models"))
-    return model, config
+    model = build_model_from_config(run.config)
+    model.models.load_state_dict(read_weights(checkpoint, "models"))
+    return model, run.config
 
 
 def load_images(paths: Sequence[Path], config: DictConfig) -> torch.Tensor:
-    """Read pictures, cut to their central square and prepared as in training: (b, 3, size, size) in [-1, 1].
+    """Read pictures, crop their central squares and prepare them as in training: (b, 3, size, size) in [-1, 1].
 
     Raises:
-        ValueError: a file is not there or is no picture.
+        DataError: a file does not exist or is no picture.
     """
     prepare = instantiate(config.experiment.image_transform)
     images = []
@@ -131,34 +130,34 @@ def load_images(paths: Sequence[Path], config: DictConfig) -> torch.Tensor:
         try:
             image = Image.open(path).convert("RGB")
         except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+            raise DataError(f"{path} cannot be read as a picture: {error}") from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         images.append(prepare(image.crop((left, top, left + side, top + side))))
     return torch.stack(images)
 
 
+@rc_context(STYLE)
 def draw(images: torch.Tensor, edited: Edit, path: Path) -> None:
-    """Write a picture of a column for each image: the image, its numbered slots, what is written before and after."""
-    figure = Figure(figsize=(5, 10), dpi=110)
-    axes = figure.subplots(4, 2)
-    rows = {"input": images, "slots": edited.masks, "from slots": edited.before, "edited": edited.after}
-    for row, (label, pictures) in zip(axes, rows.items()):
-        row[0].set_ylabel(label)
-        for axis, picture in zip(row, pictures.cpu()):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if label == "slots":
-                axis.imshow(paint(picture.numpy()), interpolation="nearest")
-                for slot in picture.unique().tolist():
-                    place = np.argwhere(picture.numpy() == slot)
-                    y, x = place[len(place) // 2]
-                    axis.text(x, y, str(slot), ha="center", va="center", color="white", bbox={"facecolor": "black"})
-            else:
-                axis.imshow(((picture.float().permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy())
-    figure.tight_layout(pad=0.4)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    """Write a picture with a column for each image: input, numbered slots, decoded before and after the edit.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    masks = [enlarge(mask, 256) for mask in edited.masks.cpu().numpy()]
+    pictures = {
+        "input": list(map(to_pixels, images)),
+        "slots": list(map(paint_segments, masks)),
+        "from slots": list(map(to_pixels, edited.before)),
+        "edited": list(map(to_pixels, edited.after)),
+    }
+    figure, axes = picture_grid(pictures, 2.5, 2.5)
+    for axis, mask in zip(axes[1], masks):
+        for slot in np.unique(mask):
+            place = np.argwhere(mask == slot)
+            y, x = place[len(place) // 2]
+            axis.text(x, y, str(slot), ha="center", va="center", color="white", bbox={"facecolor": "black"})
+    save(figure, path)
 
 
 def _pair(text: str) -> Tuple[int, int]:

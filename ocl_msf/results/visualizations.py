@@ -5,12 +5,11 @@ from typing import List, Optional
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from scipy.optimize import linear_sum_assignment
+from matplotlib import rc_context
 from torch import nn
 
 from ocl_msf._host import require_host
+from ocl_msf.results.style import STYLE, paint_segments, picture_grid, save, to_pixels
 
 with require_host():
     from ocl.visualization_types import Image
@@ -101,53 +100,16 @@ class SceneSheet(nn.Module):
         wanted = min(self.num_scenes - len(self.columns), len(image))
         if wanted > 0:
             made = reconstruct(slots[:wanted], decoder, guidance)
-            true, predicted = true_masks[:wanted].argmax(1), masks[:wanted].argmax(1)
-            for scene in range(wanted):
-                t, p = true[scene].cpu().numpy(), predicted[scene].cpu().numpy()
-                pictures = [_to_pixels(image[scene]), paint(t), paint(recolour(p, t)), _to_pixels(made[scene])]
-                self.columns.append(pictures)
+            true, predicted = (scores[:wanted].argmax(1).cpu().numpy() for scores in (true_masks, masks))
+            for i in range(wanted):
+                segments = [paint_segments(true[i]), paint_segments(predicted[i], true[i])]
+                self.columns.append([to_pixels(image[i]), *segments, to_pixels(made[i])])
             draw_sheet(self.columns, ["input", "true masks", "predicted masks", "from slots"], self.path)
         return len(self.columns)
 
 
-def _to_pixels(image: torch.Tensor) -> np.ndarray:
-    return ((image.float().cpu().permute(1, 2, 0).numpy() + 1) / 2).clip(0, 1)
-
-
-def paint(segments: np.ndarray) -> np.ndarray:
-    """Colour the segment numbers of a map (h, w): (h, w, 3) in [0, 1]; 0 is dark grey, 20 colours then repeat."""
-    tab20 = np.array(colormaps["tab20"].colors)
-    vivid_first = np.concatenate([tab20[::2], tab20[1::2]])
-    return np.where(segments[..., None] == 0, 0.2, vivid_first[(segments - 1) % 20])
-
-
-def recolour(segments: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Rename the segments of a map (h, w) so that the best overlap with the reference has the reference's number."""
-    names, inverse = np.unique(segments, return_inverse=True)
-    known, target = np.unique(reference, return_inverse=True)
-    overlap = np.zeros((len(names), len(known)))
-    np.add.at(overlap, (inverse.ravel(), target.ravel()), 1)
-    rows, columns = linear_sum_assignment(-overlap)
-    renamed = np.arange(len(names)) + known.max() + 1  # segments without a partner
-    renamed[rows] = known[columns]
-    return renamed[inverse].reshape(segments.shape)
-
-
-def draw_sheet(columns: List[List[np.ndarray]], labels: List[str], path: Path, title: Optional[str] = None) -> None:
-    """Write pictures (h, w, 3) as a grid, one column a scene, one labelled row a kind."""
-    figure = Figure(figsize=(1.3 * len(columns), 1.35 * len(labels)), dpi=110)
-    axes = figure.subplots(len(labels), len(columns), squeeze=False)
-    for row, label in enumerate(labels):
-        for column, pictures in enumerate(columns):
-            axis = axes[row, column]
-            axis.imshow(pictures[row], interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axes[row, 0].set_ylabel(label)
-    if title:
-        figure.suptitle(title)
-    figure.tight_layout(pad=0.4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial)
-    partial.replace(path)
+@rc_context(STYLE)
+def draw_sheet(columns: List[List[np.ndarray]], labels: List[str], path: Path) -> None:
+    """Write pictures (h, w, 3) as a grid, with a column for each scene and a labelled row for each kind."""
+    figure, _ = picture_grid(dict(zip(labels, zip(*columns))), 1.3, 1.35)
+    save(figure, path)

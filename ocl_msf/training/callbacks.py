@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict, Optional
 from hydra.utils import to_absolute_path
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ocl_msf.experiments.runs import find_finished, read_weights
+from ocl_msf.experiments.checkpoints import read_weights
+from ocl_msf.experiments.runs import find_finished
 
 
 class LoadGuidance(Callback):

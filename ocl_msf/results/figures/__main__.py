@@ -14,19 +14,17 @@ guidance.npz in a run's folder; these evaluations write them:
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from ocl_msf.experiments.scored_runs import ScoredRun, collect, name_rows
+from ocl_msf.experiments.runs import Run
 from ocl_msf.files import DataError, command_line, positive
-from ocl_msf.results.figures.curves import draw_codebooks, draw_curves
+from ocl_msf.results.figures.curves import CURVES, draw_codebooks, draw_curves
 from ocl_msf.results.figures.guidance_maps import FILE as GUIDANCE
 from ocl_msf.results.figures.guidance_maps import draw_maps, read_guidance
 from ocl_msf.results.figures.segmentations import FILE as SCENES
 from ocl_msf.results.figures.segmentations import draw_segmentations, read_scenes
-
-DEFAULTS = ("val/ari_fg", "val/ari", "val/miou", "val/mbo", "val/reconstruction", "train/reconstruction")
+from ocl_msf.results.rows import collect, name_rows
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -42,49 +40,46 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     options = parser.parse_args(arguments)
     options.out = options.out or Path(f"{options.figure}.png")
     with command_line():
-        try:
-            runs = collect(options.runs)
-        except (FileNotFoundError, ImportError, ValueError) as error:
-            sys.exit(f"error: {error}")
+        runs = collect(options.runs)
         DRAW[options.figure](runs, options)
         print(options.out)
 
 
-def _rows(runs: Sequence[ScoredRun]) -> Dict[str, List[ScoredRun]]:
+def _rows(runs: Sequence[Run]) -> Dict[str, List[Run]]:
     """The runs by the name of their row, which starts with the experiment if there are several."""
     several = len({run.experiment for run in runs}) > 1
-    return {f"{found[0].experiment}, {name}" if several else name: found for name, found in name_rows(runs)}
+    return {f"{seeds[0].experiment}, {name}" if several else name: seeds for name, seeds in name_rows(runs)}
 
 
-def _curves(runs: Sequence[ScoredRun], options: argparse.Namespace) -> None:
+def _curves(runs: Sequence[Run], options: argparse.Namespace) -> None:
     logged = {name for run in runs for name in run.log}
-    names = options.names or [name for name in DEFAULTS if name in logged] or list(DEFAULTS[:1])
-    draw_curves({name: [run.log for run in found] for name, found in _rows(runs).items()}, names, options.out)
+    names = options.names or [name for name in CURVES if name in logged] or list(CURVES[:1])
+    draw_curves({name: [run.log for run in seeds] for name, seeds in _rows(runs).items()}, names, options.out)
 
 
-def _codebooks(runs: Sequence[ScoredRun], options: argparse.Namespace) -> None:
-    draw_codebooks({name: [run.log for run in found] for name, found in _rows(runs).items()}, options.out)
+def _codebooks(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    draw_codebooks({name: [run.log for run in seeds] for name, seeds in _rows(runs).items()}, options.out)
 
 
-def _with(runs: Sequence[ScoredRun], file: str) -> Dict[str, Path]:
+def _with(runs: Sequence[Run], file: str) -> Dict[str, Path]:
     """The file in the folder of the first run of each row that has it.
 
     Raises:
         DataError: no run has one.
     """
-    having = [run for run in runs if (run.run.folder / file).is_file()]
+    having = [run for run in runs if (run.folder / file).is_file()]
     if not having:
         raise DataError(f"No run has {file}. Evaluate them first, see python -m ocl_msf.results.figures --help.")
-    return {name: found[0].run.folder / file for name, found in _rows(having).items()}
+    return {name: seeds[0].folder / file for name, seeds in _rows(having).items()}
 
 
-def _segmentations(runs: Sequence[ScoredRun], options: argparse.Namespace) -> None:
+def _segmentations(runs: Sequence[Run], options: argparse.Namespace) -> None:
     models = {name: read_scenes(path) for name, path in _with(runs, SCENES).items()}
     names = draw_segmentations(models, options.out, options.scenes)
     print(f"scenes {', '.join(names)}, of {len(next(iter(models.values())).keys)}, best to worst")
 
 
-def _guidance(runs: Sequence[ScoredRun], options: argparse.Namespace) -> None:
+def _guidance(runs: Sequence[Run], options: argparse.Namespace) -> None:
     models = {name: read_guidance(path) for name, path in _with(runs, GUIDANCE).items()}
     kept = list(next(iter(models.values())))
     if options.image > len(kept):

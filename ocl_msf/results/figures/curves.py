@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ocl_msf.files import DataError
-from ocl_msf.results.figures.style import DASHES, LINES, STYLE, new_figure, save
+from ocl_msf.results.style import DASHES, LINES, STYLE, new_figure, save
 
-Log = Mapping[str, Sequence]  # (step, value, ...) by name, see ocl_msf.experiments.scored_runs
+Log = Mapping[str, Sequence]  # (step, value, ...) by name, see ocl_msf.experiments.runs
 Line = Sequence[Tuple[float, float]]
 NAMES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO", "loss_total": "loss"}
 SPLITS = {"val": "validation", "train": "training"}
+CURVES = ("val/ari_fg", "val/ari", "val/miou", "val/mbo", "val/reconstruction", "train/reconstruction")
 BOOK = re.compile(r"codebooks/(codebooks?(?:\.\d+)?)\.perplexity$")
 
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from torch import nn
 
 from ocl_msf.files import DataError, replacing
-from ocl_msf.results.figures.style import STYLE, new_figure, save, show, to_pixels
+from ocl_msf.results.style import STYLE, new_figure, save, show, to_pixels
 
 Pictures = Dict[str, List[np.ndarray]]  # N pictures (h_n, w_n, 3), uint8, of each kind
 FILE = "guidance.npz"

@@ -13,7 +13,7 @@ from torch import nn
 
 from ocl_msf._host import require_host
 from ocl_msf.files import DataError, replacing
-from ocl_msf.results.figures.style import STYLE, new_figure, paint_segments, save, show, to_pixels
+from ocl_msf.results.style import STYLE, enlarge, paint_segments, picture_grid, save, to_pixels
 from ocl_msf.training.callbacks import at_validation_end
 
 with require_host():
@@ -110,9 +110,9 @@ class SceneScores(nn.Module):
         pictures = {chance: picture for _, part in parts for chance, picture in part.items()}
         names = sorted(scores)
         shown = sorted(sorted(pictures)[: self.num_pictures], key=lambda chance: chance[1])
-        images, true, found = (np.stack(kind) for kind in zip(*(pictures[chance] for chance in shown)))
+        images, true, predicted = (np.stack(kind) for kind in zip(*(pictures[chance] for chance in shown)))
         values = np.array([scores[name] for name in names])
-        arrays = Scenes(np.array(names), values, np.array([name for _, name in shown]), images, true, found)
+        arrays = Scenes(np.array(names), values, np.array([name for _, name in shown]), images, true, predicted)
         with replacing(self.path) as file:
             np.savez(file, **arrays._asdict())
 
@@ -184,27 +184,26 @@ def draw_segmentations(models: Mapping[str, Scenes], path: Path, count: int = 8)
         DataError: the models have no scene in common, or the file cannot be written.
     """
     names = common_scenes(models, count)
-    figure = new_figure(0.55 + 1.02 * len(names), 1.12 * (2 + len(models)))
-    axes = figure.subplots(2 + len(models), len(names), squeeze=False)
     first = next(iter(models.values()))
-    for column, name in enumerate(names):
-        place = first.shown.tolist().index(name)
-        show(axes[0, column], first.images[place], left="input" if column == 0 else "")
-        show(axes[1, column], paint_segments(first.true_segments[place]), left="true" if column == 0 else "")
-        for row, (label, scenes) in enumerate(models.items(), 2):
-            place = scenes.shown.tolist().index(name)
-            picture = paint_segments(scenes.segments[place], scenes.true_segments[place])
-            score = scenes.ari_fg[scenes.keys.tolist().index(name)]
-            show(axes[row, column], picture, below=f"ARI_fg {100 * score:.1f}", left=label if column == 0 else "")
+    places = [first.shown.tolist().index(name) for name in names]
+    rows = {"input": [first.images[place] for place in places]}
+    rows["true"] = [paint_segments(first.true_segments[place]) for place in places]
+    for label, scenes in models.items():
+        places = [scenes.shown.tolist().index(name) for name in names]
+        rows[label] = [paint_segments(scenes.segments[place], scenes.true_segments[place]) for place in places]
+    figure, axes = picture_grid(rows, 1.02, 1.12, margin=0.55)
+    for line, scenes in zip(axes[2:], models.values()):
+        for axis, name in zip(line, names):
+            axis.set_xlabel(f"ARI_fg {100 * scenes.ari_fg[scenes.keys.tolist().index(name)]:.1f}", labelpad=2)
     save(figure, path)
     return names
 
 
 def scene_strip(scenes: Scenes, number: int, size: int = 128) -> np.ndarray:
     """Put input, true and predicted segments of one scene side by side: (h, w, 3), uint8, on white."""
-    true, found = scenes.true_segments[number], scenes.segments[number]
+    true, predicted = scenes.true_segments[number], scenes.segments[number]
     size = max(size, min(true.shape))
-    parts = [paint_segments(true, size=size), paint_segments(found, true, size)]
-    image = scenes.images[number].repeat(len(parts[0]) // len(true), 0).repeat(len(parts[0]) // len(true), 1)
+    parts = [paint_segments(true, size=size), paint_segments(predicted, true, size)]
+    image = enlarge(scenes.images[number], size)
     gap = np.full((len(image), max(2, size // 32), 3), 255, np.uint8)
     return np.concatenate([image, gap, parts[0], gap, parts[1]], 1)

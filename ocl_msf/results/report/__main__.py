@@ -9,15 +9,13 @@ their data (DATASET_PREFIX) and takes a while: scores, the scenes of the gallery
 
 import argparse
 import datetime
-import subprocess
-import sys
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
-from ocl_msf.experiments.scored_runs import ScoredRun, collect
-from ocl_msf.files import command_line, positive, replacing
-from ocl_msf.results.report.comparison import all_tables, markdown, missing_of, run_name
-from ocl_msf.results.report.page import page
+from ocl_msf.files import command_line, positive
+from ocl_msf.results.report.evaluations import evaluate
+from ocl_msf.results.report.page import write_report
+from ocl_msf.results.rows import collect
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -32,40 +30,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--date", default=None, help="what to print as its date (default: today)")
     options = parser.parse_args(arguments)
     with command_line():
-        try:
+        runs = collect(options.runs)
+        if options.evaluate and evaluate(runs):
             runs = collect(options.runs)
-            if options.evaluate and evaluate(runs):
-                runs = collect(options.runs)
-            tables = all_tables(runs)
-        except (FileNotFoundError, ImportError, ValueError) as error:
-            sys.exit(f"error: {error}")
-        date = options.date or datetime.date.today().isoformat()
-        texts = {"index.html": page(runs, date, options.scenes), "scores.md": markdown(tables)}
-        for name, text in texts.items():
-            with replacing(options.out / name) as file:
-                file.write(text.encode("utf-8"))
-            print(options.out / name)
-
-
-def evaluate(runs: Sequence[ScoredRun]) -> int:
-    """Make what is missing of finished runs, one after the other; returns how many files that was.
-
-    Raises:
-        SystemExit: one failed; those before it are kept.
-    """
-    missing = [(run, file, name) for run in runs if run.run.finished for file, name in missing_of(run)]
-    for number, (run, file, name) in enumerate(missing, 1):
-        if not (run.run.folder / file).is_file():  # one evaluation may have made what another one makes, too
-            print(f"[{number}/{len(missing)}] {run_name(run)}: {name}", flush=True)
-            status = subprocess.call(_command(run, name))
-            if status:
-                sys.exit(f"error: evaluation {name} of {run.run.folder} ended with status {status}.")
-    return len(missing)
-
-
-def _command(run: ScoredRun, name: str) -> List[str]:
-    chosen = [f"+evaluation=msf/{name}", f"train_config_path='{run.run.folder}/config/config.yaml'"]
-    return [sys.executable, "-m", "ocl.cli.eval", *chosen, f"checkpoint_path='{run.run.checkpoint}'"]
+        for path in write_report(runs, options.out, options.date or datetime.date.today().isoformat(), options.scenes):
+            print(path)
 
 
 if __name__ == "__main__":

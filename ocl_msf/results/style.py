@@ -1,19 +1,19 @@
-"""How figures look: one palette that people with colour-blindness can tell apart, small type, no clutter.
+"""The look of figures: one palette that is safe for colour-blind readers, small type, no clutter.
 
 The same input gives the same bytes: nothing is drawn at random, and no file holds a date.
 """
 
 from pathlib import Path
-from typing import Optional
+from typing import Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
 
 from ocl_msf.files import replacing
-from ocl_msf.results.visualizations import recolour
 
 LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]  # Okabe and Ito, 2008
 DASHES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2))]
@@ -43,12 +43,12 @@ STYLE = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, arranged so that nothing is cut off."""
+    """An empty figure of this size in inches, laid out so that nothing is cut off."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all.
+    """Write a figure as PNG; the file appears when it is complete.
 
     Raises:
         DataError: it cannot be written there.
@@ -69,6 +69,29 @@ def show(axis: Axes, picture: np.ndarray, title: str = "", below: str = "", left
     axis.set_ylabel(left, labelpad=4)
 
 
+def picture_grid(
+    rows: Mapping[str, Sequence[np.ndarray]], width: float, height: float, margin: float = 0
+) -> Tuple[Figure, np.ndarray]:
+    """Arrange pictures in a grid, with a labelled row for each kind.
+
+    Args:
+        rows: pictures (h, w, 3), the same number for each label.
+        width: inches of a column.
+        height: inches of a row.
+        margin: inches to the left.
+
+    Returns:
+        The figure, and its axes (rows, columns).
+    """
+    columns = len(next(iter(rows.values())))
+    figure = new_figure(margin + width * columns, height * len(rows))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, pictures) in zip(axes, rows.items()):
+        for axis, picture in zip(line, pictures):
+            show(axis, picture, left=label if axis is line[0] else "")
+    return figure, axes
+
+
 def to_pixels(image: torch.Tensor) -> np.ndarray:
     """An image (3, h, w) in [-1, 1] as (h, w, 3), uint8."""
     scaled = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) * 127.5
@@ -81,18 +104,33 @@ def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
     return picture.repeat(times, 0).repeat(times, 1)
 
 
+def match_segments(segments: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Renumber the segments of a map (h, w), each with the number of the reference's segment that it is matched to.
+
+    The matching maximizes the total overlap (Hungarian matching); segments without a match get new numbers.
+    """
+    names, inverse = np.unique(segments, return_inverse=True)
+    known, target = np.unique(reference, return_inverse=True)
+    overlap = np.zeros((len(names), len(known)))
+    np.add.at(overlap, (inverse.ravel(), target.ravel()), 1)
+    rows, columns = linear_sum_assignment(-overlap)
+    numbers = np.arange(len(names)) + int(known.max()) + 1
+    numbers[rows] = known[columns]
+    return numbers[inverse].reshape(segments.shape)
+
+
 def paint_segments(segments: np.ndarray, reference: Optional[np.ndarray] = None, size: int = 256) -> np.ndarray:
-    """Colour segments, with a white line between neighbours, so that shapes do not need colours to be told apart.
+    """Colour segments, with a white line between neighbours, so that shapes can be told apart without colours.
 
     Args:
         segments: numbers (h, w); 0 is dark grey.
-        reference: a map (h, w) whose colours the segments take, each that of the one that it overlaps best.
-        size: least length of the shorter side of what is returned; pixels are repeated.
+        reference: a map (h, w) whose colours the segments take, see `match_segments`.
+        size: least length of the shorter side of the result; pixels are repeated.
 
     Returns:
         (h', w', 3), uint8.
     """
-    numbers = segments.astype(np.int64) if reference is None else recolour(segments, reference.astype(np.int64))
+    numbers = segments.astype(np.int64) if reference is None else match_segments(segments, reference)
     large = enlarge(numbers, size)
     colors = np.array([to_rgb(name) for name in SEGMENTS])[(large - 1) % len(SEGMENTS)]
     colors = np.where(large[..., None] == 0, to_rgb(BACKGROUND), colors)
