@@ -2,7 +2,7 @@
 
 import sys
 from importlib.abc import MetaPathFinder
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Dict
 
 MODULES = {
     "ocl_msf.callbacks": "ocl_msf.training.callbacks",
@@ -40,9 +40,21 @@ TARGETS = {
     "ocl_msf.data.shards.verify": "ocl_msf.data.summary.verify",
 }
 
-# Keywords of constructors, by the class that took them; it calls `refuse_old_keywords`.
+# Keywords of constructors, by the class that took them; it calls `refuse_old_arguments`.
 KEYWORDS = {
     "ocl_msf.fusion.MultiScaleFusion": {"specific": "per_scale_codebooks"},
+}
+
+# Arguments that were words and are modules now, by class and keyword: what a config has to say instead.
+VALUES: Dict[str, Dict[str, Dict[str, Any]]] = {
+    "ocl_msf.fusion.MultiScaleFusion": {
+        "inter_scale": {
+            "vote": {"_target_": "ocl_msf.fusion.Vote"},
+            "none": {"_target_": "ocl_msf.fusion.Separate"},
+            "sum": {"_target_": "ocl_msf.fusion.Sum"},
+            "concat": {"_target_": "ocl_msf.fusion.Concat", "dim": "${..dim}", "num_scales": "${..num_scales}"},
+        }
+    },
 }
 
 
@@ -68,11 +80,21 @@ def refuse_old_names(module: str) -> Callable[[str], Any]:
     return refuse
 
 
-def refuse_old_keywords(target: str, keywords: Iterable[str]) -> None:
-    """Raise TypeError if one of the keywords that a class was given has another name now, according to KEYWORDS."""
+def refuse_old_arguments(target: str, **arguments: Any) -> None:
+    """Raise TypeError if a class was given an argument whose keyword is in KEYWORDS or whose value is in VALUES."""
     for old, new in KEYWORDS.get(target, {}).items():
-        if old in keywords:
+        if old in arguments:
             raise TypeError(f"{target}: the argument {old} is called {new} now.")
+    for keyword, words in VALUES.get(target, {}).items():
+        value = arguments.get(keyword)
+        if isinstance(value, str):
+            config = words.get(value) or next(iter(words.values()))
+            name = config["_target_"].rsplit(".", 1)[1]
+            given = ", ".join(key for key in config if key != "_target_")
+            raise TypeError(
+                f"{target}: {keyword} is a module now. Instead of {value!r} write {keyword}={name}({given}), or in a "
+                f"config {keyword}: {{{', '.join(f'{key}: {entry}' for key, entry in config.items())}}}."
+            )
 
 
 if OldNames not in sys.meta_path:

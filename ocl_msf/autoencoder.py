@@ -28,15 +28,18 @@ class Encoder(nn.Sequential):
         dim: channels at the bottleneck (256 for SLATE and STEVE, 4 for SlotDiffusion).
         hidden_dim: channels before it.
         image_channels: channels of the image.
+
+    Attributes:
+        stride: pixels of the image per super-pixel, along each side.
     """
 
     stride = 4
 
     def __init__(self, dim: int = 256, hidden_dim: int = 64, image_channels: int = 3):
         super().__init__(
-            ConvBlock(image_channels, hidden_dim, self.stride, self.stride),
-            *(ConvBlock(hidden_dim, hidden_dim, 1) for _ in range(6)),
-            nn.Conv2d(hidden_dim, dim, 1),
+            ConvBlock(image_channels, hidden_dim, self.stride, self.stride),  # (b, hidden_dim, h/4, w/4)
+            *(ConvBlock(hidden_dim, hidden_dim, 1) for _ in range(6)),  # (b, hidden_dim, h/4, w/4)
+            nn.Conv2d(hidden_dim, dim, 1),  # (b, dim, h/4, w/4)
         )
 
 
@@ -45,10 +48,10 @@ class Decoder(nn.Sequential):
 
     def __init__(self, dim: int = 256, hidden_dim: int = 64, image_channels: int = 3):
         super().__init__(
-            ConvBlock(dim, hidden_dim, 1),
-            *self._upsampling(hidden_dim),
-            *self._upsampling(hidden_dim),
-            nn.Conv2d(hidden_dim, image_channels, 1),
+            ConvBlock(dim, hidden_dim, 1),  # (b, hidden_dim, h, w)
+            *self._upsampling(hidden_dim),  # (b, hidden_dim, 2h, 2w)
+            *self._upsampling(hidden_dim),  # (b, hidden_dim, 4h, 4w)
+            nn.Conv2d(hidden_dim, image_channels, 1),  # (b, image_channels, 4h, 4w)
         )
 
     @staticmethod
@@ -64,16 +67,16 @@ class Decoder(nn.Sequential):
 
 @dataclass
 class VQVAEOutput:
-    """Tuples run over scales, the finest first.
+    """Output of the VAE; tuples run over scales, the finest first.
 
     Attributes:
-        pyramid: T_n (b, c, h_n, w_n), what is to be reconstructed.
-        reconstructions: T'_n, the same shapes.
+        pyramid: T_n (b, c, h_n, w_n), the targets of the reconstructions.
+        reconstructions: T'_n (b, c, h_n, w_n).
         quantized: X_n (b, d, h_n/4, w_n/4).
         indices: (b, g, h_n/4, w_n/4), int64.
         codebook_loss: scalar, see QuantizerOutput.
         commitment_loss: scalar, see QuantizerOutput.
-        readouts: see QuantizerOutput.
+        diagnostics: see QuantizerOutput.
     """
 
     pyramid: Tuple[torch.Tensor, ...]
@@ -82,7 +85,7 @@ class VQVAEOutput:
     indices: Tuple[torch.Tensor, ...]
     codebook_loss: torch.Tensor
     commitment_loss: torch.Tensor
-    readouts: Dict[str, Tuple[torch.Tensor, ...]]
+    diagnostics: Dict[str, Tuple[torch.Tensor, ...]]
 
 
 class VQVAE(nn.Module):
@@ -93,7 +96,7 @@ class VQVAE(nn.Module):
         decoder: map -> image.
         quantizer: a Quantizer.
         num_scales: N; 1 is the plain VQ-VAE.
-        variant: name of this composition; it travels in the state dict, and loading a state dict of another
+        variant: name of this composition; it is saved in the state dict, and loading the state dict of another
             variant is an error that names both.
     """
 
@@ -108,46 +111,53 @@ class VQVAE(nn.Module):
         self.variant = variant
 
     def forward(self, image: torch.Tensor) -> VQVAEOutput:
-        """Reconstruct an image (b, c, h, w), values in [-1, 1], at every scale.
+        """Reconstruct an image at every scale.
+
+        Args:
+            image: (b, c, h, w) in [-1, 1].
 
         Raises:
             ValueError: a side is not divisible by stride * 2^(N-1).
         """
-        pyramid = self._downsample(image)
-        codes = self._quantize(pyramid)
+        pyramid = self._downsample(image)  # N x (b, c, h_n, w_n)
+        codes = self._quantize(pyramid)  # N x (b, d, h_n/4, w_n/4)
         return VQVAEOutput(
             pyramid=tuple(pyramid),
-            reconstructions=self.decode(codes.quantized),
+            reconstructions=self.decode(codes.quantized),  # N x (b, c, h_n, w_n)
             quantized=codes.quantized,
             indices=codes.indices,
             codebook_loss=codes.codebook_loss,
             commitment_loss=codes.commitment_loss,
-            readouts=codes.readouts,
+            diagnostics=codes.diagnostics,
         )
 
     def encode(self, image: torch.Tensor) -> QuantizerOutput:
-        """Image (b, c, h, w) -> codes of every scale."""
+        """Quantise an image (b, c, h, w) in [-1, 1] at every scale; raises like `forward`."""
         return self._quantize(self._downsample(image))
 
     def decode(self, quantized: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
-        """Maps X_n (b, d, h, w) of any scales -> images (b, c, 4h, 4w)."""
+        """Decode quantised maps (b, d, h, w) of any scales into images (b, c, 4h, 4w)."""
         return tuple(self.decoder(x) for x in quantized)
 
     def _downsample(self, image: torch.Tensor) -> List[torch.Tensor]:
-        scales = self.pyramid.num_scales
+        (height, width), scales = image.shape[-2:], self.pyramid.num_scales
         divisor = self.encoder.stride * 2 ** (scales - 1)
-        check_divisible(*image.shape[-2:], divisor, f"{self.encoder.stride}-pixel patches at {scales} scales")
+        check_divisible(height, width, divisor, f"{self.encoder.stride}-pixel patches at {scales} scales")
         return self.pyramid(image)
 
     def _quantize(self, pyramid: List[torch.Tensor]) -> QuantizerOutput:
         return self.quantizer([self.encoder(image) for image in pyramid])
 
     def get_extra_state(self) -> dict:
-        """Put the variant into the state dict."""
+        """Save the variant in the state dict."""
         return {"variant": self.variant}
 
     def set_extra_state(self, state: dict) -> None:
-        """Refuse the weights of another variant."""
+        """Check the variant in the state dict.
+
+        Raises:
+            ValueError: the weights are of another variant.
+        """
         if state["variant"] != self.variant:
             raise ValueError(
                 f"These weights are of a VAE of variant '{state['variant']}', but this experiment builds variant "

@@ -1,37 +1,46 @@
-"""Codebooks: matching vectors with codes (Eq. 1), selecting codes (Eq. 2), keeping them in use."""
+"""Codebooks: matching vectors with codes (Eq. 1), selecting codes (Eq. 2), replacing unused codes."""
 
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from typing import List, NamedTuple, Sequence, SupportsFloat, Tuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-Schedule = Union[float, nn.Module]  # a number, or a hyper-parameter schedule of the host: float(schedule) is its value
+Schedule = SupportsFloat  # a number, or a hyper-parameter schedule of the host: float(schedule) is its current value
 
 
 class Match(NamedTuple):
-    """Matched code numbers (...) and the confidence (...) in (0, 1] of the best match (Eq. 1)."""
+    """Indices of the matched codes (...), int64, and confidences (...) of the matches, in (0, 1] (Eq. 1)."""
 
     indices: torch.Tensor
     confidence: torch.Tensor
 
 
 class Codebook(nn.Module):
-    """m template vectors, matched by Euclidean distance (Eq. 1), selected by number (Eq. 2).
+    """m template vectors (codes), matched by Euclidean distance (Eq. 1), selected by index (Eq. 2).
 
-    In training mode, matching can be sampled (Gumbel noise) and codes that fall out of use are replaced by
-    encoder vectors of the current batch.
+    In training mode, codes can be sampled instead of taking the nearest (Gumbel noise), and unused codes can be
+    replaced by encoder vectors of the current batch.
 
     Args:
         codebook_size: m, the number of codes.
         dim: d, channels of a code.
-        temperature: in training, the code is drawn from softmax(-distance / temperature) instead of taking the
-            nearest; 0 takes the nearest. A number or a schedule.
-        replace_below: a code whose moving-average share of matches falls below this fraction of the uniform share
-            1/m is replaced; 0 never replaces.
+        temperature: in training, codes are sampled from softmax(-distance / temperature); 0 takes the nearest. A
+            number or a schedule.
+        replace_below: a code is replaced when the moving average of its share of matches falls below this fraction of
+            the uniform share 1/m; 0 never replaces.
         usage_decay: decay of that moving average per training step.
+
+    Attributes:
+        weight: (m, d), the codes.
+        usage: (m,), moving average of each code's share of matches.
+
+    Raises:
+        ValueError: codebook_size or dim is below 1.
     """
+
+    usage: torch.Tensor
 
     def __init__(
         self,
@@ -51,50 +60,50 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.full((codebook_size,), 1.0 / codebook_size))
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        """Select codes by number (Eq. 2): (...) int64 -> (..., d)."""
-        return F.embedding(indices, self.weight)
+        """Select codes by index (Eq. 2): (...), int64 -> (..., d)."""
+        return F.embedding(indices, self.weight)  # (..., d)
 
     @torch.no_grad()
     def match(self, features: torch.Tensor) -> Match:
         """Match vectors with codes (Eq. 1): P = softmax_m(-||z - e||_2), I = argmax P, confidence = max P.
 
         max P = 1 / sum_m exp(d_min - d_m), so no softmax is stored. The confidence is that of the nearest code,
-        also where the index was sampled.
+        even where the index is sampled.
 
         Args:
             features: (..., d).
 
         Returns:
-            Indices (...) int64 and confidences (...). Equally near codes: the lower number.
+            Indices (...), int64, and confidences (...). Ties go to the lower index.
         """
-        distance = torch.cdist(features.flatten(0, -2), self.weight)
-        nearest, indices = distance.min(-1)
-        confidence = (nearest.unsqueeze(-1) - distance).exp_().sum(-1).reciprocal_()
-        if self._samples():
-            indices = self._sample(distance)
+        distance = torch.cdist(features.flatten(0, -2), self.weight)  # (l, m)
+        nearest, indices = distance.min(-1)  # (l,), both
+        confidence = (nearest.unsqueeze(-1) - distance).exp_().sum(-1).reciprocal_()  # (l,)
+        if self._is_sampling():
+            indices = self._draw(distance)  # (l,)
         shape = features.shape[:-1]
         return Match(indices.view(shape), confidence.view(shape))
 
     @torch.no_grad()
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
-        """Match without asking for the confidence: (..., d) -> indices (...) int64.
+        """Match without computing confidences: (..., d) -> indices (...), int64.
 
         ||z - e||^2 = ||z||^2 - 2 z.e + ||e||^2, where ||z|| is the same for every code.
         """
-        rows = features.flatten(0, -2)
-        if self._samples():
-            indices = self._sample(torch.cdist(rows, self.weight))
+        rows = features.flatten(0, -2)  # (l, d)
+        if self._is_sampling():
+            indices = self._draw(torch.cdist(rows, self.weight))  # (l,)
         else:
-            indices = torch.addmm(self.weight.square().sum(-1), rows, self.weight.T, alpha=-2).argmin(-1)
+            indices = torch.addmm(self.weight.square().sum(-1), rows, self.weight.T, alpha=-2).argmin(-1)  # (l,)
         return indices.view(features.shape[:-1])
 
-    def _samples(self) -> bool:
+    def _is_sampling(self) -> bool:
         return self.training and float(self.temperature) > 0
 
-    def _sample(self, distance: torch.Tensor) -> torch.Tensor:
-        """Draw from softmax_m(-distance / temperature), as adding Gumbel noise would: (l, m) -> (l,).
+    def _draw(self, distance: torch.Tensor) -> torch.Tensor:
+        """Sample from softmax_m(-distance / temperature), as adding Gumbel noise would: (l, m) -> (l,).
 
-        By inverting the cumulative distribution, which asks for one random number a row instead of m.
+        Inverting the cumulative distribution takes one random number per row instead of m.
         """
         odds = (distance.amin(-1, keepdim=True) - distance).div_(float(self.temperature)).exp_()
         cumulative = odds.cumsum_(-1)
@@ -102,19 +111,19 @@ class Codebook(nn.Module):
         return torch.searchsorted(cumulative, drawn).squeeze(-1).clamp_(max=distance.shape[-1] - 1)
 
     def quantize(self, maps: Sequence[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
-        """Replace vectors by their codes: N maps (..., d) -> codes, N maps (..., d), and indices, N maps (...)."""
+        """Replace vectors by their nearest codes: N maps (..., d) -> N maps of codes (..., d), N of indices (...)."""
         indices = [self.nearest(m) for m in maps]
         return [self(i) for i in indices], indices
 
     @torch.no_grad()
     def replace_dead_codes(self, features: torch.Tensor, indices: torch.Tensor) -> None:
-        """Update the usage of codes and replace those out of use by random rows of `features`.
+        """Update the usage of codes, and replace unused codes by random rows of `features`.
 
-        Every rank of a distributed run sees the same usage and takes the same rows of the global batch.
+        Every rank of a distributed run computes the same usage and takes the same rows of the global batch.
 
         Args:
-            features: (n, d), encoder vectors to replace them by, image after image; the same n on every rank.
-            indices: (l,), the codes that were passed on.
+            features: (n, d), encoder vectors to take replacements from, image after image; the same n on every rank.
+            indices: (l,), int64, the codes that were selected.
         """
         size = self.usage.numel()
         counts = _sum_over_ranks(torch.bincount(indices, minlength=size).to(self.usage))
@@ -139,7 +148,7 @@ def _sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 def _random_rows(features: torch.Tensor, count: int) -> torch.Tensor:
     """Draw `count` rows of the global batch (ranks one after another), the same ones on every rank.
 
-    No row is drawn twice while there are others: equal codes would be a waste.
+    No row is drawn twice before every row is drawn once: equal codes would be useless.
     """
     n = len(features)
     chosen = torch.randperm(n * _world_size(), device=features.device)

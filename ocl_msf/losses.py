@@ -1,5 +1,6 @@
 """Losses the host lacks."""
 
+from functools import reduce
 from typing import Dict, Optional, Sequence, Tuple
 
 import torch
@@ -17,30 +18,26 @@ class PyramidLoss(nn.Module):
 
     def forward(self, reconstructions: Sequence[torch.Tensor], pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
         """N reconstructions (b, c, h_n, w_n) and N images of the same shapes -> scalar."""
-        return sum(F.mse_loss(made, image) for made, image in zip(reconstructions, pyramid))
+        return reduce(torch.add, [F.mse_loss(made, image) for made, image in zip(reconstructions, pyramid)])
 
 
 class WeightedLoss(nn.Module):
-    """A loss that a model has computed, times a weight.
-
-    Args:
-        weight: a number.
-    """
+    """A loss that a model has computed, multiplied by `weight`."""
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
         self.weight = weight
 
     def forward(self, loss: torch.Tensor) -> torch.Tensor:
-        """Scalar -> weight * scalar."""
+        """Weight a loss, scalar -> scalar."""
         return loss * self.weight
 
 
 class GroupedCrossEntropy(nn.Module):
-    """Cross entropy of every index of a super-pixel, added over codebooks, in nats per token.
+    """Cross entropy of the indices of a super-pixel, summed over codebooks, in nats per token.
 
     Args:
-        joint_sizes: numbers of codes, if one joint head predicts all combinations of them.
+        joint_sizes: numbers of codes of the codebooks, if one joint head predicts all combinations of codes.
     """
 
     def __init__(self, joint_sizes: Optional[Sequence[int]] = None):
@@ -53,14 +50,14 @@ class GroupedCrossEntropy(nn.Module):
         """Compare predictions with codes.
 
         Args:
-            logits: g tensors (b, n, m_g), one for each codebook; of a joint head one tensor.
+            logits: g tensors (b, n, m_g), one for each codebook; of a joint head one tensor (b, n, m_1 * ... * m_g).
             indices: (b, g, h, w), int64, with h * w = n.
 
         Returns:
-            The sum, a scalar, and each codebook's own mean under the names codebook_0, codebook_1, ...
+            The sum, a scalar, and the mean of each codebook by name: codebook_0, codebook_1, ...
 
         Raises:
-            ValueError: there are not as many logits as indices: joint_sizes and the decoder's `joint` go together.
+            ValueError: the numbers of logits and of indices differ: joint_sizes and the decoder's `joint` go together.
         """
         if self.joint_sizes:
             indices = ravel_codes(indices, self.joint_sizes).unsqueeze(1)  # (b, 1, h, w)
@@ -69,6 +66,6 @@ class GroupedCrossEntropy(nn.Module):
                 f"{len(logits)} heads cannot predict {indices.shape[1]} indices. A decoder with joint=true needs the "
                 "loss's joint_sizes, and no other does; msf/heads=joint sets both."
             )
-        targets = indices.flatten(2).unbind(1)
+        targets = indices.flatten(2).unbind(1)  # g x (b, n)
         losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets)]
-        return sum(losses), {f"codebook_{g}": loss.detach() for g, loss in enumerate(losses)}
+        return reduce(torch.add, losses), {f"codebook_{g}": loss.detach() for g, loss in enumerate(losses)}

@@ -1,4 +1,4 @@
-"""The image pyramid, and bringing a map of one scale to the grid of another (section 3.2)."""
+"""The image pyramid, and resampling a map to the grid of another scale (section 3.2)."""
 
 from typing import List, Sequence
 
@@ -18,7 +18,14 @@ def check_divisible(height: int, width: int, divisor: int, reason: str) -> None:
 
 
 class ImagePyramid(nn.Module):
-    """Bilinear image pyramid T_1 ... T_N with T_n = T downsampled by 2^(n-1) (section 3.2)."""
+    """Bilinear image pyramid T_1 ... T_N with T_n = T downsampled by 2^(n-1) (section 3.2).
+
+    Args:
+        num_scales: N.
+
+    Raises:
+        ValueError: num_scales is below 1.
+    """
 
     def __init__(self, num_scales: int = 3):
         super().__init__()
@@ -33,7 +40,7 @@ class ImagePyramid(nn.Module):
             image: (b, c, h, w), any value range.
 
         Returns:
-            N images (b, c, h / 2^(n-1), w / 2^(n-1)), the given one first.
+            N images (b, c, h_n, w_n), h_n = h / 2^(n-1) and w_n = w / 2^(n-1), the given one first.
 
         Raises:
             ValueError: a side is not divisible by 2^(N-1).
@@ -41,19 +48,20 @@ class ImagePyramid(nn.Module):
         height, width = image.shape[-2:]
         coarsest = 2 ** (self.num_scales - 1)
         check_divisible(height, width, coarsest, f"pyramid of {self.num_scales} scales")
-        return [image] + [
-            F.interpolate(image, (height >> n, width >> n), mode="bilinear", align_corners=False)
+        smaller = [
+            F.interpolate(image, (height >> n, width >> n), mode="bilinear", align_corners=False)  # (b, c, h_n, w_n)
             for n in range(1, self.num_scales)
         ]
+        return [image, *smaller]
 
 
 def pool(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """Average blocks of factor x factor super-pixels: (b, h*f, w*f, d) -> (b, h, w, d)."""
+    """Average blocks of f x f super-pixels, f = `factor`: (b, h*f, w*f, d) -> (b, h, w, d)."""
     return rearrange(F.avg_pool2d(rearrange(features, "b h w d -> b d h w"), factor), "b d h w -> b h w d")
 
 
 def upsample(grid: torch.Tensor, factor: int) -> torch.Tensor:
-    """Repeat every entry of a grid factor x factor times: (b, h, w) -> (b, h*f, w*f)."""
+    """Repeat every entry of a grid f x f times, f = `factor`: (b, h, w) -> (b, h*f, w*f)."""
     return repeat(grid, "b h w -> b (h f1) (w f2)", f1=factor, f2=factor)
 
 

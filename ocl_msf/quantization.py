@@ -1,181 +1,53 @@
-"""Vector quantisation: invertible projection, straight-through gradients, plain and grouped quantisers.
+"""Vector quantisation: the base classes of all quantisers, the plain and the grouped quantiser.
 
-Feature maps are (b, d, h, w) at the public doors and channels-last (b, h, w, d) inside, where every
-operation is a matrix product or a row look-up. With float32 weights all of it runs in float32 under any autocast.
+Feature maps are (b, d, h, w) in the public interface and channels-last (b, h, w, d) inside, where every operation is a
+matrix product or a row look-up. With float32 weights all arithmetic is float32 under any autocast.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from functools import reduce
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from einops import rearrange
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ocl_msf.codebook import Codebook, Schedule
+from ocl_msf.projection import InvertibleProjection
+from ocl_msf.straight_through import quantization_losses, straight_through
 
 
 @dataclass
 class QuantizerOutput:
-    """What every quantiser answers; tuples run over scales, the finest first.
+    """Output of every quantiser; tuples run over scales, the finest first.
 
     Attributes:
         quantized: continuous codes X_n (b, d, h_n, w_n), gradient straight through to the encoder.
-        indices: code numbers (b, g, h_n, w_n), int64, one channel for each of g codebooks that a super-pixel names.
+        indices: (b, g, h_n, w_n), int64, the g codes of every super-pixel.
         codebook_loss: scalar, sum over scales of MSE(sg[U], code): moves codes to the encoder's outputs.
         commitment_loss: scalar, sum over scales of MSE(U, sg[code]): moves the encoder to its codes. Unweighted.
-        readouts: what else a quantiser can tell of what it did, by name: maps (b, h_n, w_n), int64, of every scale.
+        diagnostics: further index maps (b, h_n, w_n), int64, of every scale, by name.
     """
 
     quantized: Tuple[torch.Tensor, ...]
     indices: Tuple[torch.Tensor, ...]
     codebook_loss: torch.Tensor
     commitment_loss: torch.Tensor
-    readouts: Dict[str, Tuple[torch.Tensor, ...]] = field(default_factory=dict)
-
-
-class Part(NamedTuple):
-    """One group of channels, channels-last and of every scale, after matching.
-
-    Attributes:
-        features: U_n (b, h, w, c), what was matched.
-        codes: (b, h, w, c), what it was matched with.
-        indices: (b, h, w), int64, the codes' numbers.
-        candidates: maps (b, h, w, c) of encoder vectors to replace dead codes by; by default the features.
-    """
-
-    features: Sequence[torch.Tensor]
-    codes: Sequence[torch.Tensor]
-    indices: Sequence[torch.Tensor]
-    candidates: Optional[Sequence[torch.Tensor]] = None
-
-
-class InvertibleProjection(nn.Module):
-    """Project up by pinv(W), project down by W (Eq. 3 and 5): W (groups * dim, dim) has full column rank, no bias.
-
-    pinv(W) = (W^T W)^-1 W^T, so up followed by down is the identity. W starts with orthonormal columns.
-
-    Attributes:
-        weight: W, (groups * dim, dim); for Multi-Scale Fusion (2c, c).
-    """
-
-    def __init__(self, dim: int, groups: int):
-        super().__init__()
-        self.groups = groups
-        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(groups * dim, dim)))
-
-    def pinv(self) -> torch.Tensor:
-        """Return pinv(W), (dim, groups * dim), by one float32 Cholesky factorisation; differentiable.
-
-        The check of the rank waits for numbers, so torch.compile leaves it out in evaluation mode, to keep one graph.
-
-        Raises:
-            ValueError: W has all but lost its full column rank, or holds NaN.
-        """
-        w = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        factor, info = torch.linalg.cholesky_ex(w.T @ w)
-        pivots = factor.diagonal()
-        checked = self.training or not _is_compiling()
-        if checked and (info.item() or not pivots.min() > 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max()):
-            raise ValueError(
-                f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has all but lost its full column rank, or "
-                "holds NaN: it cannot be inverted. Train with a lower learning rate or stronger gradient clipping."
-            )
-        return torch.cholesky_solve(w.T, factor)
-
-    def up(self, maps: Sequence[torch.Tensor]) -> List[List[torch.Tensor]]:
-        """Z . pinv(W), group by group: N maps (..., dim) -> for every group N maps (..., dim)."""
-        return [[m @ part for m in maps] for part in self.pinv().chunk(self.groups, 1)]
-
-    def rows(self, group: int) -> torch.Tensor:
-        """W_g (dim, dim), the rows of W that bring a group down: X . W = sum over groups of X_g . W_g."""
-        return self.weight.chunk(self.groups)[group]
-
-
-def _is_compiling() -> bool:
-    compiler = getattr(torch, "compiler", None)  # from torch 2.1 on
-    return hasattr(compiler, "is_compiling") and compiler.is_compiling()
-
-
-class _StraightThrough(torch.autograd.Function):
-    """`value` forward; backward, besides, as if it were features . weight."""
-
-    @staticmethod
-    def forward(ctx, features, value, weight):
-        ctx.save_for_backward(weight)
-        return value.view_as(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (weight,) = ctx.saved_tensors
-        grad = grad.contiguous()  # one copy instead of one for every product
-        return (grad if weight is None else F.linear(grad, weight)), grad, None
-
-
-def straight_through(
-    features: torch.Tensor, codes: torch.Tensor, indices: torch.Tensor, residual: float, weight: Optional[torch.Tensor]
-) -> torch.Tensor:
-    """Project matched vectors down with the gradient of the features: (a . features + (1 - a) . codes) . W_g.
-
-    The gradient with respect to the features is that of features . W_g, the codes get none, and W_g its own. As many
-    vectors share a code, codes are projected before they are selected.
-
-    Args:
-        features: (..., c), a = `residual` of which is passed on.
-        codes: (m, c), the codebook.
-        indices: (...), which code each vector was matched with.
-        residual: a, 0 to 1.
-        weight: W_g (c, c); None is the identity.
-    """
-
-    def down(x):
-        return x.detach() if weight is None else x.detach() @ weight
-
-    value = F.embedding(indices, down(codes))
-    if residual:
-        value = torch.lerp(value, down(features), residual)
-    return _StraightThrough.apply(features, value, weight if weight is None else weight.detach())
-
-
-class _QuantizationLosses(torch.autograd.Function):
-    """MSE(sg[features], codes) and MSE(features, sg[codes]): one number, one difference, two gradients."""
-
-    @staticmethod
-    def forward(ctx, features, codes):
-        difference = features - codes
-        ctx.save_for_backward(difference)
-        loss = torch.linalg.vector_norm(difference).square() / difference.numel()
-        return loss, loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, to_codes, to_features):
-        (difference,) = ctx.saved_tensors
-        scale = 2 / difference.numel()
-        return difference * (scale * to_features), difference * (-scale * to_codes)
-
-
-def quantization_losses(features: torch.Tensor, codes: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Return (codebook loss MSE(sg[features], codes), commitment loss MSE(features, sg[codes]))."""
-    return _QuantizationLosses.apply(features, codes)
+    diagnostics: Dict[str, Tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module, ABC):
-    """What quantisers share: doors, float32, the annealed residual, the answer.
+    """Shared by all quantisers, with or without codebooks: input layout and checks, float32 arithmetic, statistics.
 
     Args:
         dim: d, channels of the encoder's maps.
-        residual: share of the encoder's own features that is passed on in training beside the codes. A number or a
-            schedule; in evaluation it is 0.
     """
 
-    def __init__(self, dim: int, residual: Schedule = 0.0):
+    def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
-        self.residual = residual
 
     def forward(self, maps: Sequence[torch.Tensor]) -> QuantizerOutput:
         """Quantise the feature maps of all scales.
@@ -187,44 +59,13 @@ class Quantizer(nn.Module, ABC):
             A QuantizerOutput with tuples of length N.
 
         Raises:
-            ValueError: channels (or, for fusion, grids) do not fit, or in training: the batch is empty, or a map
+            ValueError: channels (or, for fusion, grids) do not fit; in training also: the batch is empty, or a map
                 holds NaN or infinity.
         """
-        full = [m if m.dtype == torch.float64 else m.float() for m in maps]
-        self._check(full)
+        maps = [m if m.dtype == torch.float64 else m.float() for m in maps]  # N x (b, d, h_n, w_n)
+        self._check(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
-            parts, readouts = self.quantize([rearrange(m, "b d h w -> b h w d").contiguous() for m in full])
-            quantized = [self._pass_on(parts, scale) for scale in range(len(maps))]
-            losses = [quantization_losses(f, c) for part in parts for f, c in zip(part.features, part.codes)]
-            if self.training:
-                self._replace_dead_codes(parts)
-            return QuantizerOutput(
-                quantized=tuple(rearrange(x, "b h w d -> b d h w") for x in quantized),
-                indices=tuple(torch.stack(groups, 1) for groups in zip(*(part.indices for part in parts))),
-                codebook_loss=sum(loss for loss, _ in losses) / len(parts),
-                commitment_loss=sum(loss for _, loss in losses) / len(parts),
-                readouts={name: tuple(maps) for name, maps in readouts.items()},
-            )
-
-    def _pass_on(self, parts: Sequence[Part], scale: int) -> torch.Tensor:
-        residual = float(self.residual) if self.training else 0.0
-        maps = []
-        for group, part in enumerate(parts):
-            codes = self.codebook_of(scale, group).weight.detach().clone()  # dead ones are replaced before backward
-            features, indices = part.features[scale], part.indices[scale]
-            maps.append(straight_through(features, codes, indices, residual, self.rows(group)))
-        return sum(maps)
-
-    @torch.no_grad()
-    def _replace_dead_codes(self, parts: Sequence[Part]) -> None:
-        used: Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]] = {}
-        for group, part in enumerate(parts):
-            for scale, (features, indices) in enumerate(zip(part.candidates or part.features, part.indices)):
-                pair = features.flatten(1, 2), indices.flatten(1)
-                used.setdefault(self.codebook_of(scale, group), []).append(pair)
-        for book, pairs in used.items():
-            features, indices = (torch.cat(x, 1).flatten(0, 1) for x in zip(*pairs))
-            book.replace_dead_codes(features, indices)
+            return self.quantize([rearrange(m, "b d h w -> b h w d").contiguous() for m in maps])
 
     def lookup(self, indices: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
         """Turn indices, N tensors (b, g, h_n, w_n), back into X_n, N tensors (b, d, h_n, w_n)."""
@@ -233,43 +74,39 @@ class Quantizer(nn.Module, ABC):
     def lookup_scale(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
         """Turn the indices (b, g, h, w) of one scale, counted from 0, back into X (b, d, h, w)."""
         with torch.autocast(indices.device.type, enabled=False):
-            parts = []
-            for group, numbers in enumerate(indices.unbind(1)):
-                codes, weight = self.codebook_of(scale, group).weight, self.rows(group)
-                parts.append(F.embedding(numbers, codes if weight is None else codes @ weight))
-            return rearrange(sum(parts), "b h w d -> b d h w")
+            return rearrange(self.select(indices, scale), "b h w d -> b d h w")
 
     @torch.no_grad()
     def statistics(self, output: QuantizerOutput) -> Dict[str, torch.Tensor]:
-        """Summarise how an answer uses the codebooks, as scalars by name.
+        """Summarise how an output uses the codebooks, as scalars by name.
 
         Returns:
-            For every codebook, over all scales that use it, `<name>.perplexity` (1 to m: so many codes, equally used,
-            would be as hard to guess) and `<name>.dead` (codes that nothing was matched with).
+            For every codebook, over all scales that use it, `<name>.perplexity` (1 to m: the number of equally used
+            codes that would be as hard to predict) and `<name>.dead` (the number of codes that are not used).
         """
-        names = {book: name for name, book in self.named_modules() if isinstance(book, Codebook)}
-        used: Dict[Codebook, List[torch.Tensor]] = {book: [] for book in names}
+        used: Dict[Tuple[str, int], List[torch.Tensor]] = {}
         for scale, indices in enumerate(output.indices):
-            for group, numbers in enumerate(indices.unbind(1)):
-                used[self.codebook_of(scale, group)].append(numbers.flatten())
-        answer = {}
-        for book, numbers in used.items():
-            share = torch.bincount(torch.cat(numbers), minlength=len(book.weight)) / sum(map(len, numbers))
-            answer[f"{names[book]}.perplexity"] = torch.special.entr(share).sum().exp()
-            answer[f"{names[book]}.dead"] = (share == 0).sum().to(share)
-        return answer
+            for group, codes in enumerate(indices.unbind(1)):
+                used.setdefault(self.describe_codebook(scale, group), []).append(codes.flatten())
+        statistics = {}
+        for (name, size), uses in used.items():
+            codes = torch.cat(uses)
+            share = torch.bincount(codes, minlength=size) / len(codes)
+            statistics[f"{name}.perplexity"] = torch.special.entr(share).sum().exp()
+            statistics[f"{name}.dead"] = (share == 0).sum().to(share)
+        return statistics
 
     @abstractmethod
-    def quantize(self, maps: List[torch.Tensor]) -> Tuple[List[Part], Dict[str, Sequence[torch.Tensor]]]:
-        """Match maps (b, h, w, d) with codes; return groups of channels, and readouts."""
+    def quantize(self, maps: List[torch.Tensor]) -> QuantizerOutput:
+        """Quantise maps that are checked and channels-last, N tensors (b, h_n, w_n, d); see `forward`."""
 
     @abstractmethod
-    def codebook_of(self, scale: int, group: int) -> Codebook:
-        """Return the codebook that channel `group` of the indices of `scale` refers to, both counted from 0."""
+    def select(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
+        """Turn the indices (b, g, h, w) of one scale, counted from 0, into channels-last X (b, h, w, d)."""
 
-    def rows(self, group: int) -> Optional[torch.Tensor]:
-        """Return W_g (c, d), which brings the codes of a group to the encoder's channels; None is the identity."""
-        return None
+    @abstractmethod
+    def describe_codebook(self, scale: int, group: int) -> Tuple[str, int]:
+        """Return name and number of codes of what channel `group` of the indices of `scale` refers to, from 0."""
 
     def _check(self, maps: Sequence[torch.Tensor]) -> None:
         for scale, features in enumerate(maps, 1):
@@ -278,7 +115,7 @@ class Quantizer(nn.Module, ABC):
                     f"Scale {scale} must be a map (b, {self.dim}, h, w), got shape {tuple(features.shape)}."
                 )
             if self.training and not len(features):
-                raise ValueError("An empty batch teaches nothing: the quantiser got no image.")
+                raise ValueError("The batch is empty: the quantiser cannot train on it.")
             if self.training and not torch.isfinite(features.detach().sum()):
                 raise ValueError(
                     f"The encoder's map Z_{scale} {tuple(features.shape)} holds NaN or infinity: training has "
@@ -286,57 +123,153 @@ class Quantizer(nn.Module, ABC):
                 )
 
 
-class VectorQuantizer(Quantizer):
+Diagnostics = Dict[str, Sequence[torch.Tensor]]  # as in QuantizerOutput
+
+
+class MatchedGroup(NamedTuple):
+    """One group of channels of all scales, channels-last, matched with codes.
+
+    Attributes:
+        features: U_n (b, h_n, w_n, c), what is matched.
+        codes: (b, h_n, w_n, c), the codes it is matched with.
+        indices: (b, h_n, w_n), int64, the indices of these codes.
+        candidates: maps (b, h, w, c) of encoder vectors that may replace unused codes; by default the features.
+    """
+
+    features: Sequence[torch.Tensor]
+    codes: Sequence[torch.Tensor]
+    indices: Sequence[torch.Tensor]
+    candidates: Optional[Sequence[torch.Tensor]] = None
+
+
+class CodebookQuantizer(Quantizer):
+    """Shared by quantisers with codebooks: straight-through gradient, annealed residual, losses, code replacement.
+
+    Args:
+        dim: d, channels of the encoder's maps.
+        residual: in training, the share of the encoder's own features in what is passed on; the rest are codes. A
+            number or a schedule; 0 in evaluation.
+    """
+
+    def __init__(self, dim: int, residual: Schedule = 0.0):
+        super().__init__(dim)
+        self.residual = residual
+
+    @abstractmethod
+    def match(self, maps: List[torch.Tensor]) -> Tuple[List[MatchedGroup], Diagnostics]:
+        """Match channels-last maps, N tensors (b, h_n, w_n, d), with codes; return g groups of channels."""
+
+    @abstractmethod
+    def codebook_of(self, scale: int, group: int) -> Codebook:
+        """Return the codebook of channel `group` of the indices of `scale`, both counted from 0."""
+
+    def down_weight(self, group: int) -> Optional[torch.Tensor]:
+        """Return W_g (c, d), which projects the codes of a group down to the encoder's channels; None: identity."""
+        return None
+
+    def quantize(self, maps: List[torch.Tensor]) -> QuantizerOutput:
+        """See Quantizer."""
+        groups, diagnostics = self.match(maps)  # g x N x (b, h_n, w_n, c)
+        quantized = [self._straight_through_scale(groups, scale) for scale in range(len(maps))]  # N x (b, h_n, w_n, d)
+        losses = [quantization_losses(f, c) for group in groups for f, c in zip(group.features, group.codes)]
+        if self.training:
+            self._replace_dead_codes(groups)
+        return QuantizerOutput(
+            quantized=tuple(rearrange(x, "b h w d -> b d h w") for x in quantized),
+            indices=tuple(torch.stack(indices, 1) for indices in zip(*(group.indices for group in groups))),
+            codebook_loss=reduce(torch.add, [loss for loss, _ in losses]) / len(groups),
+            commitment_loss=reduce(torch.add, [loss for _, loss in losses]) / len(groups),
+            diagnostics={name: tuple(index_maps) for name, index_maps in diagnostics.items()},
+        )
+
+    def select(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
+        """See Quantizer; codes are projected down before they are selected (Eq. 2 and 5)."""
+        selected = []
+        for group, codes in enumerate(indices.unbind(1)):
+            book, weight = self.codebook_of(scale, group).weight, self.down_weight(group)  # (m, c), (c, d)
+            selected.append(F.embedding(codes, book if weight is None else book @ weight))  # (b, h, w, d)
+        return reduce(torch.add, selected)
+
+    def describe_codebook(self, scale: int, group: int) -> Tuple[str, int]:
+        """See Quantizer; the name is that of the module."""
+        book = self.codebook_of(scale, group)
+        (name,) = [name for name, module in self.named_modules() if module is book]
+        return name, len(book.weight)
+
+    def _straight_through_scale(self, groups: Sequence[MatchedGroup], scale: int) -> torch.Tensor:
+        """Project all groups of one scale down and add them up (Eq. 5): (b, h, w, d)."""
+        residual = float(self.residual) if self.training else 0.0
+        projected = []
+        for number, group in enumerate(groups):
+            codes = self.codebook_of(scale, number).weight.detach().clone()  # dead ones are replaced before backward
+            features, indices = group.features[scale], group.indices[scale]  # (b, h, w, c), (b, h, w)
+            projected.append(straight_through(features, codes, indices, residual, self.down_weight(number)))
+        return reduce(torch.add, projected)
+
+    @torch.no_grad()
+    def _replace_dead_codes(self, groups: Sequence[MatchedGroup]) -> None:
+        used: Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]] = {}
+        for number, group in enumerate(groups):
+            for scale, (features, indices) in enumerate(zip(group.candidates or group.features, group.indices)):
+                pair = features.flatten(1, 2), indices.flatten(1)  # (b, n, c), (b, n)
+                used.setdefault(self.codebook_of(scale, number), []).append(pair)
+        for book, pairs in used.items():
+            all_features, all_indices = zip(*pairs)
+            book.replace_dead_codes(torch.cat(all_features, 1).flatten(0, 1), torch.cat(all_indices, 1).flatten())
+
+
+class VectorQuantizer(CodebookQuantizer):
     """Plain vector quantisation: one codebook, shared by all scales (section 3.1; with N > 1 section 3.2).
 
     Args:
         dim: c, channels of the maps and of the codes.
         codebook_size: m.
-        residual: see Quantizer.
+        residual: see CodebookQuantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
     """
 
-    def __init__(self, dim: int, codebook_size: int = 4096, residual: Schedule = 0.0, **codebook):
+    def __init__(self, dim: int, codebook_size: int = 4096, residual: Schedule = 0.0, **codebook: Any):
         super().__init__(dim, residual)
         self.codebook = Codebook(codebook_size, dim, **codebook)
 
-    def quantize(self, maps):
-        """See Quantizer."""
-        return [Part(maps, *self.codebook.quantize(maps))], {}
+    def match(self, maps: List[torch.Tensor]) -> Tuple[List[MatchedGroup], Diagnostics]:
+        """See CodebookQuantizer."""
+        return [MatchedGroup(maps, *self.codebook.quantize(maps))], {}
 
-    def codebook_of(self, scale, group):
-        """See Quantizer."""
+    def codebook_of(self, scale: int, group: int) -> Codebook:
+        """See CodebookQuantizer."""
         return self.codebook
 
 
-class GroupedQuantizer(Quantizer):
-    """Grouped quantisation: project up, match every group of channels with a codebook of its own, project down (GDR).
+class GroupedQuantizer(CodebookQuantizer):
+    """Grouped quantisation (GDR): project up, match every group of channels with its own codebook, project down.
 
     Args:
         dim: c, channels of the maps and of the codes.
-        codebook_size: codes of each group; together they name codebook_size ** groups combinations.
+        codebook_size: m, codes of each group; together they name m^g combinations.
         groups: g, number of groups of c channels.
-        residual: see Quantizer.
+        residual: see CodebookQuantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
 
     Attributes:
         project: W, `weight` (g * c, c).
     """
 
-    def __init__(self, dim: int, codebook_size: int = 64, groups: int = 2, residual: Schedule = 0.0, **codebook):
+    def __init__(self, dim: int, codebook_size: int = 64, groups: int = 2, residual: Schedule = 0.0, **codebook: Any):
         super().__init__(dim, residual)
         self.project = InvertibleProjection(dim, groups)
         self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(groups))
 
-    def quantize(self, maps):
-        """See Quantizer."""
-        groups = self.project.up(maps)
-        return [Part(group, *book.quantize(group)) for book, group in zip(self.codebooks, groups)], {}
+    def match(self, maps: List[torch.Tensor]) -> Tuple[List[MatchedGroup], Diagnostics]:
+        """See CodebookQuantizer."""
+        groups = self.project.up(maps)  # g x N x (b, h_n, w_n, c)
+        books = [self.codebook_of(0, number) for number in range(len(groups))]
+        return [MatchedGroup(group, *book.quantize(group)) for book, group in zip(books, groups)], {}
 
-    def codebook_of(self, scale, group):
-        """See Quantizer."""
-        return self.codebooks[group]
+    def codebook_of(self, scale: int, group: int) -> Codebook:
+        """See CodebookQuantizer."""
+        return cast(Codebook, self.codebooks[group])
 
-    def rows(self, group):
-        """See Quantizer."""
-        return self.project.rows(group)
+    def down_weight(self, group: int) -> Optional[torch.Tensor]:
+        """See CodebookQuantizer."""
+        return self.project.down_weight(group)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
-from ocl_msf.fusion import MultiScaleFusion
+from ocl_msf.fusion import Concat, MultiScaleFusion
 from ocl_msf.losses import PyramidLoss
 from ocl_msf.quantization import VectorQuantizer
 
@@ -90,3 +90,17 @@ def test_a_training_step_in_mixed_precision_stays_near_one_in_float32(dtype):
     torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert model.quantizer.project.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("quantizer", [MultiScaleFusion(4, 8, 2), MultiScaleFusion(4, 8, 2, Concat(4, 2))])
+def test_names_in_checkpoints_stay(quantizer):
+    names = {"project.weight"} | {f"codebooks.{n}.{kind}" for n in range(3) for kind in ("weight", "usage")}
+    names |= {"inter_scale.project.weight"} if isinstance(quantizer.inter_scale, Concat) else set()
+    assert set(quantizer.state_dict()) == names
+    assert set(VectorQuantizer(4, 8).state_dict()) == {"codebook.weight", "codebook.usage"}
+    whole = set(VQVAE(Encoder(4, 4), Decoder(4, 4), quantizer, 2).state_dict())
+    assert {f"quantizer.{name}" for name in names} | {
+        "_extra_state",
+        "encoder.0.0.weight",
+        "decoder.0.0.weight",
+    } <= whole

@@ -70,10 +70,10 @@ def test_maps_of_a_fused_image(vae):
     assert all(p.shape == (8 >> n, 8 >> n, 3) for kind in list(pictures)[1:] for n, p in enumerate(pictures[kind]))
     assert [p.shape for p in pictures["input"]] == [(32, 32, 3), (16, 16, 3), (8, 8, 3)]
     output = vae.encode(IMAGE.unsqueeze(0))
-    for scale, winners in enumerate(output.readouts["winners"]):
+    for scale, winners in enumerate(output.diagnostics["winners"]):
         shades = pictures["winning scale"][scale].reshape(-1, 3)
         assert len({tuple(shade) for shade in shades}) == len(winners.unique())
-    own = output.readouts["winners"][0][0] == 0  # where scale 1 won itself, fusion has changed nothing
+    own = output.diagnostics["winners"][0][0] == 0  # where scale 1 won itself, fusion has changed nothing
     before, after = (pictures[kind][0][own.numpy()] for kind in ("X^si before fusion", "X^si after fusion"))
     assert own.any() and np.array_equal(before, after)
 

@@ -6,7 +6,7 @@ from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
 from ocl_msf.codebook import Codebook
-from ocl_msf.fusion import INTER_SCALE, MultiScaleFusion, Vote, source_rows
+from ocl_msf.fusion import Concat, MultiScaleFusion, Separate, Sum, Vote, source_vectors
 from ocl_msf.quantization import GroupedQuantizer, VectorQuantizer
 
 
@@ -87,8 +87,8 @@ def test_equally_confident_sources_go_to_the_finer_scale_and_equally_near_codes_
     book = Codebook(64, 3)
     book.weight.data[40] = book.weight.data[0]
     constant = book.weight.data[40].expand(1, 16, 16, 3)
-    fused, readouts = Vote(3, 2)(book, [constant, constant[:, :8, :8]])
-    for winners, indices in zip(readouts["winners"], fused.indices):
+    fused, diagnostics = Vote()(book, [constant, constant[:, :8, :8]])
+    for winners, indices in zip(diagnostics["winners"], fused.indices):
         assert (winners == 0).all() and (indices == 0).all()
 
 
@@ -96,23 +96,23 @@ def test_a_vague_super_pixel_takes_the_code_of_the_scale_that_is_sure():
     book = Codebook(2, 2)
     book.weight.data = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     vague, sure = torch.tensor([4.9, 0.0]), torch.tensor([10.0, 0.0])
-    fused, readouts = Vote(2, 2)(book, [vague.expand(1, 2, 2, 2), sure.expand(1, 1, 1, 2)])
-    assert all((winners == 1).all() for winners in readouts["winners"])
-    assert (fused.indices[0] == 1).all() and (readouts["unfused"][0] == 0).all()
+    fused, diagnostics = Vote()(book, [vague.expand(1, 2, 2, 2), sure.expand(1, 1, 1, 2)])
+    assert all((winners == 1).all() for winners in diagnostics["winners"])
+    assert (fused.indices[0] == 1).all() and (diagnostics["unfused"][0] == 0).all()
     assert torch.equal(fused.features[0], sure.expand(1, 2, 2, 2))
 
 
-def test_source_rows_address_pooled_and_upsampled_maps():
+def test_source_vectors_are_those_of_pooled_and_upsampled_maps():
     maps = [m.permute(0, 2, 3, 1) for m in random_maps(3, 3)]
-    rows, addresses = source_rows(maps)
-    for target, address in enumerate(addresses):
-        for source, numbers in enumerate(address):
+    vectors, rows = source_vectors(maps)
+    for target, sources in enumerate(rows):
+        for source, numbers in enumerate(sources):
             expected = maps[source].permute(0, 3, 1, 2)
             if source < target:
                 expected = F.avg_pool2d(expected, 2 ** (target - source))
             elif source > target:
                 expected = F.interpolate(expected, scale_factor=2 ** (source - target), mode="nearest")
-            torch.testing.assert_close(rows[numbers], expected.permute(0, 2, 3, 1))
+            torch.testing.assert_close(vectors[numbers], expected.permute(0, 2, 3, 1))
 
 
 def test_one_scale_is_grouped_quantisation():
@@ -126,7 +126,7 @@ def test_one_scale_is_grouped_quantisation():
 
 
 def test_without_any_fusion_it_is_naive_multi_scale_behind_the_projection():
-    fusion, naive = MultiScaleFusion(6, 8, 3, inter_scale="none", intra_scale=False), VectorQuantizer(6, 8)
+    fusion, naive = MultiScaleFusion(6, 8, 3, inter_scale=Separate(), intra_scale=False), VectorQuantizer(6, 8)
     fusion.project.weight.data += 0.1 * torch.randn(6, 6)
     naive.codebook.weight.data = fusion.codebooks[0].weight.data
     maps = random_maps(6, 3, dtype=torch.float32)
@@ -142,7 +142,7 @@ def test_without_any_fusion_it_is_naive_multi_scale_behind_the_projection():
 
 def test_without_a_vote_and_with_shared_variant_codes_it_is_grouped_quantisation_of_every_scale():
     fusion, grouped = (
-        MultiScaleFusion(6, 8, 3, inter_scale="none", per_scale_codebooks=False),
+        MultiScaleFusion(6, 8, 3, inter_scale=Separate(), per_scale_codebooks=False),
         GroupedQuantizer(6, 8, 2),
     )
     grouped.load_state_dict(fusion.state_dict())
@@ -165,46 +165,44 @@ def test_sharing_the_variant_codebook_leaves_the_invariant_codes_alone():
     assert any(differ)
 
 
-@pytest.mark.parametrize("inter_scale", ["sum", "concat"])
-def test_naive_fusions_mix_what_the_pyramid_brings_to_one_grid(inter_scale):
-    mixing = INTER_SCALE[inter_scale](3, 3)
+@pytest.mark.parametrize("mixing", [Sum(), Concat(3, 3)], ids=["sum", "concat"])
+def test_naive_fusions_mix_what_the_pyramid_brings_to_one_grid(mixing):
     book = Codebook(7, 3)
     maps = random_maps(3, 3, dtype=torch.float32)
     fused, _ = mixing(book, [m.permute(0, 2, 3, 1) for m in maps])
     brought = [F.avg_pool2d(maps[0], 2), maps[1], F.interpolate(maps[2], scale_factor=2, mode="nearest")]
-    if inter_scale == "sum":
-        expected = sum(brought).permute(0, 2, 3, 1)
-    else:
+    if isinstance(mixing, Concat):
         expected = F.conv2d(torch.cat(brought, 1), mixing.project.weight[..., None, None]).permute(0, 2, 3, 1)
+    else:
+        expected = sum(brought).permute(0, 2, 3, 1)
     torch.testing.assert_close(fused.features[1], expected)
     assert torch.equal(fused.codes[1], book(torch.cdist(expected, book.weight).argmin(-1)))
 
 
-def test_an_unknown_fusion_is_refused():
-    with pytest.raises(ValueError, match="vote, none, sum, concat"):
-        MultiScaleFusion(4, 8, 3, inter_scale="mean")
-
-
-@pytest.mark.parametrize("options", [{}, {"inter_scale": "none"}, {"inter_scale": "sum"}, {"intra_scale": False}])
-def test_the_parts_of_an_answer_make_it_up(options):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"inter_scale": Separate()}, {"inter_scale": Sum()}, {"intra_scale": False}],
+    ids=["msf", "no_inter", "sum", "no_intra"],
+)
+def test_the_maps_of_figure_3_make_up_the_output(options):
     fusion = MultiScaleFusion(4, 8, 3, **options).eval()
-    parts = fusion.parts(fusion(random_maps(4, 3, dtype=torch.float32)))
+    maps = fusion.fusion_maps(fusion(random_maps(4, 3, dtype=torch.float32)))
     for scale in range(3):
-        codes = [parts.invariant[scale]] + ([parts.variant[scale]] if parts.variant else [])
+        codes = [maps.invariant[scale]] + ([maps.variant[scale]] if maps.variant else [])
         combined = torch.einsum("buhw,uc->bchw", torch.cat(codes, 1), fusion.project.weight)
-        torch.testing.assert_close(combined, parts.quantized[scale])
+        torch.testing.assert_close(combined, maps.quantized[scale])
         if "inter_scale" in options:
-            assert parts.unfused is None or torch.equal(parts.unfused[scale], parts.invariant[scale])
+            assert maps.unfused is None or torch.equal(maps.unfused[scale], maps.invariant[scale])
 
 
 def test_before_fusion_a_scale_has_the_codes_it_would_choose_alone():
-    fusion, alone = MultiScaleFusion(4, 8, 3).eval(), MultiScaleFusion(4, 8, 3, inter_scale="none").eval()
+    fusion, alone = MultiScaleFusion(4, 8, 3).eval(), MultiScaleFusion(4, 8, 3, inter_scale=Separate()).eval()
     alone.load_state_dict(fusion.state_dict())
     maps = random_maps(4, 3, dtype=torch.float32)
     output = fusion(maps)
-    for unfused, expected in zip(output.readouts["unfused"], alone(maps).indices):
+    for unfused, expected in zip(output.diagnostics["unfused"], alone(maps).indices):
         assert torch.equal(unfused, expected[:, 0])
-    winners = torch.cat([w.flatten() for w in output.readouts["winners"]])
+    winners = torch.cat([w.flatten() for w in output.diagnostics["winners"]])
     for scale in range(3):
         share = fusion.statistics(output)[f"won.scale_{scale + 1}"].item()
         assert share == pytest.approx((winners == scale).sum().item() / len(winners))
@@ -290,7 +288,7 @@ def test_evaluation_exports():
 
 
 class Codes(torch.nn.Module):
-    """The quantizer as a graph can answer: tensors in tuples."""
+    """The quantiser with an output that a graph can have: tensors in tuples."""
 
     def __init__(self, fusion):
         super().__init__()

@@ -1,4 +1,6 @@
-"""Codebooks, projections, straight-through gradients and the plain quantisers."""
+"""Codebooks, projections, straight-through gradients, and what holds for every quantiser."""
+
+import math
 
 import pytest
 import torch
@@ -6,26 +8,29 @@ from scipy.spatial.distance import cdist
 from torch import distributed, multiprocessing
 
 from ocl_msf.codebook import Codebook
+from ocl_msf.finite_scalar import FiniteScalarQuantizer
 from ocl_msf.fusion import MultiScaleFusion
-from ocl_msf.quantization import (
-    GroupedQuantizer,
-    InvertibleProjection,
-    QuantizerOutput,
-    VectorQuantizer,
-    quantization_losses,
-    straight_through,
-)
+from ocl_msf.projection import InvertibleProjection
+from ocl_msf.quantization import GroupedQuantizer, QuantizerOutput, VectorQuantizer
+from ocl_msf.straight_through import quantization_losses, straight_through
 
-QUANTIZERS = {
-    "vq": lambda **options: VectorQuantizer(6, 16, **options),
-    "gdr": lambda **options: GroupedQuantizer(6, 8, 2, **options),
-    "msf": lambda **options: MultiScaleFusion(6, 8, 3, **options),
+AIDS = {"temperature": 1.0, "residual": 0.5, "replace_below": 0.5}  # of training; evaluation ignores them
+QUANTIZERS = {  # and how many codes a super-pixel has
+    "vq": (lambda: VectorQuantizer(6, 16, **AIDS), 1),
+    "gdr": (lambda: GroupedQuantizer(6, 8, 2, **AIDS), 2),
+    "msf": (lambda: MultiScaleFusion(6, 8, 3, **AIDS), 2),
+    "fsq": (lambda: FiniteScalarQuantizer(6, [8, 5, 2]), 1),
 }
 
 
 @pytest.fixture(params=QUANTIZERS)
-def build(request):
-    return QUANTIZERS[request.param]
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def build(name):
+    return QUANTIZERS[name][0]
 
 
 @pytest.fixture
@@ -51,9 +56,8 @@ def test_looking_up_indices_gives_the_quantized_maps(build, maps):
         torch.testing.assert_close(looked_up, quantized)
 
 
-def test_every_quantizer_answers_in_one_shape(build, maps):
-    quantizer = build()
-    output, groups = quantizer(maps), 1 if isinstance(quantizer, VectorQuantizer) else 2
+def test_every_quantizer_has_one_shape_of_output(name, build, maps):
+    output, groups = build()(maps), QUANTIZERS[name][1]
     for quantized, indices, given in zip(output.quantized, output.indices, maps):
         assert quantized.shape == given.shape and quantized.dtype == given.dtype
         assert indices.shape == (2, groups, *given.shape[2:]) and indices.dtype == torch.int64
@@ -70,7 +74,7 @@ def test_quantising_codes_changes_nothing():
 
 
 def test_a_batch_is_its_images_one_by_one_and_evaluation_is_deterministic(build, maps):
-    quantizer = build(temperature=1.0, residual=0.5, replace_below=0.5).eval()
+    quantizer = build().eval()
     whole = quantizer(maps)
     for image in range(2):
         alone = quantizer([m[image : image + 1] for m in maps])
@@ -127,7 +131,7 @@ def test_up_then_down_is_the_identity_and_differentiable():
     project = InvertibleProjection(3, 2).double()
     project.weight.data += 0.2 * torch.randn(6, 3, dtype=torch.float64)
     x = torch.randn(4, 3, dtype=torch.float64)
-    torch.testing.assert_close(sum(group[0] @ project.rows(g) for g, group in enumerate(project.up([x]))), x)
+    torch.testing.assert_close(sum(group[0] @ project.down_weight(g) for g, group in enumerate(project.up([x]))), x)
     torch.testing.assert_close(project.pinv(), torch.linalg.pinv(project.weight))
     assert torch.autograd.gradcheck(lambda _: project.pinv(), project.weight)
 
@@ -197,8 +201,8 @@ def test_perplexity_and_dead_codes_are_those_of_the_indices():
 
     def statistics(*indices):
         numbers = torch.tensor(indices).view(1, 1, 1, -1)
-        answer = quantizer.statistics(QuantizerOutput((), (numbers,), torch.tensor(0.0), torch.tensor(0.0)))
-        return answer["codebook.perplexity"].item(), answer["codebook.dead"].item()
+        scalars = quantizer.statistics(QuantizerOutput((), (numbers,), torch.tensor(0.0), torch.tensor(0.0)))
+        return scalars["codebook.perplexity"].item(), scalars["codebook.dead"].item()
 
     assert statistics(*range(8)) == pytest.approx((8, 0))
     assert statistics(3, 3, 3) == pytest.approx((1, 7))
@@ -208,11 +212,36 @@ def test_perplexity_and_dead_codes_are_those_of_the_indices():
 def test_every_codebook_is_counted_over_the_scales_that_use_it(build, maps):
     quantizer = build().eval()
     output = quantizer(maps)
+    used = {}
+    for scale, indices in enumerate(output.indices):
+        for group in range(indices.shape[1]):
+            used.setdefault(quantizer.describe_codebook(scale, group), []).append(indices[:, group].flatten())
     statistics = quantizer.statistics(output)
-    books = [name for name, module in quantizer.named_modules() if isinstance(module, Codebook)]
-    assert {f"{name}.{kind}" for name in books for kind in ("perplexity", "dead")} <= set(statistics)
-    last = torch.cat([i[:, -1].flatten() for i in output.indices[-1 if len(books) == 4 else 0 :]])
-    assert statistics[f"{books[-1]}.dead"] == len(quantizer.codebook_of(2, 1).weight) - len(last.unique())
+    for (name, size), codes in used.items():
+        counts = torch.bincount(torch.cat(codes), minlength=size).double()
+        share = counts[counts > 0] / counts.sum()
+        assert statistics[f"{name}.dead"] == (counts == 0).sum()
+        assert statistics[f"{name}.perplexity"].item() == pytest.approx(math.exp(-(share * share.log()).sum()))
+
+
+def test_a_codebook_is_described_by_its_module_and_its_size(maps):
+    for build, groups in list(QUANTIZERS.values())[:3]:
+        quantizer, described = build(), set()
+        for scale in range(3):
+            for group in range(groups):
+                name, size = quantizer.describe_codebook(scale, group)
+                assert quantizer.get_submodule(name) is quantizer.codebook_of(scale, group)
+                assert size == len(quantizer.codebook_of(scale, group).weight)
+                described.add(name)
+        assert described == {name for name, module in quantizer.named_modules() if isinstance(module, Codebook)}
+
+
+def test_every_map_gets_a_gradient_and_so_does_every_weight(build, maps):
+    quantizer = build()
+    output = quantizer(maps)
+    loss = sum(x.square().sum() for x in output.quantized) + output.codebook_loss + output.commitment_loss
+    grads = torch.autograd.grad(loss, [*maps, *quantizer.parameters()])
+    assert all(torch.isfinite(grad).all() and grad.any() for grad in grads)
 
 
 @pytest.mark.parametrize("replace_below, training", [(0.0, True), (1.0, False)])

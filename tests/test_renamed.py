@@ -6,7 +6,7 @@ import re
 import pytest
 from hydra.utils import get_object, instantiate
 
-from ocl_msf._renamed import KEYWORDS, MODULES, TARGETS
+from ocl_msf._renamed import KEYWORDS, MODULES, TARGETS, VALUES
 
 
 @pytest.mark.parametrize("old", TARGETS)
@@ -22,6 +22,18 @@ def test_an_old_keyword_says_its_new_name(target):
     for old, new in KEYWORDS[target].items():
         with pytest.raises(Exception, match=f"{old} is called {new} now"):
             instantiate({"_target_": target, old: None})
+
+
+WORDS = [(target, keyword, word) for target in VALUES for keyword in VALUES[target] for word in VALUES[target][keyword]]
+
+
+@pytest.mark.parametrize("target, keyword, word", WORDS)
+def test_an_old_word_says_which_module_to_write(target, keyword, word):
+    config = VALUES[target][keyword][word]
+    with pytest.raises(Exception, match=f"Instead of '{word}' write .*{re.escape(config['_target_'])}"):
+        instantiate({"_target_": target, keyword: word})
+    built = instantiate({"_target_": target, "dim": 4, "codebook_size": 8, "num_scales": 2, keyword: config})
+    assert type(getattr(built, keyword)) is get_object(config["_target_"])
 
 
 def test_a_name_that_never_was_is_an_ordinary_error():

@@ -63,7 +63,7 @@ def guidance_maps(vae: nn.Module, image: torch.Tensor) -> Pictures:
         pyramid = vae.pyramid(image.unsqueeze(0))
         output = vae.encode(image.unsqueeze(0))
     found: Pictures = {"input": [to_pixels(scale[0]) for scale in pyramid[: len(output.quantized)]]}
-    parts = vae.quantizer.parts(output) if hasattr(vae.quantizer, "parts") else None
+    parts = vae.quantizer.fusion_maps(output) if hasattr(vae.quantizer, "fusion_maps") else None
     if parts is not None:
         unfused, invariant = list(parts.unfused or ()), list(parts.invariant)
         colored = color_features([m[0] for m in unfused + invariant])
@@ -71,9 +71,9 @@ def guidance_maps(vae: nn.Module, image: torch.Tensor) -> Pictures:
         found[AFTER] = colored[len(unfused) :]
         found.update({VARIANT: [color_features([m[0]])[0] for m in parts.variant]} if parts.variant else {})
     found[FUSED] = color_features([m[0] for m in output.quantized])
-    if "winners" in output.readouts:
+    if "winners" in output.diagnostics:
         shades = np.array([to_rgb(name) for name in SCALES])
-        found[WINNERS] = [shades[winner[0].cpu().numpy() % len(SCALES)] for winner in output.readouts["winners"]]
+        found[WINNERS] = [shades[winner[0].cpu().numpy() % len(SCALES)] for winner in output.diagnostics["winners"]]
     return {kind: [_to_bytes(picture) for picture in pictures] for kind, pictures in found.items()}
 
 
