@@ -76,20 +76,6 @@ def run_lengths(mask):
     return np.diff(np.concatenate([[0], edges])).tolist() if mask.T.ravel()[0] == 0 else None
 
 
-def compress(counts):
-    """The string of run lengths that files of detections use."""
-    text = ""
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        while True:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(48 + bits + 32 * more)
-            if not more:
-                break
-    return text
-
-
 def panoptic(images):
     annotations = []
     for number, (size, segments) in images.items():

@@ -1,3 +1,4 @@
+import array
 import json
 import pickle
 import runpy
@@ -8,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_api
 
 from ocl_msf.data.convert import main
 from ocl_msf.data.raw import coco
-from ocl_msf.data.raw._coco_annotations import decode_counts, decode_runs, rasterize
+from ocl_msf.data.raw._coco_annotations import decode_counts, rasterize
 from ocl_msf.data.raw._filter import ObjectFilter
 from ocl_msf.data.raw._sources import Sources
 from ocl_msf.data.workers import Rejected
@@ -115,36 +117,80 @@ def test_instances_keep_what_the_crop_leaves(raw):
     np.testing.assert_array_equal(halved["instance_bbox"] * 2, sample["instance_bbox"])
 
 
-def test_run_lengths_of_known_answer():
-    mask = np.zeros((4, 5), np.uint8)
-    mask[1:3, 1:4] = 1
-    counts = [5, 2, 2, 2, 2, 2, 5]
-    np.testing.assert_array_equal(decode_runs(counts, 4, 5), mask)
-    assert RAW.run_lengths(mask) == counts
-    assert decode_counts("5220003") == counts
-    for runs in (counts, [0, 20], [1, 3000, 40, 2, 70000, 1, 1]):
-        assert decode_counts(RAW.compress(runs)) == runs
-    text = {"size": [4, 5], "counts": RAW.compress(RAW.run_lengths(mask))}
-    np.testing.assert_array_equal(rasterize(text, 4, 5), mask)
+def reference_mask(segmentation, height, width):
+    """What the official API makes of a segmentation, as in its `annToMask`."""
+    if isinstance(segmentation, list):
+        return mask_api.decode(mask_api.merge(mask_api.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_api.frPyObjects(segmentation, height, width)
+    return mask_api.decode(segmentation)
 
 
-def test_polygons_own_the_pixels_whose_centres_they_hold():
+def random_polygon(rng, low, high):
+    return rng.uniform(low, high, (rng.integers(3, 12), 2)).round(int(rng.integers(0, 3))).ravel().tolist()
+
+
+def test_polygons_are_drawn_as_by_the_official_api():
     rng = np.random.default_rng(0)
-    ys, xs = np.mgrid[:40, :50] + 0.5
-    for _ in range(20):
-        corners = rng.uniform((0, 0), (50, 40), (3, 2))
-        sides = []
-        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
-            distance = ((x1 - x0) * (ys - y0) - (y1 - y0) * (xs - x0)) / np.hypot(x1 - x0, y1 - y0)
-            sides.append(distance)
-        signed = np.stack(sides)
-        inside = (signed > 0).all(axis=0) | (signed < 0).all(axis=0)
-        clear = np.abs(signed).min(axis=0) > 0.3  # drawn on a grid of fifths of a pixel
-        mask = rasterize([corners.ravel().tolist()], 40, 50)
-        np.testing.assert_array_equal(mask[clear], inside[clear])
+    height, width = 40, 50
+    for low, high in [((0, 0), (width, height)), ((-20, -20), (80, 70)), ((10, 10), (13, 14))]:
+        for parts in rng.integers(1, 4, 200):
+            polygons = [random_polygon(rng, low, high) for _ in range(parts)]
+            expected = reference_mask(polygons, height, width)
+            np.testing.assert_array_equal(rasterize(polygons, height, width), expected)
+            packed = [array.array("d", polygon) for polygon in polygons]  # as annotations are kept in memory
+            np.testing.assert_array_equal(rasterize(packed, height, width), expected)
+    for x, side in rng.uniform((0, 1), (10, 30), (50, 2)):
+        square = [[x, x, x + side, x, x + side, x + side, x, x + side]]
+        np.testing.assert_array_equal(rasterize(square, height, width), reference_mask(square, height, width))
+    hole = [[5, 5, 35, 5, 35, 35, 5, 35, 5, 5, 15, 15, 15, 25, 25, 25, 25, 15, 15, 15]]
+    mask = rasterize(hole, height, width)
+    np.testing.assert_array_equal(mask, reference_mask(hole, height, width))
+    assert mask[10, 10] and not mask[20, 20]
     for nothing in ([], [[]], [[1, 1, 2, 2]], [[60, 1, 70, 1, 70, 9]], [[-9, -9, -5, -9, -5, -5]]):
-        assert rasterize(nothing, 40, 50).sum() == 0
-    assert rasterize([[-9, -9, 99, -9, 99, 99, -9, 99]], 40, 50).all()
+        assert rasterize(nothing, height, width).sum() == 0
+    assert rasterize([[-9, -9, 99, -9, 99, 99, -9, 99]], height, width).all()
+
+
+def test_run_lengths_are_drawn_as_by_the_official_api():
+    rng = np.random.default_rng(0)
+    masks = [rng.random((40, 50)) < share for share in (0, 0.02, 0.5, 0.98, 1)]
+    masks += [rasterize([random_polygon(rng, (0, 0), (50, 40))], 40, 50) for _ in range(50)]
+    masks += [rng.random((1500, 1)) < 0.001]  # run lengths of several digits
+    for mask in masks:
+        packed = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
+        text = {"size": packed["size"], "counts": packed["counts"].decode()}
+        edges = np.flatnonzero(np.diff(mask.T.ravel().astype(int), prepend=0, append=2))
+        runs = {"size": packed["size"], "counts": np.diff(edges, prepend=0).tolist()}
+        assert decode_counts(text["counts"]) == runs["counts"]
+        for segmentation in (text, runs):
+            np.testing.assert_array_equal(rasterize(segmentation, *mask.shape), mask)
+            np.testing.assert_array_equal(reference_mask(segmentation, *mask.shape), mask)
+
+
+COUNTS = [[20, -1, 1], [19], [21], [10, True, 2**70], [4.0, 16], [[20]], ["20"], {"20": 0}, None, 20, True]
+TEXTS = ["", "d", "P", "0P", "d0P", " ", "\x00", "d0\x00", "é", "~~", "o" * 99, "O", "o" * 12 + "0", "d0" * 9]
+POLYGONS = [None, "text", 3, {}, [None], ["text"], [3], [[None] * 6], [[1, 2, 3, 4, 5]], [[[1, 2], [3, 4], [5, 6]]]]
+POLYGONS += [[[1, 1, 9, 1, 9, value]] for value in (np.nan, np.inf, -np.inf, 1e300, -1e300, 2**40, 101, "x", [], {})]
+
+
+@pytest.mark.parametrize("segmentation", [*POLYGONS, *({"size": [4, 5], "counts": c} for c in [*COUNTS, *TEXTS])])
+def test_malformed_segmentations_are_refused(segmentation):
+    """Before the C code of pycocotools sees them, which reads and writes where such ones lead it."""
+    with pytest.raises((TypeError, ValueError, KeyError, OverflowError)):
+        rasterize(segmentation, 4, 5) if isinstance(segmentation, dict) else rasterize(segmentation, 40, 50)
+
+
+def test_random_strings_are_run_lengths_or_refused():
+    rng = np.random.default_rng(0)
+    sizes = set()
+    for _ in range(3000):
+        text = "".join(chr(code) for code in rng.integers(44, 116, rng.integers(0, 6)))
+        try:
+            sizes.add(rasterize({"size": [4, 5], "counts": text}, 4, 5).shape)
+        except ValueError:
+            continue
+    assert sizes == {(4, 5)}
 
 
 @pytest.mark.parametrize("inner", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

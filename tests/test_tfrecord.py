@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ocl_msf.data.raw._tfrecord import (
-    crc32c,
     encode_example,
     masked_crc32c,
     parse_example,
@@ -35,17 +34,6 @@ def write(path, payloads):
     with open(path, "wb") as file:
         write_records(file, payloads)
     return path
-
-
-def test_checksum_of_the_standards_example():
-    assert crc32c(b"123456789") == 0xE3069283
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 255, 256, 257, 1023, 1024, 1025, 5000])
-def test_checksum_equals_the_bitwise_one(length):
-    data = np.random.default_rng(length).integers(0, 256, length, np.uint8).tobytes()
-    assert crc32c(data) == plain_crc32c(data)
-    assert crc32c(b"\0" * length) == plain_crc32c(b"\0" * length)
 
 
 def test_the_golden_record_is_written_and_read(tmp_path):

@@ -3,15 +3,15 @@
 import array
 import contextlib
 import json
+import re
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ocl_msf.data.raw._sources import READ_ERRORS, Source
 from ocl_msf.files import DataError
 
-SUBPIXELS = 5  # polygons are drawn in so many rows and columns for each pixel; the middle one decides
+FARTHEST = 2  # from the image, in sides of it: where corners of polygons may be
 
 
 class Segment(NamedTuple):
@@ -164,58 +164,44 @@ def _instances(source: Optional[Source]) -> Dict[int, List[Instance]]:
 
 
 def rasterize(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """The mask (H, W) uint8 of a list of polygons or of run lengths, in which `counts` is a list or a string.
+    """The mask (H, W) uint8 of a list of polygons, or of run lengths whose `counts` are a list or a string.
 
-    A pixel belongs to a polygon when its centre does. Parts with less than three corners are empty.
+    It is what pycocotools draws. As its C code trusts its input, that is checked here. Polygons with fewer than three
+    corners are empty.
 
     Raises:
         TypeError, ValueError, KeyError, OverflowError: The segmentation is not one of these.
     """
+    from pycocotools import mask  # here, because nothing but COCO's instances needs it
+
     if isinstance(segmentation, dict):
         _require(segmentation["size"] == [height, width], f"run lengths of size {segmentation['size']!r:.40}")
         counts = segmentation["counts"]
-        return decode_runs(decode_counts(counts) if isinstance(counts, str) else counts, height, width)
+        counts = decode_counts(counts) if isinstance(counts, str) else counts
+        _require(isinstance(counts, list), "run lengths are neither a list nor a string")
+        _require(all(isinstance(count, int) and 0 <= count for count in counts), "a run length is no number")
+        _require(sum(counts) == height * width, f"run lengths do not add up to {height} x {width}")
+        return mask.decode(mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     _require(isinstance(segmentation, list), "a segmentation is neither polygons nor run lengths")
-    polygons = [_corners(polygon, height, width) for polygon in segmentation]
-    polygons = [polygon for polygon in polygons if len(polygon) > 2]
-    mask = np.zeros((height, width), np.uint8)
+    polygons = [_polygon(polygon, height, width) for polygon in segmentation]
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
-        return mask
-    everything = np.concatenate(polygons)
-    start = np.clip(np.floor(everything.min(axis=0)), 0, (width, height)).astype(int)
-    stop = np.clip(np.ceil(everything.max(axis=0)), start, (width, height)).astype(int)
-    canvas = Image.new("L", tuple(((stop - start) * SUBPIXELS).tolist()))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in polygons:
-        places = np.rint((polygon - start) * SUBPIXELS - 0.5).astype(int)
-        draw.polygon(places.ravel().tolist(), fill=1)
-    middles = slice(SUBPIXELS // 2, None, SUBPIXELS)
-    mask[start[1] : stop[1], start[0] : stop[0]] = np.asarray(canvas)[middles, middles]
-    return mask
+        return np.zeros((height, width), np.uint8)
+    return mask.decode(mask.merge(mask.frPyObjects(polygons, height, width)))
 
 
-def _corners(polygon: Any, height: int, width: int) -> np.ndarray:
-    """Places (N, 2) of x and y, of which those far from the image are brought near."""
-    corners = np.array(polygon, np.float64)
-    _require(corners.ndim == 1 and len(corners) % 2 == 0, "a polygon is no list of x and y")
-    _require(bool(np.isfinite(corners).all()), "a polygon has a corner that is no number")
-    return np.clip(corners, -1, 2 * max(height, width)).reshape(-1, 2)
-
-
-def decode_runs(counts: List[int], height: int, width: int) -> np.ndarray:
-    """The mask (H, W) uint8 of run lengths of zeros and ones in turns, down the columns.
-
-    Raises:
-        ValueError: They do not add up to the size.
-    """
-    _require(all(isinstance(count, int) and 0 <= count for count in counts), "a run length is no number")
-    _require(sum(counts) == height * width, f"run lengths do not add up to {height} x {width}")
-    values = np.arange(len(counts), dtype=np.int64) % 2
-    return np.repeat(values, counts).astype(np.uint8).reshape(width, height).T
+def _polygon(values: Any, height: int, width: int) -> np.ndarray:
+    """The corners x, y, x, y, ... (2N,); pycocotools takes memory and time for the length of the outline."""
+    polygon = np.array(values, np.float64)
+    _require(polygon.ndim == 1 and len(polygon) % 2 == 0, "a polygon is no list of x and y")
+    _require(
+        bool((np.abs(polygon) <= FARTHEST * max(height, width)).all()), "a corner is far from the image or no number"
+    )
+    return polygon
 
 
 def decode_counts(text: str) -> List[int]:
-    """Run lengths from their compressed string.
+    """Run lengths from their compressed string, because pycocotools gives none to check before it draws them.
 
     A character is 48 plus six bits: five of the number, the lowest first, and one that says that more follow. The
     numbers are signed, and from the fourth on they are differences to the run length two before.
@@ -223,18 +209,11 @@ def decode_counts(text: str) -> List[int]:
     Raises:
         ValueError: The string ends within a number or has other characters.
     """
+    _require(re.fullmatch("([P-o]*[0-O])*", text) is not None, "run lengths have other characters or end in a number")
     counts: List[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        _require(0 <= bits < 64, f"{character!r} in run lengths")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
+    for digits in re.findall("[P-o]*[0-O]", text):
+        value = sum((ord(digit) - 48 & 31) << 5 * place for place, digit in enumerate(digits))
+        if ord(digits[-1]) - 48 & 16:
+            value -= 1 << 5 * len(digits)
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    _require(not shift, "run lengths end within a number")
     return counts
