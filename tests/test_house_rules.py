@@ -62,7 +62,8 @@ MAY_IMPORT = {
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
     "files": set(),
     "data": FRAMEWORK
-    | {"PIL", "lmdb", "safetensors", "scipy", "tqdm", "ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
+    | {"PIL", "crc32c", "google", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
+    | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }
 COMMAND_LINES = {"data", "experiments", "results"}  # these may print
 
@@ -125,6 +126,21 @@ def test_imports_go_one_way(path):
     assert room in MAY_IMPORT, f"{room} is new: say in MAY_IMPORT what it may import"
     strangers = {(line, name) for name, line in imports(path) if name not in MAY_IMPORT[room]}
     assert not report(path, (found for found in strangers if not is_standard(found[1].split(".")[0])))
+
+
+@each_module
+def test_private_modules_are_imported_in_their_folder_only(path):
+    """In the folder that holds them, and below it."""
+    folder = ("ocl_msf", *path.relative_to(PACKAGE).parts[:-1])
+    found = []
+    for node in ast.walk(parse(path)):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        for name in [f"{node.module}.{name}" for name in names] if isinstance(node, ast.ImportFrom) else names:
+            parts = name.split(".")
+            private = [i for i, part in enumerate(parts) if part.startswith("_")]
+            if parts[0] == "ocl_msf" and private and tuple(parts[: private[0]]) != folder[: private[0]]:
+                found.append((node.lineno, name))
+    assert not report(path, found)
 
 
 @each_module

@@ -16,7 +16,7 @@ from ocl.transforms import DuplicateFields, Map, SimpleTransform
 from PIL import Image
 
 from ocl_msf.data.convert import main
-from ocl_msf.data.raw._tfrecord import encode_example, write_records
+from ocl_msf.data.tfrecord import encode_example, write_records
 
 SIDE, TIMES = 8, 2
 

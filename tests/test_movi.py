@@ -11,7 +11,7 @@ from PIL import Image
 
 from ocl_msf.data.convert import main
 from ocl_msf.data.raw import movi
-from ocl_msf.data.raw._tfrecord import encode_example, write_records
+from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
 

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from ocl_msf.data.raw._tfrecord import (
+from ocl_msf.data.tfrecord import (
     encode_example,
     masked_crc32c,
     parse_example,

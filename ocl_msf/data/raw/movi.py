@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ocl_msf.data.raw._images import crop_mask
-from ocl_msf.data.raw._tfrecord import Feature, parse_example, read_record, record_offsets
 from ocl_msf.data.shards import Conversion, Sample, encode_array
+from ocl_msf.data.tfrecord import Feature, parse_example, read_record, record_offsets
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError, positive
 

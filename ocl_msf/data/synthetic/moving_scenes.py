@@ -19,9 +19,9 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from ocl_msf.data.raw._tfrecord import encode_example, write_records
 from ocl_msf.data.synthetic._sprites import OUTLINES, WALLS, MovingObject, MovingScene, render_video
 from ocl_msf.data.synthetic._textures import Material, sample_material
+from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import run_tasks
 from ocl_msf.files import DataError, command_line, positive, replacing
 
