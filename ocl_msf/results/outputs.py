@@ -7,8 +7,8 @@ Layout of a folder, one for each split; every entry has the key of its sample:
     image-<rank>-<number>.npz           (h, w, 3) uint8, if asked for
     true_masks-<rank>-<number>.npz      (h, w) uint8, the true segment of every pixel, if asked for
 
-A video has an axis t in front. Files of the same rank and number hold the same samples. The folder appears when the
-evaluation of its split is over, so it holds every sample or is not there.
+Videos have a leading axis t. Files of the same rank and number hold the same samples. The folder appears when the
+evaluation of its split has ended, so it is complete or absent.
 """
 
 import shutil
@@ -28,15 +28,15 @@ Sample = Dict[str, np.ndarray]
 
 
 class SaveOutputs(nn.Module):
-    """Evaluation module that saves masks and slots of all samples below `<folder>/<split>`; see this file's head.
+    """Evaluation module that saves masks and slots of all samples below `<folder>/<split>`; layout: see the module.
 
-    It holds at most one shard in memory. Several processes write files of their own into the same folder.
+    It holds at most one shard in memory. Each rank writes its own files into the same folder.
 
     Args:
-        folder: holds a folder for each split; of several processes, that of the first counts.
+        folder: holds a folder for each split; the value of rank 0 is used.
         splits: whether each split is evaluated, in the order of the evaluation.
-        num_samples: how many samples each process saves; by default all.
-        soft: save the scores of masks instead of the slot of the highest one.
+        num_samples: how many samples each rank saves; by default all.
+        soft: save mask scores instead of the slot with the highest score.
         shard_size: samples in a file.
 
     Raises:
@@ -59,7 +59,7 @@ class SaveOutputs(nn.Module):
         self.num_samples = num_samples
         self.soft = soft
         self.shard_size = shard_size
-        self.samples: Dict[str, Sample] = {}  # of the shard to come
+        self.samples: Dict[str, Sample] = {}  # of the next shard
         self.seen: set = set()
         self.shards = 0
 
@@ -72,21 +72,21 @@ class SaveOutputs(nn.Module):
         image: Optional[torch.Tensor] = None,
         true_masks: Optional[torch.Tensor] = None,
     ) -> int:
-        """Take the samples of a batch.
+        """Save the samples of a batch.
 
         Args:
             keys: b different names.
             masks: scores (b, k, h, w) or (b, t, k, h, w).
             slots: (b, k, d) or (b, t, k, d), or (b*t, k, d).
-            model: whose trainer says when the evaluation is over.
+            model: its trainer signals the end of the evaluation.
             image: (b, 3, h, w) or (b, t, 3, h, w) in [-1, 1].
             true_masks: (b, n, h, w) or (b, t, n, h, w), one-hot.
 
         Returns:
-            How many samples of this split have been taken.
+            How many samples of this split this rank has saved.
 
         Raises:
-            ValueError: a sample has the key of another one.
+            ValueError: two samples have the same key.
         """
         if not self.seen:
             self._begin(model.trainer)
@@ -134,7 +134,7 @@ class SaveOutputs(nn.Module):
         self.shards += 1
 
     def _finish(self, trainer: Trainer) -> None:
-        """Give the folder of the split its name, and turn to the next split."""
+        """Give the folder of the split its final name, and prepare for the next split."""
         if self.samples:
             self._write()
         trainer.strategy.barrier()
@@ -148,12 +148,12 @@ class SaveOutputs(nn.Module):
 
 
 def _segments(masks: torch.Tensor) -> torch.Tensor:
-    """Scores (..., k, h, w) -> the number of the highest one, (..., h, w), uint8."""
+    """Scores (..., k, h, w) -> the number of the highest, (..., h, w), uint8."""
     return masks.argmax(-3).byte()
 
 
 def read_outputs(folder: Path) -> Iterator[Tuple[str, Sample]]:
-    """Read what `SaveOutputs` has written, one shard after the other.
+    """Read the files of `SaveOutputs`, shard by shard.
 
     Args:
         folder: of a split.

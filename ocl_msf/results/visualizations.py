@@ -19,7 +19,7 @@ with require_host():
 def reconstruct(
     slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module, slot_mask: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
-    """Write images from slots alone: slots (b, k, d), without those that slot_mask (b, k) turns off.
+    """Decode images from slots alone: slots (b, k, d), without those that slot_mask (b, k) turns off.
 
     Returns:
         (b, 3, h, w) in [-1, 1].
@@ -34,7 +34,7 @@ def reconstruct(
 
 
 class Reconstruction(VisualizationMethod):
-    """Images above what the decoder writes from their slots alone, for TensorBoard.
+    """Images above their reconstructions from slots alone, for TensorBoard.
 
     Args:
         n_instances: how many images of the batch.
@@ -59,10 +59,10 @@ class Reconstruction(VisualizationMethod):
 
 
 class SceneSheet(nn.Module):
-    """Evaluation module that draws the first scenes it sees into `<folder>/scenes.png`.
+    """Evaluation module that draws the first scenes into `<folder>/scenes.png`.
 
-    One column for each scene: input, true masks, predicted masks, reconstruction from slots. A predicted segment has
-    the colour of the true segment that it overlaps best (Hungarian matching).
+    A column for each scene: input, true masks, predicted masks, reconstruction from slots. A predicted segment has the
+    colour of the true segment that it is matched to (Hungarian matching).
 
     Args:
         folder: where the picture goes.
@@ -84,7 +84,7 @@ class SceneSheet(nn.Module):
         decoder: nn.Module,
         guidance: nn.Module,
     ) -> int:
-        """Take scenes until there are enough, then write the picture.
+        """Collect scenes until there are enough, and write the picture.
 
         Args:
             image: (b, 3, h, w) in [-1, 1].
@@ -95,7 +95,7 @@ class SceneSheet(nn.Module):
             guidance: turns them into images.
 
         Returns:
-            How many scenes have been taken.
+            How many scenes have been collected.
         """
         wanted = min(self.num_scenes - len(self.columns), len(image))
         if wanted > 0:

@@ -1,4 +1,4 @@
-"""What a training runs on, written into its run's folder when it starts."""
+"""The versions and devices of a training, written into the run's folder when it starts."""
 
 import importlib.metadata
 import json
@@ -23,11 +23,11 @@ PACKAGES = (
 class RecordEnvironment(Callback):
     """Write versions and devices beside the run's configuration, `config/environment.json`, before the first step.
 
-    A run that goes on in the same folder writes those that it goes on with.
+    A run that is resumed in the same folder overwrites them.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, in the first of several processes.
+        """Write the file, on rank 0.
 
         Raises:
             DataError: it cannot be written.
@@ -40,25 +40,25 @@ class RecordEnvironment(Callback):
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU and its CUDA, or that of the processor."""
+    """The model of a GPU and the CUDA version, or the model of the CPU."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return processor_name() if device.type == "cpu" else device.type
 
 
 def processor_name() -> str:
-    """The model of the processor, and the number of its cores."""
+    """The model of the CPU, and the number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         lines = ""  # not Linux
-    found = re.search(r"^model name\s*: (.+)$", lines, re.MULTILINE)
-    name = found.group(1).strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*: (.+)$", lines, re.MULTILINE)
+    name = match.group(1).strip() if match else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 
 
 def software() -> Dict[str, str]:
-    """The system, and the versions of Python and of the packages that results depend on."""
+    """The operating system, and the versions of Python and of the packages that results depend on."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     versions = {"system": system, "Python": platform.python_version()}
     for name in PACKAGES:

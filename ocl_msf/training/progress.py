@@ -1,4 +1,4 @@
-"""How far a training is, in one line: a bar on a terminal, a line for each validation in a log."""
+"""One-line training progress: a bar on a terminal, a line after each validation in a log."""
 
 import logging
 import sys
@@ -11,23 +11,23 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-# The first of these that a run has: name, what to call it, factor, format.
+# The first of these that a run logs is shown: name, label, factor, format.
 SCORES = (("val/ari_fg", "ARI_fg", 100, ".1f"), ("val/loss_total", "loss", 1, ".4g"), ("val/tokens", "loss", 1, ".4g"))
 
 
 class ShowProgress(Callback):
-    """Show steps, speed, time left, and the last validation's ARI_fg in percent (without slots: its loss).
+    """Show steps, speed, time left, and the last validation's ARI_fg in percent (in stage 1: its loss).
 
-    It takes the place of Lightning's bar, which starts anew with every epoch.
+    Replaces Lightning's bar, which restarts with every epoch.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Turn Lightning's bar off."""
+        """Disable Lightning's bar."""
         if stage == "fit" and trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.disable()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the line; a run that goes on starts it where it is."""
+        """Open the bar, at the current step."""
         self.title = Path(trainer.default_root_dir).resolve().parent.name
         self.first, self.begin = trainer.global_step, time.monotonic()
         self.bar: Optional[tqdm] = None
@@ -37,7 +37,7 @@ class ShowProgress(Callback):
             self.bar = tqdm(desc=self.title, file=sys.stderr, **options)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self.bar is not None:
             self.bar.update(trainer.global_step - self.bar.n)
 
@@ -57,14 +57,14 @@ class ShowProgress(Callback):
         log.info("%s: %s", self.title, ", ".join([*parts, score] if score else parts))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """End the line."""
+        """Close the bar."""
         bar = self.__dict__.pop("bar", None)
         if bar is not None:
             bar.close()
 
 
 def current_score(trainer: Trainer) -> str:
-    """Word the score of the last validation; "" if there is none of the known ones."""
+    """The score of the last validation as text; "" if none of `SCORES` is logged."""
     for name, label, factor, form in SCORES:
         if name in trainer.callback_metrics:
             return f"{label} {factor * float(trainer.callback_metrics[name]):{form}}"

@@ -1,4 +1,4 @@
-"""Curves: losses and scores over training, the use of codebooks, and the scores of scenes from best to worst."""
+"""Curves: losses and scores over training, the use of codebooks, and the distribution of scores over scenes."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ocl_msf.experiments.runs import Log
 from ocl_msf.files import DataError
 from ocl_msf.results.style import DASHES, LINES, STYLE, new_figure, save
 
-Log = Mapping[str, Sequence]  # (step, value, ...) by name, see ocl_msf.experiments.runs
 Line = Sequence[Tuple[float, float]]
 NAMES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO", "loss_total": "loss"}
 SPLITS = {"val": "validation", "train": "training"}
@@ -25,10 +25,10 @@ BOOK = re.compile(r"codebooks/(codebooks?(?:\.\d+)?)\.perplexity$")
 def draw_curves(models: Mapping[str, Sequence[Log]], names: Sequence[str], path: Path) -> None:
     """Write training curves as PNG: a panel for each name, a colour for each model.
 
-    A model of several runs (seeds) has a thin line for each, and a thick one for their mean.
+    A model of several runs (seeds) has a thin line for each of them, and a thick line for their mean.
 
     Args:
-        models: logs of a model's runs, by what the legend calls it.
+        models: logs of a model's runs, by its label in the legend.
         names: of scalars, such as "val/ari_fg"; scores are drawn in percent.
         path: the file.
 
@@ -47,8 +47,7 @@ def draw_curves(models: Mapping[str, Sequence[Log]], names: Sequence[str], path:
         split, _, metric = name.partition("/")
         scale = 100 if metric in ("ari", "ari_fg", "miou", "mbo") else 1
         for number, (label, logs) in enumerate(models.items()):
-            lines = [[(event[0], event[1] * scale) for event in log[name]] for log in logs if name in log]
-            _plot(axis, lines, label, number)
+            _plot(axis, _lines(logs, name, scale), label, number)
         title = f"{NAMES.get(metric, metric)}, {SPLITS.get(split, split)}" + (" (%)" if scale > 1 else "")
         _finish(axis, title, "step", logarithmic=scale == 1)
     for axis in axes[len(names) :]:
@@ -59,13 +58,13 @@ def draw_curves(models: Mapping[str, Sequence[Log]], names: Sequence[str], path:
 
 @rc_context(STYLE)
 def draw_codebooks(models: Mapping[str, Sequence[Log]], path: Path) -> None:
-    """Write how codebooks are used over training as PNG: perplexity, dead codes, and which scale wins how often.
+    """Write the use of codebooks over training as PNG: perplexity, dead codes, and how often each scale wins.
 
-    A column for each model, a line for each codebook; of a fusion the scale-invariant one and the scale-variant ones
-    of the scales. Several runs (seeds) as in `draw_curves`.
+    A column for each model, a line for each codebook: for a fusion, the scale-invariant codebook and the scale-variant
+    codebook of each scale. Several runs (seeds) are drawn as in `draw_curves`.
 
     Args:
-        models: logs of a model's runs of stage 1, by its name; those that have logged no codebook are left out.
+        models: logs of a model's runs of stage 1, by its name; those without a logged codebook are left out.
         path: the file.
 
     Raises:
@@ -73,18 +72,17 @@ def draw_codebooks(models: Mapping[str, Sequence[Log]], path: Path) -> None:
     """
     models = {label: logs for label, logs in models.items() if any(BOOK.match(name) for log in logs for name in log)}
     if not models:
-        raise DataError("No run has logged how it uses codebooks: those of stage 1 do.")
+        raise DataError("No run has logged the use of its codebooks; runs of stage 1 do.")
     won = any("codebooks/won.scale_1" in log for logs in models.values() for log in logs)
     panels = ["perplexity (codes)", "dead codes", "super-pixels won (%)"][: 2 + won]
     figure = new_figure(0.4 + 1.9 * max(len(models), 2), 1.65 * len(panels) + 0.3)
     axes = figure.subplots(len(panels), len(models), squeeze=False)
     for line, (label, logs) in zip(axes.T, models.items()):
         for name, book in _codebooks(logs).items():
-            for axis, what in zip(line, ("perplexity", "dead")):
-                _plot(axis, _lines(logs, f"codebooks/{name}.{what}"), *book)
+            for axis, quantity in zip(line, ("perplexity", "dead")):
+                _plot(axis, _lines(logs, f"codebooks/{name}.{quantity}"), *book)
         for scale in range(1, 1 + len(LINES)):
-            wins = _lines(logs, f"codebooks/won.scale_{scale}")
-            _plot(line[-1], [[(step, 100 * share) for step, share in one] for one in wins], f"scale {scale}", scale)
+            _plot(line[-1], _lines(logs, f"codebooks/won.scale_{scale}", 100), f"scale {scale}", scale)
         used = [axis for axis in line if axis.lines]
         for axis in used:
             _finish(axis, label if axis is line[0] else "", "step" if axis is used[-1] else "")
@@ -99,7 +97,7 @@ def draw_codebooks(models: Mapping[str, Sequence[Log]], path: Path) -> None:
 
 @rc_context(STYLE)
 def draw_ranking(models: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
-    """Write the scores of single scenes as PNG: for every model the share of scenes that reach at least a score.
+    """Write the distribution of scores over scenes as PNG: the share of scenes with at least a score, for each model.
 
     Args:
         models: scores (0 to 1) of the scenes, a list for each run, by the model's name.
@@ -123,8 +121,8 @@ def draw_ranking(models: Mapping[str, Sequence[Sequence[float]]], path: Path) ->
 
 
 def _codebooks(logs: Sequence[Log]) -> Mapping[str, Tuple[str, int]]:
-    """Label and number of the line of every codebook that is logged; fusion has the scale-invariant one first."""
-    names = sorted({found.group(1) for log in logs for found in map(BOOK.match, log) if found})
+    """Label and line number of every logged codebook; the first codebook of a fusion is the scale-invariant one."""
+    names = sorted({match.group(1) for log in logs for match in map(BOOK.match, log) if match})
     fused = any("codebooks/won.scale_1" in log for log in logs)
     if fused:
         return {name: (f"scale {n}" if n else "scale-invariant", n) for n, name in enumerate(names)}
@@ -133,19 +131,19 @@ def _codebooks(logs: Sequence[Log]) -> Mapping[str, Tuple[str, int]]:
     return {name: (f"codebook {n}", 6 - n) for n, name in enumerate(names, 1)}
 
 
-def _lines(logs: Sequence[Log], name: str) -> List[Line]:
-    return [[(event[0], event[1]) for event in log[name]] for log in logs if name in log]
+def _lines(logs: Sequence[Log], name: str, scale: float = 1) -> List[Line]:
+    return [[(event[0], scale * event[1]) for event in log[name]] for log in logs if name in log]
 
 
 def _plot(axis: Axes, lines: Sequence[Line], label: str, number: int) -> None:
-    """Draw lines of one kind in one colour: thin ones, and their mean where all of them have a point."""
+    """Draw the lines of several runs thinly, and their mean at the steps that all of them have."""
     style = {"color": LINES[number % len(LINES)]}
     if len(lines) > 1:
         for line in lines:
             axis.plot(*zip(*line), linewidth=0.6, alpha=0.45, **style)
         common = sorted(set.intersection(*({x for x, _ in line} for line in lines)))
         values = [dict(line) for line in lines]
-        lines = [[(x, float(np.mean([found[x] for found in values]))) for x in common]] if common else []
+        lines = [[(x, float(np.mean([run[x] for run in values]))) for x in common]] if common else []
     for line in lines:
         marker = "o" if len(line) <= 12 else ""
         dashes = DASHES[number % len(DASHES)]
@@ -153,7 +151,7 @@ def _plot(axis: Axes, lines: Sequence[Line], label: str, number: int) -> None:
 
 
 def _finish(axis: Axes, title: str, below: str, logarithmic: bool = False) -> None:
-    """Add grid, titles, few ticks; the axis starts at 0, or is logarithmic over a wide range, which the title says."""
+    """Add grid, titles and few ticks; the axis starts at 0, or is logarithmic over a wide range (the title says so)."""
     axis.grid(True)
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
@@ -165,15 +163,15 @@ def _finish(axis: Axes, title: str, below: str, logarithmic: bool = False) -> No
         title += ", log scale"
     elif values:
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        if min(values) >= 0:  # honest heights
+        if min(values) >= 0:
             axis.set_ylim(0, 1.08 * max(values) or 1)
     axis.set_title(title)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels, below them."""
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    if found:
-        width = 0.5 + 0.06 * max(map(len, found))  # inches of a line and its longest label
-        columns = max(1, min(len(found), 4, int(figure.get_figwidth() / width)))
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    if handles:
+        width = 0.5 + 0.06 * max(map(len, handles))  # inches of a line and its longest label
+        columns = max(1, min(len(handles), 4, int(figure.get_figwidth() / width)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)

@@ -1,4 +1,4 @@
-"""Scenes of an evaluation: scored one by one, kept in a file, and drawn for several models side by side (Fig. 2)."""
+"""Scenes of an evaluation: scored one by one, saved in a file, and drawn for several models side by side (Fig. 2)."""
 
 import zipfile
 import zlib
@@ -23,15 +23,15 @@ FILE = "scenes.npz"
 
 
 class Scenes(NamedTuple):
-    """What `SceneScores` has written.
+    """The contents of the file that `SceneScores` writes.
 
     Attributes:
         keys: names of all n scenes of the split, sorted.
         ari_fg: (n,), ARI_fg of each, 0 to 1 (below 0 if worse than chance).
         shown: names of the m <= n scenes that have pictures, sorted.
-        images: (m, h, w, 3), uint8; of a video the frame in the middle.
+        images: (m, h, w, 3), uint8; for a video its middle frame.
         true_segments: (m, h, w), uint8, 0 is the background.
-        segments: (m, h, w), uint8, which slot has each pixel, from 1 on.
+        segments: (m, h, w), uint8, the slot of each pixel, counted from 1.
     """
 
     keys: np.ndarray
@@ -49,13 +49,13 @@ class Scenes(NamedTuple):
 
 
 class SceneScores(nn.Module):
-    """Evaluation module that scores every scene by itself, into `<folder>/scenes.npz`, some with pictures.
+    """Evaluation module that scores every scene separately, into `<folder>/scenes.npz`, some with pictures.
 
-    Which ones have pictures depends on their names alone, so runs on the same data show the same scenes. The file is
-    written when the evaluation of a split is over, by the first process for all of them.
+    Which scenes have pictures depends only on their names, so runs on the same data show the same scenes. Rank 0 writes
+    the file when the evaluation of a split has ended.
 
     Args:
-        folder: where the file goes; of several processes, that of the first counts.
+        folder: where the file goes; the value of rank 0 is used.
         num_pictures: how many scenes have pictures.
     """
 
@@ -75,24 +75,24 @@ class SceneScores(nn.Module):
         model: LightningModule,
         ignore: Optional[torch.Tensor] = None,
     ) -> int:
-        """Take the scenes of a batch.
+        """Score the scenes of a batch.
 
         Args:
             image: (b, 3, h, w) or (b, t, 3, h, w) in [-1, 1].
             true_masks: (b, n, h, w) or (b, t, n, h, w), one-hot; channel 0 is the background.
             masks: (b, k, h, w) or (b, t, k, h, w), scores.
             key: names of the b scenes.
-            model: whose trainer says when the evaluation is over.
+            model: its trainer signals the end of the evaluation.
             ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are left out of the scores.
 
         Returns:
-            How many scenes this process has scored.
+            How many scenes this rank has scored.
         """
         at_validation_end(model.trainer, self._write)
         for number, name in enumerate(key):
             one = slice(number, number + 1)
             metric = ARIMetric()
-            metric.distributed_available_fn = None  # a scene is this process's own
+            metric.distributed_available_fn = None  # each rank has its own scenes
             metric.update(masks[one].cpu(), true_masks[one].cpu(), None if ignore is None else ignore[one].cpu())
             self.scores[name] = float(metric.compute())
             chance = zlib.crc32(name.encode()), name
@@ -118,7 +118,7 @@ class SceneScores(nn.Module):
 
 
 def _gather(value: Any) -> List[Any]:
-    """The values of all processes."""
+    """The values of all ranks."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [None] * torch.distributed.get_world_size()
@@ -127,7 +127,7 @@ def _gather(value: Any) -> List[Any]:
 
 
 def _picture(image: torch.Tensor, true_masks: torch.Tensor, masks: torch.Tensor) -> Tuple[np.ndarray, ...]:
-    """One scene's image and segments; of a video those of the frame in the middle."""
+    """One scene's image and segments; for a video those of its middle frame."""
     if image.dim() == 4:
         image, true_masks, masks = (x[len(x) // 2] for x in (image, true_masks, masks))
     segments = (true_masks.argmax(0), masks.argmax(0) + 1)
@@ -135,10 +135,10 @@ def _picture(image: torch.Tensor, true_masks: torch.Tensor, masks: torch.Tensor)
 
 
 def read_scenes(path: Path) -> Scenes:
-    """Read what `SceneScores` has written.
+    """Read the file of `SceneScores`.
 
     Raises:
-        DataError: there is no such file, or it is another one.
+        DataError: the file does not exist, or is damaged or of another kind.
     """
     if not path.is_file():
         command = f"ocl_eval +evaluation=msf/scenes train_config_path={path.parent}/config/config.yaml"
@@ -151,7 +151,7 @@ def read_scenes(path: Path) -> Scenes:
 
 
 def common_scenes(models: Mapping[str, Scenes], count: int) -> List[str]:
-    """Choose scenes that all models have pictures of: evenly from the best to the worst of their mean ARI_fg.
+    """Choose scenes that all models have pictures of, evenly spaced from the best to the worst mean ARI_fg.
 
     Raises:
         DataError: there is none.
@@ -169,11 +169,11 @@ def common_scenes(models: Mapping[str, Scenes], count: int) -> List[str]:
 def draw_segmentations(models: Mapping[str, Scenes], path: Path, count: int = 8) -> List[str]:
     """Write segmentations of the same scenes by several models as PNG (Fig. 2).
 
-    A column is a scene, from the one that the models together segment best to the worst; a row is a model. A segment
-    has the colour of the true one that it overlaps best, and ARI_fg stands below.
+    A column for each scene, from the best to the worst mean over the models; a row for each model. A segment has the
+    colour of the true segment that it is matched to; ARI_fg is printed below.
 
     Args:
-        models: their scenes, by the name that the row gets.
+        models: their scenes, by the label of their row.
         path: the file.
         count: how many scenes.
 
