@@ -1,4 +1,4 @@
-"""Guidance maps (section 4.2, Fig. 3): what a VAE makes of an image, scale by scale, before and after fusion."""
+"""Guidance maps (section 4.2, Fig. 3): the quantized features of an image, scale by scale, before and after fusion."""
 
 import zipfile
 import zlib
@@ -24,20 +24,20 @@ SCALES = ["#440154", "#21918C", "#FDE725", "#5EC962", "#3B528B"]  # of viridis, 
 
 
 def color_features(maps: Sequence[torch.Tensor]) -> List[np.ndarray]:
-    """Colour super-pixels by their first three principal components, those of all maps together.
+    """Colour super-pixels by their first three principal components over all maps together.
 
     Args:
         maps: (c, h_n, w_n) each; equal vectors get equal colours, in whichever of the maps they are.
 
     Returns:
-        (h_n, w_n, 3) in [0, 1] each, every component over its whole range; 0.5 where a component does not vary.
+        (h_n, w_n, 3) in [0, 1] each, every component scaled to that range; 0.5 for a component that does not vary.
     """
     rows = torch.cat([m.detach().double().cpu().flatten(1) for m in maps], 1).T.numpy()
     rows = rows - rows.mean(0)
     _, spread, axes = np.linalg.svd(rows, full_matrices=False)
     axes = axes[:3] * (spread[:3] > 1e-9 * max(spread[0], 1e-30))[:, None]
     largest = np.abs(axes).argmax(1)
-    axes = axes * np.where(axes[np.arange(len(axes)), largest] < 0, -1, 1)[:, None]  # signs are arbitrary: fix them
+    axes = axes * np.where(axes[np.arange(len(axes)), largest] < 0, -1, 1)[:, None]  # fix the arbitrary signs
     colors = np.full((len(rows), 3), 0.5)
     for column, values in enumerate((rows @ axes.T).T):
         low, high = values.min(), values.max()
@@ -48,7 +48,7 @@ def color_features(maps: Sequence[torch.Tensor]) -> List[np.ndarray]:
 
 
 def guidance_maps(vae: nn.Module, image: torch.Tensor) -> Pictures:
-    """Draw what a VAE makes of one image, scale by scale (section 4.2, Fig. 3).
+    """Draw the guidance that a VAE computes from one image, scale by scale (section 4.2, Fig. 3).
 
     Args:
         vae: `ocl_msf.autoencoder.VQVAE`, in evaluation mode.
@@ -56,25 +56,24 @@ def guidance_maps(vae: nn.Module, image: torch.Tensor) -> Pictures:
 
     Returns:
         N pictures of each kind: "input"; "X^si before fusion", "X^si after fusion", "X^sv" and "X", as far as the VAE
-        has these, coloured by `color_features`; and "winning scale". X^si of all scales, before and after, is of
-        one codebook and has one key of colours, as has X; every X^sv is of a codebook, and a key, of its own.
+        has these, coloured by `color_features`; and "winning scale". X^si shares one codebook, and so its colours,
+        among scales, before and after fusion; so does X; every X^sv has its own codebook and colours.
     """
     with torch.no_grad():
         pyramid = vae.pyramid(image.unsqueeze(0))
         output = vae.encode(image.unsqueeze(0))
-    found: Pictures = {"input": [to_pixels(scale[0]) for scale in pyramid[: len(output.quantized)]]}
-    parts = vae.quantizer.fusion_maps(output) if hasattr(vae.quantizer, "fusion_maps") else None
-    if parts is not None:
-        unfused, invariant = list(parts.unfused or ()), list(parts.invariant)
-        colored = color_features([m[0] for m in unfused + invariant])
-        found.update({BEFORE: colored[: len(unfused)]} if unfused else {})
-        found[AFTER] = colored[len(unfused) :]
-        found.update({VARIANT: [color_features([m[0]])[0] for m in parts.variant]} if parts.variant else {})
-    found[FUSED] = color_features([m[0] for m in output.quantized])
+    colored = {"input": [to_pixels(scale[0]) for scale in pyramid[: len(output.quantized)]]}
+    maps = vae.quantizer.fusion_maps(output) if hasattr(vae.quantizer, "fusion_maps") else None
+    if maps is not None:
+        unfused = list(maps.unfused or ())
+        invariant = color_features([m[0] for m in [*unfused, *maps.invariant]])
+        colored[BEFORE], colored[AFTER] = invariant[: len(unfused)], invariant[len(unfused) :]
+        colored[VARIANT] = [color_features([m[0]])[0] for m in maps.variant or ()]
+    colored[FUSED] = color_features([m[0] for m in output.quantized])
     if "winners" in output.diagnostics:
         shades = np.array([to_rgb(name) for name in SCALES])
-        found[WINNERS] = [shades[winner[0].cpu().numpy() % len(SCALES)] for winner in output.diagnostics["winners"]]
-    return {kind: [_to_bytes(picture) for picture in pictures] for kind, pictures in found.items()}
+        colored[WINNERS] = [shades[winner[0].cpu().numpy() % len(SCALES)] for winner in output.diagnostics["winners"]]
+    return {kind: [_to_bytes(picture) for picture in pictures] for kind, pictures in colored.items() if pictures}
 
 
 def _to_bytes(picture: np.ndarray) -> np.ndarray:
@@ -83,7 +82,7 @@ def _to_bytes(picture: np.ndarray) -> np.ndarray:
 
 @rc_context(STYLE)
 def draw_maps(models: Dict[str, Pictures], path: Path) -> None:
-    """Write the `guidance_maps` of one image, by one VAE or several, as PNG: a column for each kind, a row each scale.
+    """Write the `guidance_maps` of one image by one or several VAEs as PNG: columns are kinds, rows are scales.
 
     Args:
         models: the maps, by the name of the VAE; the name of a single one is not printed.
@@ -117,7 +116,7 @@ def draw_maps(models: Dict[str, Pictures], path: Path) -> None:
 class GuidanceSheet(nn.Module):
     """Evaluation module that keeps the guidance maps of some images: `<folder>/guidance.npz`, and `guidance_<n>.png`.
 
-    Which images depends on their names alone, if these are given, so runs on the same data show the same images.
+    Which images depends only on their names, if these are given, so runs on the same data show the same images.
 
     Args:
         folder: where the files go.
@@ -132,7 +131,7 @@ class GuidanceSheet(nn.Module):
         self.seen = 0
 
     def forward(self, image: torch.Tensor, vae: nn.Module, key: Optional[Sequence[str]] = None) -> int:
-        """Take images (b, 3, h, w) in [-1, 1], by default the first, and write them; returns how many there are."""
+        """Draw some of the images (b, 3, h, w) in [-1, 1], without keys the first; returns how many have been kept."""
         changed = False
         for number, one in enumerate(image):
             chance = (zlib.crc32(key[number].encode()), key[number]) if key else (self.seen, str(self.seen))
@@ -151,8 +150,8 @@ class GuidanceSheet(nn.Module):
         arrays = {
             f"{name}/{kind}/{scale}": picture
             for name, pictures in images.items()
-            for kind, found in pictures.items()
-            for scale, picture in enumerate(found)
+            for kind, scales in pictures.items()
+            for scale, picture in enumerate(scales)
         }
         with replacing(self.folder / FILE) as file:
             np.savez(file, **arrays)
@@ -161,10 +160,10 @@ class GuidanceSheet(nn.Module):
 
 
 def read_guidance(path: Path) -> Dict[str, Pictures]:
-    """Read what `GuidanceSheet` has written: the maps of every image, by its name.
+    """Read the file of `GuidanceSheet`: the maps of every image, by its name.
 
     Raises:
-        DataError: there is no such file, or it is another one.
+        DataError: the file does not exist, or is damaged or of another kind.
     """
     if not path.is_file():
         command = f"ocl_eval +evaluation=msf/guidance_maps train_config_path={path.parent}/config/config.yaml"
