@@ -343,6 +343,13 @@ def test_pictures_alone_do_not_overwrite_scores(tmp_path):
         assert config.skip_metrics and config.report_filename not in ("metrics.json", "separability.json")
 
 
+def test_files_of_another_kind_are_named(tmp_path):
+    for read, name in [(read_scenes, "scenes.npz"), (read_guidance, "guidance.npz")]:
+        np.savez(tmp_path / name, x=np.zeros(1))
+        with pytest.raises(DataError, match=f"{name} holds no"):
+            read(tmp_path / name)
+
+
 @pytest.mark.parametrize("content", [b"", b"nothing", None])
 def test_files_that_cannot_be_read_are_named(tmp_path, content):
     for read, name in [(read_scenes, "scenes.npz"), (read_guidance, "guidance.npz")]:

@@ -1,9 +1,7 @@
 """Guidance maps (section 4.2, Fig. 3): the quantized features of an image, scale by scale, before and after fusion."""
 
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from matplotlib.patches import Patch
 from torch import nn
 
 from ocl_msf.files import DataError, replacing
+from ocl_msf.results.figures._saved import LowestRanks, load_arrays, rank_of
 from ocl_msf.results.style import STYLE, new_figure, save, show, to_pixels
 
 Pictures = Dict[str, List[np.ndarray]]  # N pictures (h_n, w_n, 3), uint8, of each kind
@@ -126,27 +125,22 @@ class GuidanceSheet(nn.Module):
     def __init__(self, folder: str, num_images: int = 2):
         super().__init__()
         self.folder = Path(folder)
-        self.num_images = num_images
-        self.taken: Dict[Tuple[int, str], Pictures] = {}
+        self.kept = LowestRanks(num_images)
         self.seen = 0
 
     def forward(self, image: torch.Tensor, vae: nn.Module, key: Optional[Sequence[str]] = None) -> int:
         """Draw some of the images (b, 3, h, w) in [-1, 1], without keys the first; returns how many have been kept."""
         changed = False
         for number, one in enumerate(image):
-            chance = (zlib.crc32(key[number].encode()), key[number]) if key else (self.seen, str(self.seen))
+            rank = rank_of(key[number]) if key else (self.seen, str(self.seen))
             self.seen += 1
-            if len(self.taken) < self.num_images or chance < max(self.taken):
-                self.taken[chance] = guidance_maps(vae, one)
-                changed = True
-            if len(self.taken) > self.num_images:
-                del self.taken[max(self.taken)]
+            changed |= self.kept.offer(rank, lambda one=one: guidance_maps(vae, one))
         if changed:
             self._write()
-        return len(self.taken)
+        return len(self.kept.items)
 
     def _write(self) -> None:
-        images = {name: self.taken[chance, name] for chance, name in sorted(self.taken)}
+        images = {name: pictures for (_, name), pictures in sorted(self.kept.items.items())}
         arrays = {
             f"{name}/{kind}/{scale}": picture
             for name, pictures in images.items()
@@ -165,15 +159,11 @@ def read_guidance(path: Path) -> Dict[str, Pictures]:
     Raises:
         DataError: the file does not exist, or is damaged or of another kind.
     """
-    if not path.is_file():
-        command = f"ocl_eval +evaluation=msf/guidance_maps train_config_path={path.parent}/config/config.yaml"
-        raise DataError(f"There is no {path}. Make it:  {command}")
+    arrays = load_arrays(path, "msf/guidance_maps")
+    if not all(entry.count("/") >= 2 for entry in arrays):
+        raise DataError(f"{path} holds no guidance maps. Delete it and evaluate again.")
     images: Dict[str, Pictures] = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for entry in file.files:  # in the order of writing, scale by scale
-                name, kind, _ = entry.rsplit("/", 2)
-                images.setdefault(name, {}).setdefault(kind, []).append(file[entry])
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged or no file of guidance ({error}). Delete it, evaluate again.") from error
+    for entry, picture in arrays.items():
+        name, kind, _ = entry.rsplit("/", 2)
+        images.setdefault(name, {}).setdefault(kind, []).append(picture)
     return images

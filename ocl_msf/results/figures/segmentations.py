@@ -1,7 +1,5 @@
 """Scenes of an evaluation: scored one by one, saved in a file, and drawn for several models side by side (Fig. 2)."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -13,6 +11,7 @@ from torch import nn
 
 from ocl_msf._host import require_host
 from ocl_msf.files import DataError, replacing
+from ocl_msf.results.figures._saved import LowestRanks, load_arrays, rank_of
 from ocl_msf.results.style import STYLE, enlarge, paint_segments, picture_grid, save, to_pixels
 from ocl_msf.training.callbacks import at_validation_end
 
@@ -62,9 +61,8 @@ class SceneScores(nn.Module):
     def __init__(self, folder: str, num_pictures: int = 200):
         super().__init__()
         self.path = Path(folder) / FILE
-        self.num_pictures = num_pictures
         self.scores: Dict[str, float] = {}
-        self.pictures: Dict[Tuple[int, str], Sequence[np.ndarray]] = {}
+        self.pictures = LowestRanks(num_pictures)
 
     def forward(
         self,
@@ -95,24 +93,20 @@ class SceneScores(nn.Module):
             metric.distributed_available_fn = None  # each rank has its own scenes
             metric.update(masks[one].cpu(), true_masks[one].cpu(), None if ignore is None else ignore[one].cpu())
             self.scores[name] = float(metric.compute())
-            chance = zlib.crc32(name.encode()), name
-            if len(self.pictures) < self.num_pictures or chance < max(self.pictures):
-                self.pictures[chance] = _picture(image[number], true_masks[number], masks[number])
-            if len(self.pictures) > self.num_pictures:
-                del self.pictures[max(self.pictures)]
+            show = (image[number], true_masks[number], masks[number])
+            self.pictures.offer(rank_of(name), lambda show=show: _picture(*show))
         return len(self.scores)
 
     def _write(self, trainer: Trainer) -> None:
-        parts = _gather((self.scores, self.pictures))
+        ranks = _gather((self.scores, self.pictures.items))
         if not trainer.is_global_zero:
             return
-        scores = {name: score for part, _ in parts for name, score in part.items()}
-        pictures = {chance: picture for _, part in parts for chance, picture in part.items()}
-        names = sorted(scores)
-        shown = sorted(sorted(pictures)[: self.num_pictures], key=lambda chance: chance[1])
-        images, true, predicted = (np.stack(kind) for kind in zip(*(pictures[chance] for chance in shown)))
-        values = np.array([scores[name] for name in names])
-        arrays = Scenes(np.array(names), values, np.array([name for _, name in shown]), images, true, predicted)
+        scores = {name: score for its, _ in ranks for name, score in its.items()}
+        pictures = {place: picture for _, its in ranks for place, picture in its.items()}
+        shown = {name: pictures[place, name] for place, name in sorted(pictures)[: self.pictures.size]}
+        names, kept = sorted(scores), sorted(shown)
+        kinds = (np.stack(kind) for kind in zip(*(shown[name] for name in kept)))
+        arrays = Scenes(np.array(names), np.array([scores[name] for name in names]), np.array(kept), *kinds)
         with replacing(self.path) as file:
             np.savez(file, **arrays._asdict())
 
@@ -140,14 +134,10 @@ def read_scenes(path: Path) -> Scenes:
     Raises:
         DataError: the file does not exist, or is damaged or of another kind.
     """
-    if not path.is_file():
-        command = f"ocl_eval +evaluation=msf/scenes train_config_path={path.parent}/config/config.yaml"
-        raise DataError(f"There is no {path}. Make it:  {command}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Scenes(*(file[name] for name in Scenes._fields))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged or no file of scenes ({error}). Delete it and evaluate again.") from error
+    arrays = load_arrays(path, "msf/scenes")
+    if set(arrays) != set(Scenes._fields):
+        raise DataError(f"{path} holds no scenes. Delete it and evaluate again.")
+    return Scenes(**arrays)
 
 
 def common_scenes(models: Mapping[str, Scenes], count: int) -> List[str]:
