@@ -6,7 +6,7 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from ocl_msf.experiments.runs import Run, find_finished, find_runs
+from ocl_msf.experiments.runs import Run, find_finished, find_runs, furthest
 from ocl_msf.files import DataError
 
 
@@ -40,6 +40,13 @@ def test_a_run_has_its_last_checkpoint_and_whether_it_is_finished(tmp_path):
     assert run.checkpoint is None and run.step == 0 and not run.finished
 
 
+def test_the_furthest_run_has_the_highest_step(tmp_path):
+    for name, steps in {"a": (500,), "b": (100, 700), "c": ()}.items():
+        make_run(tmp_path / name, steps=steps)
+    assert furthest(find_runs(tmp_path)).folder == tmp_path / "b"
+    assert furthest([Run.open(tmp_path / "c")]) is None
+
+
 @pytest.mark.parametrize("place", ["lightning_logs/version_3", "project/3fa9c1", "814/20d7", "."])
 def test_checkpoints_are_found_whichever_logger_names_their_folder(place, tmp_path):
     """Weights & Biases has <project>/<run>, MLflow <experiment>/<run>; without a logger there is no such folder."""
@@ -62,6 +69,10 @@ def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_pat
     run = Run.open(second)
     assert (run.resumed_from, run.first_step, run.predecessor.folder) == (checkpoint, 20, first)
     assert list(run.all_checkpoints) == [10, 20] and run.checkpoints == {}
+    untrained = first / "lightning_logs" / "version_0" / "untrained.ckpt"
+    assert run.untrained is None
+    untrained.touch()
+    assert run.untrained == untrained
     own = configure(first, load_checkpoint=str(checkpoint))
     assert Run.open(own).predecessor is None and Run.open(own).first_step == 20
     checkpoint.unlink()

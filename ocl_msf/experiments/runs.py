@@ -5,7 +5,7 @@ import re
 import statistics
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -84,8 +84,8 @@ class Run:
         """
         if self.outdated:
             raise DataError(
-                f"{self.folder} was trained by an earlier version and does not record its stage and model. "
-                f"Convert it:  ocl-msf upgrade {self.folder}"
+                f"{self.folder} does not record experiment.stage, model, data and video: a run of an earlier version "
+                f"is converted by  ocl-msf upgrade {self.folder}"
             )
         return self.setting("stage")
 
@@ -191,6 +191,12 @@ class Run:
         earlier = {step: path for step, path in earlier.items() if step <= self.first_step}
         return dict(sorted({**earlier, **self.checkpoints}.items()))
 
+    @property
+    def untrained(self) -> Optional[Path]:
+        """The model before the first step, if it was saved; see `ocl_msf.training.callbacks.SaveUntrained`."""
+        path = next(self.folder.glob("*/*/untrained.ckpt"), None)
+        return path or (self.predecessor.untrained if self.predecessor else None)
+
     @cached_property
     def scores(self) -> Scores:
         """Scores on the validation set by name, as far as evaluations have left them.
@@ -285,6 +291,11 @@ def find_runs(folder: Path) -> List[Run]:
         except DataError:
             continue
     return [run for run in runs if run.max_steps]
+
+
+def furthest(runs: Iterable[Run]) -> Optional[Run]:
+    """The run whose last checkpoint is of the highest step; None if none has a checkpoint."""
+    return max((run for run in runs if run.checkpoint), key=lambda run: run.step, default=None)
 
 
 def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from ocl_msf._host import require_host
 from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores
-from ocl_msf.experiments.runs import REPORTS, Run, find_runs
+from ocl_msf.experiments.runs import REPORTS, Run, find_runs, furthest
 from ocl_msf.experiments.tasks import Task, command_line, gpu_workers, pasteable, run_all
 
 with require_host():
@@ -58,9 +58,8 @@ class Job(NamedTuple):
     def run(self) -> Optional[Run]:
         """The furthest run of this very command, or None."""
         wanted = _identifying_overrides(self.arguments)
-        runs = [run for run in find_runs(self.root / "msf" / self.experiment) if run.checkpoint]
-        same = [run for run in runs if _identifying_overrides(run.overrides) == wanted]
-        return max(same, key=lambda run: run.step, default=None)
+        runs = find_runs(self.root / "msf" / self.experiment)
+        return furthest(run for run in runs if _identifying_overrides(run.overrides) == wanted)
 
     @property
     def command(self) -> List[str]:
