@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.experiments.runs import Event
+from ocl_msf.experiments.logs import Event
 from ocl_msf.results.figures.segmentations import Scenes
 from ocl_msf.results.report.__main__ import main
 from ocl_msf.results.report.comparison import paper_value

@@ -2,15 +2,15 @@
 
 import json
 import re
-import statistics
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ocl_msf.experiments.logs import Log, join_logs, read_log, seconds_per_step
 from ocl_msf.files import DataError
 
 STEP = re.compile(r"step=(\d+)\.ckpt$")
@@ -19,16 +19,7 @@ REPORTS = {1: "separability.json", 2: "metrics.json"}  # by stage
 NOT_SHARED = re.compile(r"\+*(seed|load_checkpoint|experiment\.root_output_folder|experiment\.vae_checkpoint)=")
 
 
-class Event(NamedTuple):
-    """A number that was logged, and when: `time` is in seconds since 1970."""
-
-    step: int
-    value: float
-    time: float
-
-
 Scores = Dict[str, float]  # by name, such as "ari"
-Log = Dict[str, List[Event]]  # by name, such as "val/ari_fg", in the order of steps
 
 
 class Run:
@@ -248,27 +239,12 @@ class Run:
             DataError: there is a log, and TensorBoard is not installed.
         """
         earlier = self.predecessor.log if self.predecessor else {}
-        log = {name: {e.step: e for e in events if e.step <= self.first_step} for name, events in earlier.items()}
-        versions = sorted({path.parent for path in self.folder.glob("*/*/events.out.tfevents.*")})
-        if versions:
-            try:  # the run had it, but figures may be drawn elsewhere
-                from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-            except ImportError as error:
-                raise DataError(f"The log in {self.folder} needs TensorBoard: pip install tensorboard") from error
-        for version in versions:
-            logged = EventAccumulator(str(version), size_guidance={"scalars": 0, "images": 1}).Reload()
-            for name in logged.Tags()["scalars"]:
-                new = {event.step: Event(event.step, event.value, event.wall_time) for event in logged.Scalars(name)}
-                log.setdefault(name, {}).update(new)
-        return {name: [events[step] for step in sorted(events)] for name, events in sorted(log.items())}
+        return join_logs(earlier, read_log(self.folder), self.first_step)
 
     @property
     def seconds_per_step(self) -> Optional[float]:
         """Median over the intervals of the log, most of which hold no validation; None if it holds none."""
-        logs = [events for name, events in self.log.items() if name.startswith("train/")]
-        events = max(logs, key=len, default=[])
-        pairs = [(a, b) for a, b in zip(events, events[1:]) if b.time > a.time]
-        return statistics.median((b.time - a.time) / (b.step - a.step) for a, b in pairs) if pairs else None
+        return seconds_per_step(self.log)
 
 
 def config_path(folder: Path) -> Path:

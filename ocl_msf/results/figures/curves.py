@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ocl_msf.experiments.runs import Log
+from ocl_msf.experiments.logs import Log
 from ocl_msf.files import DataError
 from ocl_msf.results.style import DASHES, LINES, STYLE, new_figure, save
 
