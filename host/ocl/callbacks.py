@@ -63,7 +63,7 @@ class UpdateHyperparameterScheduling(pl.Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         update_global_step(pl_module, 0)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         update_global_step(pl_module, trainer.global_step)
 
 
@@ -90,7 +90,7 @@ class SetEpochEnvironmentVariable(pl.Callback):
 class LogProgress(pl.Callback):
     """Write a line per validation, and 20 over the training where no progress bar shows it."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         silent = trainer.progress_bar_callback is None and trainer.max_steps > 0
         if silent and trainer.global_step % max(1, trainer.max_steps // 20) == 0:
             self._log(trainer, "train/")
@@ -148,7 +148,7 @@ class StopOnSignal(pl.Callback):
         if done and trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             self._save_and_exit(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # Ranks can have different numbers of validation batches: they agree after the next training step.
         self._stop_if_alone(trainer)
 

@@ -1,12 +1,14 @@
 """The LightningModule that trains and evaluates a model put together from routed modules."""
 
+import functools
+import operator
 from typing import Any, Callable, Optional, Union
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ocl._randomness import get_random_state, set_random_state
+from ocl._loader.random_state import get_random_state, set_random_state
 from ocl.metrics import TensorStatistic
 from ocl.optimization import OptimizationWrapper
 from ocl.utils.checkpoints import load_weights
@@ -43,13 +45,15 @@ class CombinedModel(pl.LightningModule):
         self.models = models if isinstance(models, nn.Module) else Combined(**models)
         self.optimizer_builders, self.visualizations = optimizers, visualizations
         self.losses = nn.ModuleDict(losses)
-        self.validation_losses = nn.ModuleDict({name: TensorStatistic() for name in (*losses, "loss_total")})
-        self.training_metrics = nn.ModuleDict(training_metrics or {})
-        self.evaluation_metrics = nn.ModuleDict(evaluation_metrics or {})
+        self.validation_losses: Any = nn.ModuleDict({name: TensorStatistic() for name in (*losses, "loss_total")})
+        self.training_metrics: Any = nn.ModuleDict(training_metrics or {})
+        self.evaluation_metrics: Any = nn.ModuleDict(evaluation_metrics or {})
         self.vis_log_frequency, self.return_outputs_on_validation = vis_log_frequency, False
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path, map_location: Any = None, **kwargs) -> "CombinedModel":
+    def load_from_checkpoint(  # type: ignore[override]  # the options of Lightning's that unpickle are left out
+        cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any
+    ) -> "CombinedModel":
         """Build a model and load its weights, without unpickling anything.
 
         Args:
@@ -111,7 +115,7 @@ class CombinedModel(pl.LightningModule):
         outputs = self(batch)
         return {name: value for name, value in outputs.items() if name != "model"}
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         return [
             build(self) if isinstance(build, OptimizationWrapper) else build(self.parameters())
             for _, build in sorted(self.optimizer_builders.items())
@@ -126,7 +130,7 @@ class CombinedModel(pl.LightningModule):
         for name, loss in self.losses.items():
             result = loss(inputs=outputs)
             losses[name], outputs["losses"][name] = result if isinstance(result, tuple) else (result, result)
-        total = sum(losses.values())
+        total = functools.reduce(operator.add, losses.values())
         return outputs, {**losses, "loss_total": total} if len(losses) > 1 else losses, total
 
     def _visualize(self, outputs: dict[str, Any], phase: str) -> None:

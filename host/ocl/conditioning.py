@@ -19,6 +19,9 @@ def _initialize(initializer: Initializer, *shape: int) -> Tensor:
 class _GaussianConditioning(nn.Module):
     """Slots drawn from one Gaussian each, or all from the same."""
 
+    slots_mu: Tensor
+    slots_logsigma: Tensor
+
     def __init__(
         self,
         object_dim: int,
@@ -34,7 +37,7 @@ class _GaussianConditioning(nn.Module):
         self._add("slots_mu", _initialize(mean_init, 1, n_gaussians, object_dim), learn_mean)
         self._add("slots_logsigma", _initialize(logsigma_init, 1, n_gaussians, object_dim), learn_std)
 
-    def _add(self, name: str, value: Tensor, learn: bool):
+    def _add(self, name: str, value: Tensor, learn: bool) -> None:
         if learn:
             self.register_parameter(name, nn.Parameter(value))
         else:
@@ -44,7 +47,7 @@ class _GaussianConditioning(nn.Module):
         return torch.randn_like(self.slots_mu.expand(batch_size, self.n_slots, -1))
 
     def forward(self, batch_size: int) -> ConditioningOutput:
-        """Draw slots (B, K, D)."""
+        """Draw slots (b, k, d)."""
         return self.slots_mu + self.slots_logsigma.exp() * self._sample_noise(batch_size)
 
 
@@ -52,12 +55,12 @@ class RandomConditioning(_GaussianConditioning):
     """Slots drawn from one Gaussian.
 
     Args:
-        object_dim: Channels D of the slots.
-        n_slots: Number of slots K.
+        object_dim: Channels d of the slots.
+        n_slots: Number of slots k.
         learn_mean: Train the mean.
         learn_std: Train the standard deviation.
-        mean_init: Fills the mean (1, 1, D) in place.
-        logsigma_init: Fills the logarithm of the standard deviation (1, 1, D) in place.
+        mean_init: Fills the mean (1, 1, d) in place.
+        logsigma_init: Fills the logarithm of the standard deviation (1, 1, d) in place.
     """
 
     def __init__(
@@ -87,9 +90,9 @@ class LearntConditioning(nn.Module):
     """The same learned slots for every input.
 
     Args:
-        object_dim: Channels D of the slots.
-        n_slots: Number of slots K.
-        slot_init: Fills the slots (1, K, D) in place, by default with standard normal values.
+        object_dim: Channels d of the slots.
+        n_slots: Number of slots k.
+        slot_init: Fills the slots (1, k, d) in place, by default with standard normal values.
     """
 
     def __init__(self, object_dim: int, n_slots: int, slot_init: Optional[Initializer] = None):
@@ -98,7 +101,7 @@ class LearntConditioning(nn.Module):
         self.slots = nn.Parameter(_initialize(slot_init or nn.init.normal_, 1, n_slots, object_dim))
 
     def forward(self, batch_size: int) -> ConditioningOutput:
-        """Return the slots (B, K, D)."""
+        """Return the slots (b, k, d)."""
         return self.slots.expand(batch_size, -1, -1)
 
 
@@ -106,10 +109,10 @@ class SlotwiseLearntConditioning(_GaussianConditioning):
     """Slots drawn from one learned Gaussian each.
 
     Args:
-        object_dim: Channels D of the slots.
-        n_slots: Number of slots K.
-        mean_init: Fills the means (1, K, D) in place.
-        logsigma_init: Fills the logarithms of the standard deviations (1, K, D) in place.
+        object_dim: Channels d of the slots.
+        n_slots: Number of slots k.
+        mean_init: Fills the means (1, k, d) in place.
+        logsigma_init: Fills the logarithms of the standard deviations (1, k, d) in place.
     """
 
     def __init__(

@@ -3,24 +3,26 @@
 import gzip
 import io
 import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ocl._shards import ShardError
+from ocl._loader.shards import RawSample, ShardError, ShardReader
 
 
-def decode_sample(raw_sample):
-    """Decode all fields of a `RawSample`.
+def decode_sample(raw_sample: RawSample) -> dict[str, Any]:
+    """Decode all fields of a sample.
 
     Returns:
-        dict of the values by field name without extension, plus `__key__`.
+        The values by field name without extension, plus `__key__`.
 
     Raises:
-        ShardError: a field cannot be decoded.
+        ShardError: If a field cannot be decoded.
     """
-    sample = {"__key__": raw_sample.key}
+    sample: dict[str, Any] = {"__key__": raw_sample.key}
     for name, data in raw_sample.fields.items():
         try:
             decoded_name, value = decode_field(name, data)
@@ -32,24 +34,24 @@ def decode_sample(raw_sample):
     return sample
 
 
-def decode_samples(stream, reader):
+def decode_samples(stream: Iterable[RawSample], reader: ShardReader) -> Iterator[dict[str, Any]]:
     """Yield the decoded samples of a stream, without damaged ones if the reader tolerates them."""
     for raw_sample in stream:
         with reader.tolerance():
             yield decode_sample(raw_sample)
 
 
-def decode_field(name, data):
+def decode_field(name: str, data: bytes) -> tuple[str, Any]:
     """Decode one field.
 
     Names that start with `_` are text and keep their name. Unknown extensions are kept, the bytes become a stream.
 
     Args:
-        name: raw field name, for instance `mask.npy.gz`.
-        data: bytes as stored.
+        name: Raw field name, for instance `mask.npy.gz`.
+        data: Bytes as stored.
 
     Returns:
-        (name without the decoded extensions, value).
+        The name without the decoded extensions, and the value.
     """
     if name.startswith("_"):
         return name, data.decode("utf-8")
@@ -62,21 +64,21 @@ def decode_field(name, data):
     return stem, _DECODERS[extension](data)
 
 
-def _split_extension(name):
+def _split_extension(name: str) -> tuple[str, str]:
     stem, dot, extension = name.rpartition(".")
     # A field that is nothing but an extension, as in `0001.png`, goes by that name.
     return (stem if dot else name), extension.lower()
 
 
-def _decode_image(data):
+def _decode_image(data: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def _refuse_pickle(data):
+def _refuse_pickle(data: bytes) -> NoReturn:
     raise ValueError("pickles can run any code and are not read; store arrays as .npy and the rest as .json")
 
 
-_DECODERS = {
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
     "npy": lambda data: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False),
     "npz": lambda data: dict(np.load(io.BytesIO(data), allow_pickle=False)),
     "pt": lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True),

@@ -21,19 +21,19 @@ from ocl.utils.resizing import resize_patches_to_image
 
 @dataclasses.dataclass
 class SimpleReconstructionOutput:
-    """A reconstruction (B, C, H, W)."""
+    """A reconstruction (b, c, h, w)."""
 
     reconstruction: Tensor
 
 
 @dataclasses.dataclass
 class ReconstructionOutput:
-    """An image as a mixture of objects; videos have a further axis T behind B.
+    """An image as a mixture of objects; videos have a further axis t behind b.
 
     Attributes:
-        reconstruction: (B, C, H, W).
-        object_reconstructions: (B, K, C, H, W).
-        masks: (B, K, H, W), summing to 1 over K.
+        reconstruction: (b, c, h, w).
+        object_reconstructions: (b, k, c, h, w).
+        masks: (b, k, h, w), summing to 1 over k.
     """
 
     reconstruction: Tensor
@@ -43,13 +43,13 @@ class ReconstructionOutput:
 
 @dataclasses.dataclass
 class PatchReconstructionOutput:
-    """Reconstructed features of patches; videos have a further axis T behind B.
+    """Reconstructed features of patches; videos have a further axis t behind b.
 
     Attributes:
-        reconstruction: (B, P, D).
-        masks: (B, K, P).
-        masks_as_image: (B, K, S, S), the masks in the size of the image.
-        target: (B, P, D), what is to be reconstructed.
+        reconstruction: (b, n, d).
+        masks: (b, k, n).
+        masks_as_image: (b, k, s, s), the masks in the size of the image.
+        target: (b, n, d), what is to be reconstructed.
     """
 
     reconstruction: Tensor
@@ -63,9 +63,9 @@ class OpticalFlowPredictionTaskOutput:
     """Optical flow as a mixture of objects.
 
     Attributes:
-        predicted_flow: (B, 2, H, W).
-        object_flows: (B, K, 2, H, W).
-        masks: (B, K, H, W), summing to 1 over K.
+        predicted_flow: (b, 2, h, w).
+        object_flows: (b, k, 2, h, w).
+        masks: (b, k, h, w), summing to 1 over k.
     """
 
     predicted_flow: Tensor
@@ -74,12 +74,14 @@ class OpticalFlowPredictionTaskOutput:
 
 
 def build_grid_of_positions(resolution: tuple[int, int]) -> Tensor:
-    """Return the coordinates (H, W, 2) of a grid, row before column, each from 0 to 1."""
+    """Return the coordinates (h, w, 2) of a grid, row before column, each from 0 to 1."""
     return grid_positions(*resolution)
 
 
 class _SpatialBroadcastDecoder(nn.Module):
     """Decode every object on its own from an 8x8 map, and mix the results."""
+
+    grid: Tensor
 
     def __init__(self, decoder: nn.Module, positional_embedding: Optional[nn.Module] = None):
         super().__init__()
@@ -87,10 +89,12 @@ class _SpatialBroadcastDecoder(nn.Module):
         if positional_embedding is not None:
             self.register_buffer("grid", build_grid_of_positions((8, 8)))
 
-    def decode(self, objects: ObjectFeatures, activation: Callable[[Tensor], Tensor] = nn.Identity()):
-        """Turn objects (..., K, D) into a mixture (..., C, H, W), contents (..., K, C, H, W), masks (..., K, H, W)."""
+    def decode(
+        self, objects: ObjectFeatures, activation: Callable[[Tensor], Tensor] = nn.Identity()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn objects (..., k, d) into a mixture (..., c, h, w), contents (..., k, c, h, w), masks (..., k, h, w)."""
         if objects.dim() < 3:
-            raise ValueError(f"Expected objects (B, K, D) or (B, T, K, D), got shape {tuple(objects.shape)}.")
+            raise ValueError(f"Expected objects (b, k, d) or (b, t, k, d), got shape {tuple(objects.shape)}.")
         maps = objects.flatten(0, -2)[:, :, None, None].expand(-1, -1, 8, 8)
         if self.positional_embedding is not None:
             maps = self.positional_embedding(maps, self.grid.unsqueeze(0))
@@ -104,9 +108,9 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
     """The mixture decoder of slot attention (Locatello et al., 2020).
 
     Args:
-        decoder: Maps (B*K, D, 8, 8) to colors and one mask logit, (B*K, C+1, H, W).
+        decoder: Maps (b*k, d, 8, 8) to colors and one mask logit, (b*k, c+1, h, w).
         final_activation: Activation of the colors.
-        positional_embedding: Called with maps (B*K, D, 8, 8) and their positions (1, 8, 8, 2).
+        positional_embedding: Called with maps (b*k, d, 8, 8) and their positions (1, 8, 8, 2).
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
         self.final_activation = get_activation_fn(final_activation, inplace=False)
 
     def forward(self, object_features: ObjectFeatures) -> ReconstructionOutput:
-        """Decode objects (B, K, D) or (B, T, K, D).
+        """Decode objects (b, k, d) or (b, t, k, d).
 
         Raises:
             ValueError: If the objects have fewer than 3 axes.
@@ -131,7 +135,7 @@ class SlotAttentionOpticalFlowDecoder(_SpatialBroadcastDecoder):
     """The same mixture for optical flow; `decoder` gives two channels and one mask logit."""
 
     def forward(self, object_features: ObjectFeatures) -> OpticalFlowPredictionTaskOutput:
-        """Decode objects (B, K, D)."""
+        """Decode objects (b, k, d)."""
         return OpticalFlowPredictionTaskOutput(*self.decode(object_features))
 
 
@@ -139,7 +143,7 @@ class DVAEDecoder(nn.Module):
     """The decoder of a discrete VAE.
 
     Args:
-        decoder: Maps codes (B, V, h, w) to images.
+        decoder: Maps codes (b, m, h', w') to images.
         patch_size: Ratio of the sides of image and codes; only informative.
     """
 
@@ -148,13 +152,13 @@ class DVAEDecoder(nn.Module):
         self.decoder, self.patch_size = decoder, patch_size
 
     def forward(self, features: Tensor) -> SimpleReconstructionOutput:
-        """Decode codes (B, V, h, w), or (B, T, V, h, w) of videos."""
+        """Decode codes (b, m, h', w'), or (b, t, m, h', w') of videos."""
         images = self.decoder(features.flatten(0, -4))
         return SimpleReconstructionOutput(images.unflatten(0, features.shape[:-3]))
 
 
 def _upsample_target(target: Tensor, scale_factor: float, mode: str) -> Tensor:
-    """Resize the features (..., P, D) of a square image; no gradients flow back."""
+    """Resize the features (..., n, d) of a square image; no gradients flow back."""
     patches = target.detach().transpose(-1, -2)
     resized = resize_patches_to_image(patches, scale_factor=scale_factor, resize_mode=mode)
     return resized.flatten(-2).transpose(-1, -2)
@@ -169,8 +173,8 @@ class PatchDecoder(nn.Module):
 
     Args:
         object_dim: Channels of the objects.
-        output_dim: Channels D of the features.
-        num_patches: Number of patches P.
+        output_dim: Channels d of the features.
+        num_patches: Number of patches n.
         decoder: Builds the backbone from its numbers of input and output channels.
         decoder_input_dim: Project objects to this number of channels first.
         upsample_target: Enlarge the target by this factor.
@@ -200,8 +204,8 @@ class PatchDecoder(nn.Module):
         """Decode objects.
 
         Args:
-            object_features: (B, K, object_dim) or (B, T, K, object_dim).
-            target: Features (B, P, D) or (B, T, P, D), handed on in the output.
+            object_features: (b, k, object_dim) or (b, t, k, object_dim).
+            target: Features (b, n, d) or (b, t, n, d), handed on in the output.
             image: Square images; only their width counts, as the size of `masks_as_image`.
         """
         if target is not None and self.upsample_target is not None:
@@ -222,14 +226,14 @@ class AutoregressivePatchDecoder(nn.Module):
     Args:
         object_dim: Channels of the objects.
         output_dim: Channels of the output.
-        num_patches: Number of patches P.
+        num_patches: Number of patches n.
         decoder: Builds the transformer from two equal numbers of channels; it is called with the target
-            (B, P, d), the objects (B, K, c), a causal mask (P, P) and optionally `memory_key_padding_mask`.
+            (b, n, d), the objects (b, k, c), a causal mask (n, n) and optionally `memory_key_padding_mask`.
         decoder_dim: Channels d of the transformer, by default `output_dim`.
         decoder_cond_dim: Project objects to c channels; by default they are only normalized.
         upsample_target: Enlarge the target by this factor.
         resize_mode: How the target is enlarged and the masks are brought to the size of the image.
-        use_decoder_masks: The transformer also returns masks (B, K, P), which replace the given ones.
+        use_decoder_masks: The transformer also returns masks (b, k, n), which replace the given ones.
         use_bos_token: Shift the target behind a learned first token; otherwise it is shifted already.
         use_input_transform: Project the target from `output_dim` to d channels and normalize it.
         use_input_norm: Only normalize the target.
@@ -278,14 +282,14 @@ class AutoregressivePatchDecoder(nn.Module):
         image: Optional[Tensor] = None,
         empty_objects: Optional[Tensor] = None,
     ) -> PatchReconstructionOutput:
-        """Predict the patches of the target; of videos all inputs have a further axis T behind B.
+        """Predict the patches of the target; of videos all inputs have a further axis t behind b.
 
         Args:
-            object_features: (B, K, object_dim).
-            masks: (B, K, P), handed on in the output.
-            target: (B, P, D).
+            object_features: (b, k, object_dim).
+            masks: (b, k, n), handed on in the output.
+            target: (b, n, d).
             image: Square images; only their width counts, as the size of `masks_as_image`.
-            empty_objects: (B, K) bool, true where the transformer must not look.
+            empty_objects: (b, k) bool, true where the transformer must not look.
         """
         if self.upsample_target is not None:
             target = _upsample_target(target, self.upsample_target, self.resize_mode)

@@ -39,7 +39,7 @@ class ReconstructionLoss(nn.Module):
         self.loss_type, self.weight, self.normalize_target = loss_type, weight, normalize_target
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted loss of two tensors of the same shape (B, ...)."""
+        """Return the weighted loss of two tensors of the same shape (b, ...)."""
         target = target.detach()
         if self.normalize_target:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
@@ -60,14 +60,14 @@ class LatentDupplicateSuppressionLoss(nn.Module):
         self.weight, self.eps = weight, eps
 
     def forward(self, grouping: PerceptualGroupingOutput) -> Tensor:
-        """Return the weighted loss of slots (B, K, D) or (B, T, K, D); empty ones do not count.
+        """Return the weighted loss of slots (b, k, d) or (b, t, k, d); empty ones do not count.
 
         Raises:
             ValueError: If the slots have another number of axes.
         """
         slots, is_empty = grouping.objects, grouping.is_empty
         if slots.dim() not in (3, 4):
-            raise ValueError(f"Expected slots (B, K, D) or (B, T, K, D), got shape {tuple(slots.shape)}.")
+            raise ValueError(f"Expected slots (b, k, d) or (b, t, k, d), got shape {tuple(slots.shape)}.")
         units = F.normalize(slots, dim=-1, eps=self.eps)
         first, second = torch.triu_indices(slots.shape[-2], slots.shape[-2], offset=1, device=slots.device)
         similarities = (units @ units.transpose(-1, -2))[..., first, second].square()

@@ -39,11 +39,10 @@ class OptimizationWrapper:
         Raises:
             ValueError: If a path of a parameter group does not exist in `model`.
         """
-        parameters = model.parameters()
+        parameters: Iterable = model.parameters()
         if self.parameter_groups is not None:
-            parameters = [{**group, "params": select_parameters(model, group)} for group in self.parameter_groups]
-            for group in parameters:
-                group.pop("predicate", None)
+            groups = [{**group, "params": select_parameters(model, group)} for group in self.parameter_groups]
+            parameters = [{key: value for key, value in group.items() if key != "predicate"} for group in groups]
         optimizer = self.optimizer(parameters)
         return {"optimizer": optimizer, **(self.lr_scheduler(optimizer) if self.lr_scheduler else {})}
 
@@ -80,8 +79,8 @@ def select_parameters(model: nn.Module, group: dict[str, Any]) -> list[nn.Parame
         ValueError: If a path does not exist in `model`.
     """
     predicate = group.get("predicate") or (lambda name, parameter: True)
-    found = [named for path in group["params"] for named in _named_parameters(model, path)]
-    return list(dict.fromkeys(parameter for name, parameter in found if predicate(name, parameter)))
+    candidates = [named for path in group["params"] for named in _named_parameters(model, path)]
+    return list(dict.fromkeys(parameter for name, parameter in candidates if predicate(name, parameter)))
 
 
 def _named_parameters(model: nn.Module, path: str) -> Iterable[tuple[str, nn.Parameter]]:

@@ -11,7 +11,7 @@ from ocl.typing import ConditioningOutput, FeatureExtractorOutput, PerceptualGro
 class SlotAttention(nn.Module):
     """Slot attention (Locatello et al., 2020) with several heads that compete jointly.
 
-    Keys and values of the N features are never formed: projecting the few queries and read-outs instead gives
+    Keys and values of the n features are never formed: projecting the few queries and read-outs instead gives
     the same result for a fraction of the memory and of the multiplications.
 
     Args:
@@ -63,12 +63,12 @@ class SlotAttention(nn.Module):
         """Let slots compete for features.
 
         Args:
-            inputs: Features (B, N, feature_dim).
-            conditioning: Initial slots (B, K, dim).
-            masks: (B, K) bool, true where a slot must not take part.
+            inputs: Features (b, n, feature_dim).
+            conditioning: Initial slots (b, k, dim).
+            masks: (b, k) bool, true where a slot must not take part.
 
         Returns:
-            Slots (B, K, dim) and the attention (B, K, N) of the last iteration, averaged over heads.
+            Slots (b, k, dim) and the attention (b, k, n) of the last iteration, averaged over heads.
         """
         features = _to_autocast_dtype(self.norm_input(inputs))
         if masks is not None:
@@ -80,7 +80,7 @@ class SlotAttention(nn.Module):
             slots, attention = self._iterate(slots.detach(), features, masks)
         return slots, attention.unflatten(1, (-1, self.n_heads)).mean(dim=2)
 
-    def _iterate(self, slots, features, masks):
+    def _iterate(self, slots: Tensor, features: Tensor, masks: Optional[Tensor]) -> tuple[Tensor, Tensor]:
         attention = self._attend(slots, features, masks)  # b k*heads n
         updates = self._read(attention, features)  # b k d
         with torch.autocast(slots.device.type, enabled=False):  # a recurrent state needs full precision
@@ -90,7 +90,7 @@ class SlotAttention(nn.Module):
             slots = self.ff_mlp(slots)
         return slots, attention
 
-    def _attend(self, slots, features, masks):
+    def _attend(self, slots: Tensor, features: Tensor, masks: Optional[Tensor]) -> Tensor:
         heads = (self.n_heads, -1)
         queries = (self.to_q(self.norm_slots(slots)) * self.scale).unflatten(-1, heads)
         weight = self.to_k.weight.unflatten(0, heads)
@@ -104,7 +104,7 @@ class SlotAttention(nn.Module):
             logits = logits.masked_fill(masks, torch.finfo(logits.dtype).min)
         return logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
-    def _read(self, attention, features):
+    def _read(self, attention: Tensor, features: Tensor) -> Tensor:
         weights = attention + self.eps
         weights = weights / weights.sum(dim=-1, keepdim=True)
         means = (weights.to(features.dtype) @ features).unflatten(1, (-1, self.n_heads))
@@ -172,12 +172,12 @@ class SlotAttentionGrouping(nn.Module):
         """Group features.
 
         Args:
-            feature: Features (B, N, feature_dim) with positions.
-            conditioning: Initial slots (B, K, object_dim).
-            slot_mask: (B, K) bool, true where a slot must stay empty.
+            feature: Features (b, n, feature_dim) with positions.
+            conditioning: Initial slots (b, k, object_dim).
+            slot_mask: (b, k) bool, true where a slot must stay empty.
 
         Returns:
-            Objects (B, K, object_dim), `slot_mask` and the attention (B, K, N).
+            Objects (b, k, object_dim), `slot_mask` and the attention (b, k, n).
         """
         features = feature.features
         if self.positional_embedding is not None:

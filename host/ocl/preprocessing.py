@@ -1,13 +1,16 @@
 """Functions that turn stored samples into what models take; most map one field, some the whole sample."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional, Union
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, Normalize, Resize
 from torchvision.transforms.functional import center_crop
 
 from ocl._annotations import AddEmptyBboxes, AddEmptyMasks, AddImageSize, CanonicalizeBboxes, RescaleBboxes
-from ocl._pipe import get_field
+from ocl._loader.pipe import get_field
 
 __all__ = [
     "AddEmptyBboxes",
@@ -35,6 +38,8 @@ __all__ = [
     "expand_dense_mask",
 ]
 
+Sample = dict[str, Any]
+
 
 class RenameFields:
     """Rename fields of a sample.
@@ -43,10 +48,10 @@ class RenameFields:
         mapping: new name by old name.
     """
 
-    def __init__(self, mapping):
+    def __init__(self, mapping: Mapping[str, str]):
         self.mapping = dict(mapping)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         """Return a new dict.
 
         Raises:
@@ -63,10 +68,10 @@ class DropEntries:
         keys: names of the fields.
     """
 
-    def __init__(self, keys):
+    def __init__(self, keys: Iterable[str]):
         self.keys = tuple(keys)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         """Return a new dict."""
         return {key: value for key, value in data.items() if key not in self.keys}
 
@@ -74,29 +79,29 @@ class DropEntries:
 class VideoToTensor:
     """Convert videos with channels last, or without channels, to channels first."""
 
-    def __call__(self, video):
-        """Map an array or tensor (T, H, W, C) or (T, H, W) to a tensor (T, C, H, W).
+    def __call__(self, video: Union[np.ndarray, Tensor]) -> Tensor:
+        """Map an array or tensor (t, h, w, c) or (t, h, w) to a tensor (t, c, h, w).
 
         uint8 becomes float32 in [0, 1]; other types keep type and values.
         """
-        video = torch.as_tensor(video)
-        video = video.unsqueeze(-1) if video.ndim == 3 else video
-        if video.ndim != 4:
-            raise ValueError(f"A video has the axes T, H, W, C, not the shape {tuple(video.shape)}.")
-        video = video.permute(0, 3, 1, 2).contiguous()
-        return video.to(torch.float32).div_(255) if video.dtype == torch.uint8 else video
+        frames = torch.as_tensor(video)
+        frames = frames.unsqueeze(-1) if frames.ndim == 3 else frames
+        if frames.ndim != 4:
+            raise ValueError(f"A video has the axes t, h, w, c, not the shape {tuple(frames.shape)}.")
+        frames = frames.permute(0, 3, 1, 2).contiguous()
+        return frames.to(torch.float32).div_(255) if frames.dtype == torch.uint8 else frames
 
 
 class ToSingleFrameVideo:
     """Turn an image into a video of one frame."""
 
-    def __call__(self, image):
-        """Map (C, H, W) to (1, C, H, W)."""
+    def __call__(self, image: Tensor) -> Tensor:
+        """Map (c, h, w) to (1, c, h, w)."""
         return image[None]
 
 
 class NormalizeVideo(Normalize):
-    """Subtract a mean from and divide by a standard deviation per channel, for float videos (T, C, H, W).
+    """Subtract a mean from and divide by a standard deviation per channel, for float videos (t, c, h, w).
 
     Args:
         mean: one number per channel.
@@ -112,26 +117,29 @@ class Denormalize(nn.Module):
         std: one number per channel.
     """
 
-    def __init__(self, mean, std):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
-    def forward(self, input):
-        """Map (..., C, H, W) to the same shape."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., c, h, w) to the same shape."""
         return input * self.std.to(input) + self.mean.to(input)
 
 
 class FlowToTensor:
     """Convert optical flow to channels first."""
 
-    def __call__(self, flow):
-        """Map an array (..., H, W, 2) to a float32 tensor (..., 2, H, W)."""
+    def __call__(self, flow: np.ndarray) -> Tensor:
+        """Map an array (..., h, w, 2) to a float32 tensor (..., 2, h, w)."""
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(flow, -1, -3), dtype=np.float32))
 
 
 class ResizeNearestExact(Resize):
-    """Resize (C, H, W) or (N, C, H, W) by picking the nearest pixels, which keeps the type and the values of masks.
+    """Resize (c, h, w) or (n, c, h, w) by picking the nearest pixels, which keeps the type and the values of masks.
 
     Args:
         size: [height, width], or the size of the shorter edge.
@@ -139,19 +147,19 @@ class ResizeNearestExact(Resize):
             larger than `size`.
     """
 
-    def __init__(self, size, max_size=None):
+    def __init__(self, size: Union[int, Sequence[int]], max_size: Optional[int] = None):
         super().__init__(size if isinstance(size, int) else list(size), InterpolationMode.NEAREST_EXACT, max_size)
 
-    def forward(self, input):
-        """Return the resized tensor."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the resized tensor; torchvision calls the argument `img`."""
         return super().forward(input)
 
 
 class OrigCenterCrop:
     """Crop the central square whose side is the shorter edge."""
 
-    def __call__(self, input):
-        """Map a tensor (..., H, W) to (..., S, S) with S = min(H, W)."""
+    def __call__(self, input: Tensor) -> Tensor:
+        """Map a tensor (..., h, w) to (..., s, s) with s = min(h, w)."""
         return center_crop(input, min(input.shape[-2:]))
 
 
@@ -164,10 +172,10 @@ class CheckFormat:
         class_dim: axis of the classes.
     """
 
-    def __init__(self, shape, one_hot=False, class_dim=0):
+    def __init__(self, shape: Sequence[int], one_hot: bool = False, class_dim: int = 0):
         self.shape, self.one_hot, self.class_dim = tuple(shape), one_hot, class_dim
 
-    def __call__(self, input):
+    def __call__(self, input: Tensor) -> Tensor:
         """Return the tensor itself.
 
         Raises:
@@ -182,7 +190,7 @@ class CheckFormat:
         return input
 
 
-def _without_last_axis(mask):
+def _without_last_axis(mask: np.ndarray) -> np.ndarray:
     if mask.shape[-1] != 1:
         raise ValueError(f"The last axis of a mask has to be of size 1, the shape is {tuple(mask.shape)}.")
     return mask[..., 0]
@@ -195,11 +203,11 @@ class MaskToTensor:
         singleton_dim_last: whether there is a last axis of size 1 to remove.
     """
 
-    def __init__(self, singleton_dim_last=True):
+    def __init__(self, singleton_dim_last: bool = True):
         self.singleton_dim_last = singleton_dim_last
 
-    def __call__(self, mask):
-        """Map (..., K, H, W, 1) to (..., K, H, W): 1 where the mask is positive."""
+    def __call__(self, mask: np.ndarray) -> Tensor:
+        """Map (..., k, h, w, 1) to (..., k, h, w): 1 where the mask is positive."""
         mask = _without_last_axis(mask) if self.singleton_dim_last else mask
         return torch.from_numpy((mask > 0).astype(np.float32))
 
@@ -207,7 +215,7 @@ class MaskToTensor:
 class DenseMaskToTensor:
     """Convert an integer mask into a uint8 tensor, without its last axis of size 1."""
 
-    def __call__(self, mask):
+    def __call__(self, mask: np.ndarray) -> Tensor:
         """Map (..., 1) to (...)."""
         return torch.from_numpy(_without_last_axis(mask).astype(np.uint8))
 
@@ -219,11 +227,11 @@ class MultiMaskToTensor:
         axis: axis of the objects.
     """
 
-    def __init__(self, axis=-4):
+    def __init__(self, axis: int = -4):
         self.axis = axis
 
-    def __call__(self, mask):
-        """Map (..., K, H, W, 1) to a float32 one-hot tensor (..., K, H, W); ties go to the lowest index."""
+    def __call__(self, mask: np.ndarray) -> Tensor:
+        """Map (..., k, h, w, 1) to a float32 one-hot tensor (..., k, h, w); ties go to the lowest index."""
         winners = mask.argmax(self.axis)
         one_hot = IntegerToOneHotMask(False, self.axis, max_instances=mask.shape[self.axis] - 1)(winners)
         return torch.from_numpy(_without_last_axis(one_hot).astype(np.float32))
@@ -238,14 +246,16 @@ class IntegerToOneHotMask:
         max_instances: largest id to expect; by default the largest in the mask.
     """
 
-    def __init__(self, ignore_typical_background=True, output_axis=-4, max_instances=None):
+    def __init__(
+        self, ignore_typical_background: bool = True, output_axis: int = -4, max_instances: Optional[int] = None
+    ):
         self.ignore_typical_background = ignore_typical_background
         self.output_axis, self.max_instances = output_axis, max_instances
 
-    def __call__(self, mask):
-        """Map integers (..., H, W, 1) to uint8 zeros and ones (..., M, H, W, 1).
+    def __call__(self, mask: np.ndarray) -> np.ndarray:
+        """Map integers (..., h, w, 1) to uint8 zeros and ones (..., m, h, w, 1).
 
-        M counts the ids 1, 2, ... if the background is ignored and the ids 0, 1, ... otherwise.
+        m counts the ids 1, 2, ... if the background is ignored and the ids 0, 1, ... otherwise.
         """
         if self.ignore_typical_background:
             mask = np.where(mask == 255, 0, mask)
@@ -257,14 +267,14 @@ class IntegerToOneHotMask:
         return (np.expand_dims(mask, self.output_axis) == ids).astype(np.uint8)
 
 
-def expand_dense_mask(mask):
+def expand_dense_mask(mask: np.ndarray) -> np.ndarray:
     """Split a mask of class ids into one mask per class.
 
     Args:
-        mask: (1, H, W, 1) class ids, 0 is background.
+        mask: (1, h, w, 1) class ids, 0 is background.
 
     Returns:
-        (K, H, W, 1), each slice holds the id of its class or 0; the background gets a slice only if there is nothing
+        (k, h, w, 1), each slice holds the id of its class or 0; the background gets a slice only if there is nothing
         else.
     """
     classes = np.unique(mask)
@@ -276,14 +286,14 @@ class InstanceMasksToDenseMasks:
     """Multiply binary instance masks with the categories of the instances.
 
     Args:
-        instance_mask_key: field of the masks (I, H, W, 1); samples without it are not changed.
-        category_key: field of the categories (I,).
+        instance_mask_key: field of the masks (i, h, w, 1); samples without it are not changed.
+        category_key: field of the categories (i,).
     """
 
-    def __init__(self, instance_mask_key="instance_mask", category_key="instance_category"):
+    def __init__(self, instance_mask_key: str = "instance_mask", category_key: str = "instance_category"):
         self.instance_mask_key, self.category_key = instance_mask_key, category_key
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         """Return the sample with uint8 masks.
 
         Raises:
@@ -302,14 +312,14 @@ class AddSegmentationMaskFromInstanceMask:
     """Add masks per class, made of dense instance masks; where these overlap, the highest class wins.
 
     Args:
-        instance_mask_key: field of the masks (I, H, W, 1); samples without it are not changed.
-        target_key: field of the new masks (K, H, W, 1).
+        instance_mask_key: field of the masks (i, h, w, 1); samples without it are not changed.
+        target_key: field of the new masks (k, h, w, 1).
     """
 
-    def __init__(self, instance_mask_key="instance_mask", target_key="segmentation_mask"):
+    def __init__(self, instance_mask_key: str = "instance_mask", target_key: str = "segmentation_mask"):
         self.instance_mask_key, self.target_key = instance_mask_key, target_key
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         """Return the sample with the new field."""
         if self.instance_mask_key not in data:
             return data
@@ -322,24 +332,24 @@ class VOCInstanceMasksToDenseMasks:
 
     Args:
         instance_mask_key: field of the one-hot instance masks, replaced by masks of class ids.
-        class_mask_key: field of the class ids (H, W, 1), 255 is void.
-        classes_key: field to add with the class of each instance (I,).
-        ignore_mask_key: field to add with the void pixels (1, H, W, 1), bool.
+        class_mask_key: field of the class ids (h, w, 1), 255 is void.
+        classes_key: field to add with the class of each instance (i,).
+        ignore_mask_key: field to add with the void pixels (1, h, w, 1), bool.
         instance_axis: axis of the instances.
     """
 
     def __init__(
         self,
-        instance_mask_key="segmentation-instance",
-        class_mask_key="segmentation-class",
-        classes_key="instance_category",
-        ignore_mask_key="ignore_mask",
-        instance_axis=-4,
+        instance_mask_key: str = "segmentation-instance",
+        class_mask_key: str = "segmentation-class",
+        classes_key: str = "instance_category",
+        ignore_mask_key: str = "ignore_mask",
+        instance_axis: int = -4,
     ):
         self.instance_mask_key, self.class_mask_key = instance_mask_key, class_mask_key
         self.classes_key, self.ignore_mask_key, self.instance_axis = classes_key, ignore_mask_key, instance_axis
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         """Return the sample with the new fields.
 
         Raises:
@@ -348,7 +358,7 @@ class VOCInstanceMasksToDenseMasks:
         class_mask = np.expand_dims(get_field(data, self.class_mask_key), self.instance_axis)
         masks = get_field(data, self.instance_mask_key) * class_mask
         classes = [np.unique(mask[mask > 0]) for mask in np.moveaxis(masks, self.instance_axis, 0)]
-        mixed = [found.tolist() for found in classes if len(found) != 1]
+        mixed = [ids.tolist() for ids in classes if len(ids) != 1]
         if mixed:
             raise ValueError(f"The pixels of an instance have to be of one class, not {mixed[0]}.")
         return {

@@ -3,7 +3,7 @@
 import abc
 import math
 import operator
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Literal, Optional
 
 from torch import nn
 from torch.optim import Optimizer
@@ -87,7 +87,7 @@ class _CosineAnnealing(LRScheduler):
         self.error_on_exceeding_steps = error_on_exceeding_steps
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[Any]:
         step, n_steps = self.last_epoch - self.warmup_steps, self.T_max - self.warmup_steps
         if step < 0:
             return [base_lr * (self.last_epoch + 0.5) / self.warmup_steps for base_lr in self.base_lrs]
@@ -104,7 +104,7 @@ def plateau_decay(
     decay_rate: float = 1.0,
     patience: int = 10,
     monitor_metric: str = "val/lotal_loss",
-    mode: str = "min",
+    mode: Literal["min", "max"] = "min",
 ) -> dict[str, Any]:
     """Multiply the learning rate by `decay_rate` when a metric has stopped improving.
 
@@ -134,7 +134,7 @@ class HPScheduler(nn.Module, abc.ABC):
     `ocl.callbacks.UpdateHyperparameterScheduling` tells it the step.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.last_global_step: Optional[int] = None
 
@@ -150,12 +150,16 @@ class HPScheduler(nn.Module, abc.ABC):
         """
         self.last_global_step = global_step
 
-    def __float__(self) -> float:
+    @property
+    def _step(self) -> int:
         if self.last_global_step is None:
             raise RuntimeError(
                 f"{type(self).__name__} has no value yet: add ocl.callbacks."
                 "UpdateHyperparameterScheduling to the callbacks, or call update_global_step first."
             )
+        return self.last_global_step
+
+    def __float__(self) -> float:
         return float(self.compute_scheduled_value())
 
     __add__, __radd__ = _operators(operator.add)
@@ -176,9 +180,9 @@ class _Ramp(HPScheduler):
 
     def progress(self) -> float:
         """Return the share of the steps that is done, in 0..1."""
-        if self.last_global_step >= self.end_step:
+        if self._step >= self.end_step:
             return 1.0
-        return max(0, self.last_global_step - self.start_step) / max(1, self.end_step - self.start_step)
+        return max(0, self._step - self.start_step) / max(1, self.end_step - self.start_step)
 
 
 class LinearHPScheduler(_Ramp):
@@ -215,7 +219,7 @@ class StepHPScheduler(HPScheduler):
         self.start_value, self.end_value, self.switch_step = start_value, end_value, switch_step
 
     def compute_scheduled_value(self) -> float:
-        return self.start_value if self.last_global_step < self.switch_step else self.end_value
+        return self.start_value if self._step < self.switch_step else self.end_value
 
 
 class CosineAnnealingHPScheduler(_Ramp):

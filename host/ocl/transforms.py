@@ -4,42 +4,47 @@ import abc
 import os
 import random
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from ocl._pipe import get_field
+from ocl._loader.pipe import Pipe, get_field
+
+Sample = dict[str, Any]
+Position = Union[int, slice]
 
 
 class Transform(abc.ABC):
     """Maps a pipe to a new one by its operations `map`, `map_dict`, `filter`, `then` and `shuffle`.
 
     Attributes:
-        is_batch_transform: whether the pipe gives batches instead of samples.
-        fields: names of the fields that the transform needs; other fields may not even be loaded.
+        is_batch_transform: Whether the pipe gives batches instead of samples.
+        fields: Names of the fields that the transform needs; other fields may not even be loaded.
     """
 
     is_batch_transform = False
 
     @property
     @abc.abstractmethod
-    def fields(self):
+    def fields(self) -> tuple[str, ...]:
         """Return the names of the needed fields."""
 
     @abc.abstractmethod
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         """Return the transformed pipe."""
 
 
 class _FieldTransform(Transform):
     """A transform that is told its fields, and whether it works on batches."""
 
-    def __init__(self, fields, batch_transform=False):
+    def __init__(self, fields: Iterable[str], batch_transform: bool = False):
         self._fields, self.is_batch_transform = tuple(fields), batch_transform
 
     @property
-    def fields(self):
+    def fields(self) -> tuple[str, ...]:
         return self._fields
 
 
@@ -51,11 +56,11 @@ class SimpleTransform(_FieldTransform):
         batch_transform: whether the functions expect the fields of batches.
     """
 
-    def __init__(self, transforms, batch_transform):
+    def __init__(self, transforms: Mapping[str, Callable[[Any], Any]], batch_transform: bool):
         super().__init__(transforms, batch_transform)
         self.transforms = dict(transforms)
 
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         return input_pipe.map_dict(self.transforms)
 
 
@@ -68,25 +73,25 @@ class Map(_FieldTransform):
         batch_transform: whether it expects batches.
     """
 
-    def __init__(self, transform, fields, batch_transform):
+    def __init__(self, transform: Callable[[Sample], Sample], fields: Iterable[str], batch_transform: bool):
         super().__init__(fields, batch_transform)
         self.transform = transform
 
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         return input_pipe.map(self.transform)
 
 
 class Filter(_FieldTransform):
     """Keep the samples for which `predicate(*values of the fields)` holds."""
 
-    def __init__(self, predicate, fields):
+    def __init__(self, predicate: Callable[..., bool], fields: Iterable[str]):
         super().__init__(fields)
         self.predicate = predicate
 
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         return input_pipe.filter(self._holds)
 
-    def _holds(self, sample):
+    def _holds(self, sample: Sample) -> bool:
         return self.predicate(*(get_field(sample, field) for field in self.fields))
 
 
@@ -98,34 +103,38 @@ class DuplicateFields(_FieldTransform):
         batch_transform: whether to do so in batches.
     """
 
-    def __init__(self, mapping, batch_transform):
+    def __init__(self, mapping: Mapping[str, str], batch_transform: bool):
         super().__init__(mapping, batch_transform)
         self.mapping = dict(mapping)
 
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         return input_pipe.map(self._duplicate)
 
-    def _duplicate(self, sample):
+    def _duplicate(self, sample: Sample) -> Sample:
         return {**sample, **{copy: get_field(sample, field) for field, copy in self.mapping.items()}}
 
 
 class _StreamTransform(_FieldTransform):
-    """Replace each sample by those that `process(sample, rng)` yields.
+    """Replace each sample by those that `process` yields.
 
     Each pass over the data has its own random generator, seeded by the worker or else by torch's seed.
     """
 
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         return input_pipe.then(self._process_stream)
 
-    def _process_stream(self, stream):
+    @abc.abstractmethod
+    def process(self, sample: Sample, rng: random.Random) -> Iterator[Sample]:
+        """Yield what a sample becomes."""
+
+    def _process_stream(self, stream: Iterator[Sample]) -> Iterator[Sample]:
         worker = get_worker_info()
         rng = random.Random(torch.initial_seed() if worker is None else worker.seed)
         for sample in stream:
             yield from self.process(sample, rng)
 
 
-def _common_length(sample, lengths):
+def _common_length(sample: Sample, lengths: Mapping[str, int]) -> int:
     """Return the length that all named fields of a sample have, or raise a `ValueError`."""
     if len(set(lengths.values())) > 1:
         raise ValueError(f"Sample {sample['__key__']!r} has fields that differ in length: {lengths}.")
@@ -133,21 +142,21 @@ def _common_length(sample, lengths):
 
 
 class _SlicingTransform(_StreamTransform):
-    """Replace each sample by slices of the named fields, with keys `"{key}_{index of the slice}"`.
+    """Replace each sample by slices of the named fields, with keys `"{key}_{index of the slice}"`."""
 
-    Subclasses have `choose(key, length, rng)`, which returns pairs of the index of a slice, and its position or the
-    `slice` along the axis.
-    """
-
-    def __init__(self, fields, dim, shuffle_buffer_size=1):
+    def __init__(self, fields: Iterable[str], dim: int, shuffle_buffer_size: int = 1):
         super().__init__(fields)
         self.dim, self.shuffle_buffer_size = dim, shuffle_buffer_size
 
-    def __call__(self, input_pipe):
+    def __call__(self, input_pipe: Pipe) -> Pipe:
         pipe = super().__call__(input_pipe)
         return pipe.shuffle(buffer_size=self.shuffle_buffer_size) if self.shuffle_buffer_size > 1 else pipe
 
-    def process(self, sample, rng):
+    @abc.abstractmethod
+    def choose(self, key: str, length: int, rng: random.Random) -> Iterable[tuple[int, Position]]:
+        """Return pairs of the index of a slice, and its position or the `slice` along the axis."""
+
+    def process(self, sample: Sample, rng: random.Random) -> Iterator[Sample]:
         key, values = sample["__key__"], {field: get_field(sample, field) for field in self.fields}
         length = _common_length(sample, {field: value.shape[self.dim] for field, value in values.items()})
         for index, part in self.choose(key, length, rng):
@@ -155,7 +164,7 @@ class _SlicingTransform(_StreamTransform):
             yield {**sample, **sliced, "__key__": f"{key}_{index}"}
 
 
-def _slice(value, part, dim):
+def _slice(value: Any, part: Position, dim: int) -> Any:
     piece = value[(slice(None),) * (dim % value.ndim) + (part,)]
     if isinstance(part, slice):
         return piece
@@ -178,11 +187,19 @@ class SampleSlices(_SlicingTransform):
         shuffle_buffer_size: size of the buffer in which the slices are shuffled, 1 for not at all.
     """
 
-    def __init__(self, n_slices_per_input, fields, dim=0, seed=39480234, per_epoch=False, shuffle_buffer_size=1000):
+    def __init__(
+        self,
+        n_slices_per_input: int,
+        fields: Iterable[str],
+        dim: int = 0,
+        seed: int = 39480234,
+        per_epoch: bool = False,
+        shuffle_buffer_size: int = 1000,
+    ):
         super().__init__(fields, dim, shuffle_buffer_size)
         self.n_slices_per_input, self.seed, self.per_epoch = n_slices_per_input, seed, per_epoch
 
-    def choose(self, key, length, rng):
+    def choose(self, key: str, length: int, rng: random.Random) -> Iterable[tuple[int, int]]:
         count = length if self.n_slices_per_input == -1 else self.n_slices_per_input
         seed = self.seed + _key_number(key)
         if self.per_epoch:
@@ -201,7 +218,7 @@ class SampleSlices(_SlicingTransform):
         return zip(positions, positions)
 
 
-def _key_number(key):
+def _key_number(key: str) -> int:
     try:
         return int(key)
     except ValueError:
@@ -219,11 +236,18 @@ class SplitConsecutive(_SlicingTransform):
         drop_last: whether to leave out a last window that is shorter.
     """
 
-    def __init__(self, n_consecutive, fields, dim=0, shuffle_buffer_size=1000, drop_last=True):
+    def __init__(
+        self,
+        n_consecutive: int,
+        fields: Iterable[str],
+        dim: int = 0,
+        shuffle_buffer_size: int = 1000,
+        drop_last: bool = True,
+    ):
         super().__init__(fields, dim, shuffle_buffer_size)
         self.n_consecutive, self.drop_last = n_consecutive, drop_last
 
-    def choose(self, key, length, rng):
+    def choose(self, key: str, length: int, rng: random.Random) -> list[tuple[int, slice]]:
         end = length - length % self.n_consecutive if self.drop_last else length
         starts = range(0, end, self.n_consecutive)
         return [(index, slice(start, start + self.n_consecutive)) for index, start in enumerate(starts)]
@@ -238,10 +262,10 @@ class SampleConsecutive(SplitConsecutive):
         dim: the axis.
     """
 
-    def __init__(self, n_consecutive, fields, dim=0):
+    def __init__(self, n_consecutive: int, fields: Iterable[str], dim: int = 0):
         super().__init__(n_consecutive, fields, dim, shuffle_buffer_size=1)
 
-    def choose(self, key, length, rng):
+    def choose(self, key: str, length: int, rng: random.Random) -> list[tuple[int, slice]]:
         windows = super().choose(key, length, rng)
         if not windows:
             raise ValueError(f"Sample {key!r} has {length} frames, too few for {self.n_consecutive}.")
@@ -261,12 +285,18 @@ class VideoDecoder(_StreamTransform):
         video_reader_kwargs: options of `decord.VideoReader`.
     """
 
-    def __init__(self, fields, stride=1, split_extension=True, video_reader_kwargs=None):
+    def __init__(
+        self,
+        fields: Iterable[str],
+        stride: int = 1,
+        split_extension: bool = True,
+        video_reader_kwargs: Optional[Mapping[str, Any]] = None,
+    ):
         super().__init__(fields)
         self.stride, self.split_extension = stride, split_extension
         self.video_reader_kwargs = dict(video_reader_kwargs or {})
 
-    def process(self, sample, rng):
+    def process(self, sample: Sample, rng: random.Random) -> Iterator[Sample]:
         from decord import VideoReader
 
         readers = {field: VideoReader(get_field(sample, field), **self.video_reader_kwargs) for field in self.fields}
@@ -278,7 +308,7 @@ class VideoDecoder(_StreamTransform):
             decoded[name] = torch.from_numpy(reader.get_batch(indices).asnumpy())
         yield {**decoded, "decoded_indices": torch.tensor(indices)}
 
-    def choose_frames(self, n_frames, rng):
+    def choose_frames(self, n_frames: int, rng: random.Random) -> Sequence[int]:
         """Return the numbers of the frames to decode."""
         return range(0, n_frames, self.stride)
 
@@ -293,11 +323,11 @@ class DecodeRandomWindow(VideoDecoder):
 
     aligned = False
 
-    def __init__(self, n_consecutive_frames, fields, **options):
+    def __init__(self, n_consecutive_frames: int, fields: Iterable[str], **options: Any):
         super().__init__(fields, **options)
         self.n_consecutive_frames = n_consecutive_frames
 
-    def choose_frames(self, n_frames, rng):
+    def choose_frames(self, n_frames: int, rng: random.Random) -> Sequence[int]:
         n_wanted, stride = self.n_consecutive_frames, self.stride
         starts = range(0, n_frames - (n_wanted - 1) * stride, n_wanted * stride if self.aligned else 1)
         if not starts:

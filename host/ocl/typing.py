@@ -6,20 +6,23 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-ImageData = Tensor  # (B, C, H, W)
-VideoData = Tensor  # (B, T, C, H, W)
-ImageOrVideoData = TextData = Tensor
+ImageData = Tensor  # (b, c, h, w)
+VideoData = Tensor  # (b, t, c, h, w)
+ImageOrVideoData = Tensor
+TextData = Tensor
 
-CNNImageFeatures = Tensor  # (B, D, H, W)
-TransformerImageFeatures = ImageFeatures = Tensor  # (B, N, D)
-VideoFeatures = Tensor  # (B, T, N, D)
+CNNImageFeatures = Tensor  # (b, d, h, w)
+TransformerImageFeatures = Tensor  # (b, n, d)
+ImageFeatures = Tensor  # (b, n, d)
+VideoFeatures = Tensor  # (b, t, n, d)
 ImageOrVideoFeatures = Tensor
-Positions = Tensor  # (N, 2)
-PooledFeatures = Tensor  # (B, D)
+Positions = Tensor  # (n, 2)
+PooledFeatures = Tensor  # (b, d)
 
-ObjectFeatures = ConditioningOutput = Tensor  # (B, K, D)
-EmptyIndicator = Tensor  # (B, K)
-ObjectFeatureAttributions = Tensor  # (B, K, N)
+ObjectFeatures = Tensor  # (b, k, d)
+ConditioningOutput = Tensor  # (b, k, d)
+EmptyIndicator = Tensor  # (b, k)
+ObjectFeatureAttributions = Tensor  # (b, k, n)
 
 
 @dataclasses.dataclass
@@ -27,8 +30,8 @@ class FrameFeatures:
     """Features of one image or of one frame.
 
     Attributes:
-        features: (B, N, D).
-        positions: (N, 2) in [0, 1], row before column, or None where features have no place.
+        features: (b, n, d).
+        positions: (n, 2) in [0, 1], row before column, or None where features have no place.
     """
 
     features: ImageFeatures
@@ -40,8 +43,8 @@ class FeatureExtractorOutput:
     """Features of images or videos; iterating yields one `FrameFeatures` per frame.
 
     Attributes:
-        features: (B, N, D) for images, (B, T, N, D) for videos.
-        positions: (N, 2) in [0, 1], row before column, or None where features have no place.
+        features: (b, n, d) for images, (b, t, n, d) for videos.
+        positions: (n, 2) in [0, 1], row before column, or None where features have no place.
         aux_features: Further results of the extractor by name.
     """
 
@@ -59,9 +62,9 @@ class PerceptualGroupingOutput:
     """Objects found in features.
 
     Attributes:
-        objects: (B, K, D).
-        is_empty: (B, K), true or 1 where a slot holds no object.
-        feature_attributions: (B, K, N), how much of each feature belongs to each object.
+        objects: (b, k, d).
+        is_empty: (b, k), true or 1 where a slot holds no object.
+        feature_attributions: (b, k, n), how much of each feature belongs to each object.
     """
 
     objects: ObjectFeatures

@@ -37,7 +37,7 @@ class Images(Visualization):
 
 @dataclasses.dataclass
 class Video(Visualization):
-    """Videos (N, T, C, H, W)."""
+    """Videos (n, t, c, h, w)."""
 
     experiment_method = "add_video"
     vid_tensor: Tensor

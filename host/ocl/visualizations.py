@@ -1,7 +1,7 @@
 """Visualizations of inputs and outputs of models."""
 
 import abc
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from PIL import ImageColor
@@ -17,7 +17,7 @@ class VisualizationMethod(abc.ABC):
     """Turns tensors into visualizations."""
 
     @abc.abstractmethod
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return a visualization, a dict of them, or None if there is nothing to see."""
 
 
@@ -29,13 +29,13 @@ def _first(tensor: Tensor, n_instances: int, denormalization: Optional[Denormali
 
 
 def _grid_of_videos(videos: Tensor, n_row: int, fps: int) -> types.Video:
-    """Arrange videos (N, T, C, H, W) as one."""
+    """Arrange videos (n, t, c, h, w) as one."""
     frames = [make_grid(frame, n_row) for frame in videos.unbind(1)]
     return types.Video(torch.stack(frames).unsqueeze(0), fps)
 
 
 def _rows_of_objects(objects: Tensor, fps: int) -> Union[types.Image, types.Video]:
-    """Arrange objects (B, K, C, H, W) or (B, T, K, C, H, W) with a row per instance."""
+    """Arrange objects (b, k, c, h, w) or (b, t, k, c, h, w) with a row per instance."""
     if objects.dim() == 5:
         return types.Image(make_grid(objects.flatten(0, 1), objects.shape[1]))
     return _grid_of_videos(objects.movedim(1, 2).flatten(0, 1), objects.shape[2], fps)
@@ -61,10 +61,10 @@ class Image(VisualizationMethod):
         self.n_instances, self.n_row, self.denormalization, self.as_grid = n_instances, n_row, denormalization, as_grid
 
     def __call__(self, image: Tensor) -> Union[types.Image, types.Images]:
-        """Show images (B, C, H, W)."""
+        """Show images (b, c, h, w)."""
         return self._show(_first(image, self.n_instances, self.denormalization))
 
-    def _show(self, images: Tensor):
+    def _show(self, images: Tensor) -> Union[types.Image, types.Images]:
         return types.Image(make_grid(images, self.n_row)) if self.as_grid else types.Images(images)
 
 
@@ -72,7 +72,7 @@ class Flow(Image):
     """Show optical flow: the color is its direction, the saturation its speed, white stands still."""
 
     def __call__(self, flow: Tensor) -> Union[types.Image, types.Images]:
-        """Show flows (B, 2, H, W); saturation is relative to the fastest pixel shown."""
+        """Show flows (b, 2, h, w); saturation is relative to the fastest pixel shown."""
         return self._show(flow_to_image(_first(flow, self.n_instances, self.denormalization)) / 255)
 
 
@@ -99,7 +99,7 @@ class Video(VisualizationMethod):
         self.as_grid, self.fps = as_grid, fps
 
     def __call__(self, video: Tensor) -> types.Video:
-        """Show videos (B, T, C, H, W)."""
+        """Show videos (b, t, c, h, w)."""
         video = _first(video, self.n_instances, self.denormalization)
         return _grid_of_videos(video, self.n_row, self.fps) if self.as_grid else types.Video(video, self.fps)
 
@@ -116,13 +116,13 @@ class Mask(VisualizationMethod):
         self.n_instances, self.fps = n_instances, fps
 
     def __call__(self, mask: Tensor) -> Union[types.Image, types.Video]:
-        """Show masks (B, K, H, W) or (B, T, K, H, W) with values in [0, 1].
+        """Show masks (b, k, h, w) or (b, t, k, h, w) with values in [0, 1].
 
         Raises:
             RuntimeError: If the masks have another number of axes.
         """
         if mask.dim() not in (4, 5):
-            raise RuntimeError(f"Expected masks (B, K, H, W) or (B, T, K, H, W), got shape {tuple(mask.shape)}.")
+            raise RuntimeError(f"Expected masks (b, k, h, w) or (b, t, k, h, w), got shape {tuple(mask.shape)}.")
         return _rows_of_objects(1 - _first(mask, self.n_instances).float().unsqueeze(-3), self.fps)
 
 
@@ -142,8 +142,8 @@ class VisualObject(VisualizationMethod):
         """Show objects.
 
         Args:
-            object: Colors (B, K, C, H, W) or (B, T, K, C, H, W).
-            mask: (B, K, H, W) or (B, T, K, H, W) in [0, 1].
+            object: Colors (b, k, c, h, w) or (b, t, k, c, h, w).
+            mask: (b, k, h, w) or (b, t, k, h, w) in [0, 1].
 
         Returns:
             `reconstruction`, in images with the mask as opacity, in videos on white ground; and `mask`.
@@ -153,7 +153,7 @@ class VisualObject(VisualizationMethod):
         """
         if object.dim() not in (5, 6):
             raise RuntimeError(
-                f"Expected objects (B, K, C, H, W) or (B, T, K, C, H, W), got shape {tuple(object.shape)}."
+                f"Expected objects (b, k, c, h, w) or (b, t, k, c, h, w), got shape {tuple(object.shape)}."
             )
         colors = _first(object, self.n_instances, self.denormalization)
         alpha = _first(mask, self.n_instances).unsqueeze(-3)
@@ -173,7 +173,7 @@ class Segmentation(VisualizationMethod):
         self.n_instances, self.denormalization = n_instances, denormalization
 
     def __call__(self, image: Tensor, mask: Tensor) -> Optional[types.Image]:
-        """Show the objects of images (B, C, H, W) with masks (B, K, H, W); videos are not shown."""
+        """Show the objects of images (b, c, h, w) with masks (b, k, h, w); videos are not shown."""
         if image.dim() != 4:
             return None
         images = _first(image, self.n_instances, self.denormalization).clamp(0, 1)

@@ -7,6 +7,7 @@ import inspect
 import sys
 import types
 from collections.abc import Mapping
+from typing import Any, Optional
 
 from torch import nn
 from torchmetrics import Metric
@@ -19,11 +20,14 @@ _PREFIX = f"{__package__}."
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes a mirror of any module importable, which also lets routed classes be pickled by name."""
 
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.startswith(_PREFIX):
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> Optional[importlib.machinery.ModuleSpec]:
+        if not fullname.startswith(_PREFIX):
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
-    def exec_module(self, mirror):
+    def exec_module(self, mirror: types.ModuleType) -> None:
         target = mirror.__name__[len(_PREFIX) :]
         try:
             original = importlib.import_module(target)
@@ -32,10 +36,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 raise
             message = f"There is no package, module or class `{target}` to route."
             raise ModuleNotFoundError(message, name=target) from None
-        mirror.__getattr__ = functools.partial(get, mirror, original)
+        mirror.__dict__["__getattr__"] = functools.partial(get, mirror, original)
 
 
-def get(mirror, original, name):
+def get(mirror: types.ModuleType, original: Any, name: str) -> Any:
     """Return what a mirror has in place of an attribute of the original module; classes are routed on demand."""
     if name.startswith("__"):
         raise AttributeError(f"module {mirror.__name__!r} has no attribute {name!r}")
@@ -50,18 +54,18 @@ def get(mirror, original, name):
     return vars(mirror).setdefault(name, _route(value, mirror.__name__, name))
 
 
-def _route(cls, module_name, name):
+def _route(cls: Any, module_name: str, name: str) -> type:
     """Return a subclass of `cls`, known as `<module_name>.<name>`, whose routed method reads from a tree."""
     method_name = "update" if issubclass(cls, Metric) else "forward" if issubclass(cls, nn.Module) else "__call__"
     # Asking the class itself for `__call__` would find the method that constructs instances.
     original = getattr(cls, method_name) if any(method_name in vars(base) for base in cls.__mro__) else None
-    parameters = list(inspect.signature(original).parameters.values())[1:] if original else []
-    parameters = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    signature = list(inspect.signature(original).parameters.values())[1:] if original else []
+    parameters = {p.name: p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
     class Routed(cls):
         __doc__, __module__, __qualname__ = cls.__doc__, module_name, name
 
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: Any, **kwargs: Any):
             paths = {}
             for parameter in parameters:
                 path = kwargs.pop(f"{parameter}_path", None)
@@ -73,7 +77,7 @@ def _route(cls, module_name, name):
             object.__setattr__(self, "_argument_paths", paths)
             super().__init__(*args, **kwargs)
 
-    def call(self, *args, inputs=None, **kwargs):
+    def call(self: Any, *args: Any, inputs: Any = None, **kwargs: Any) -> Any:
         method = getattr(super(Routed, self), method_name)
         if not self._argument_paths:
             if "inputs" in parameters and inputs is not None:

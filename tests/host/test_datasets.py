@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from ocl._shards import Pass, share_of_reader
+from ocl._loader.ranks import Pass
+from ocl._loader.shards import share_of_reader
 from ocl.data_decoding import decode_field
 from ocl.datasets import (
     DummyDataModule,

@@ -17,7 +17,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from ocl import _streams, scheduling
+from ocl import scheduling
+from ocl._loader import streams
 from ocl.callbacks import STOP_SIGNALS, Interrupted, StopOnSignal, UpdateHyperparameterScheduling
 from ocl.combined_model import CombinedModel
 from ocl.datasets import DummyDataModule, ShardError, WebdatasetDataModule
@@ -154,7 +155,7 @@ def flaky(monkeypatch):
 
 
 def test_a_shard_that_breaks_off_is_continued_behind_the_last_sample(flaky, monkeypatch, caplog):
-    monkeypatch.setattr(_streams, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(streams, "WAITS", (0, 0, 0))
     read = [(sample["__key__"], sample["x"]) for sample in data_module(flaky).val_data_iterator()]
     assert [key for key, _ in read] == ["0", "1", "2", "3"]
     assert all((x == int(key)).all() and len(x) == 200_000 for key, x in read)
@@ -184,7 +185,7 @@ class CuttingHandler(http.server.SimpleHTTPRequestHandler):
 def test_a_web_server_without_ranges_may_break_off_anywhere(tmp_path, monkeypatch):
     content = tar({f"{key}.x.npy": npy(np.full(200_000, key, np.float64)) for key in range(6)})
     (tmp_path / "s.tar").write_bytes(content)
-    monkeypatch.setattr(_streams, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(streams, "WAITS", (0, 0, 0))
     monkeypatch.setattr(CuttingHandler, "cuts", [5_000_000, len(content) - 1_000_000])
     handler = functools.partial(CuttingHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -200,7 +201,7 @@ def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
     def fail(*args):
         raise ConnectionError("connection lost")
 
-    monkeypatch.setattr(_streams, "WAITS", (0,))
+    monkeypatch.setattr(streams, "WAITS", (0,))
     monkeypatch.setattr(FlakyFile, "read", fail)
     with pytest.raises(ShardError, match="s.tar.*2 attempts failed, the last one with: connection lost"):
         list(data_module(flaky).val_data_iterator())
@@ -208,7 +209,7 @@ def test_after_some_attempts_the_error_is_told(flaky, monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["file", "memory", "local"])
 def test_opening_is_tried_again_on_every_file_system(protocol, tmp_path, monkeypatch):
-    monkeypatch.setattr(_streams, "WAITS", (0, 0))
+    monkeypatch.setattr(streams, "WAITS", (0, 0))
     url = f"memory://{tmp_path}/s.tar" if protocol == "memory" else (tmp_path / "s.tar").as_uri()
     url = str(tmp_path / "s.tar") if protocol == "local" else url
     with fsspec.open(url, "wb") as file:

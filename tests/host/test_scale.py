@@ -321,7 +321,7 @@ def url(request, tmp_path, monkeypatch):
     else:
         handler = functools.partial(Handler, directory=str(tmp_path))
         monkeypatch.setattr(Handler, "broken", set())
-        monkeypatch.setattr("ocl._streams.WAITS", (0, 0, 0))
+        monkeypatch.setattr("ocl._loader.streams.WAITS", (0, 0, 0))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{server.server_port}/{{0..2}}.tar"

@@ -11,15 +11,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from ocl._shards import ShardError
+from ocl._loader.shards import ShardError
 from ocl.utils.checkpoints import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,10 @@ def find_checkpoint(path: str) -> str:
     Raises:
         IndexError: If there is no checkpoint.
     """
-    found = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
-    if not found:
+    checkpoints = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
+    if not checkpoints:
         raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
-    have_steps = all("step=" in os.path.basename(file) for file in found)
+    have_steps = all("step=" in os.path.basename(file) for file in checkpoints)
 
     def number(name: str, text: str) -> int:
         match = re.search(rf"{name}(\d+)", text)
@@ -59,7 +60,7 @@ def find_checkpoint(path: str) -> str:
         step = number("step=", os.path.basename(file)) if have_steps else 0
         return number("version_", file[len(path) :]), step, os.path.getmtime(file)
 
-    return max(found, key=age)
+    return max(checkpoints, key=age)
 
 
 def get_commandline_config_path() -> Optional[str]:
@@ -97,7 +98,7 @@ def report_errors(task: Callable) -> Callable:
     """Let a program end with one message for errors that users can cause, unless HYDRA_FULL_ERROR is set."""
 
     @functools.wraps(task)
-    def reporting(config):
+    def reporting(config: DictConfig) -> Any:
         try:
             return task(config)
         except KeyboardInterrupt:

@@ -173,7 +173,7 @@ def evaluate_split(
     if config.save_outputs and config.n_samples_to_store is not None:
         batches = eval_utils.limit_samples(batches, config.n_samples_to_store)
     (metrics,) = trainer.validate(model, dataloaders=batches, verbose=False)
-    for extractor in trainer.callbacks:
+    for extractor in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
         if isinstance(extractor, eval_utils.ExtractDataFromPredictions):
             folder = os.path.join(config.output_dir, config.outputs_dirname, split)
             eval_utils.save_outputs(folder, extractor.get_outputs())

@@ -67,7 +67,7 @@ class ExtractDataFromPredictions(pl.Callback):
     Args:
         paths: Dotted paths into the outputs.
         output_paths: Names for them, by default the paths.
-        transform: Applied to the dictionary of what was found in a batch.
+        transform: Applied to the dictionary of a batch.
         max_samples: Number of samples (without `flatten_batches`: batches) to keep.
         flatten_batches: Return a dictionary per sample instead of one per batch.
 
@@ -99,17 +99,19 @@ class ExtractDataFromPredictions(pl.Callback):
 
     on_validation_start = on_predict_start
 
-    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self.max_samples is not None and len(self._outputs) >= self.max_samples:
             return
-        found = {
+        extracted = {
             name: map_tree(get_tree_element(outputs, path.split(".")), lambda tensor: tensor.detach().cpu())
             for name, path in zip(self.output_paths, self.paths)
         }
         if self.transform is not None:
-            found = self.transform(found)
+            extracted = self.transform(extracted)
         size = batch["batch_size"]
-        self._outputs += [pick(found, i, size) for i in range(size)] if self.flatten_batches else [found]
+        self._outputs += [pick(extracted, i, size) for i in range(size)] if self.flatten_batches else [extracted]
         self._outputs = self._outputs[: self.max_samples]
 
     on_validation_batch_end = on_predict_batch_end

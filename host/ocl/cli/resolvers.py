@@ -2,6 +2,7 @@
 
 import builtins
 import os
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -29,20 +30,22 @@ class LambdaFunction:
         except SyntaxError as error:
             raise ValueError(f"Not a lambda expression: {source} ({error.msg})") from error
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[str]]:
         return LambdaFunction, (self.source,)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"LambdaFunction({self.source!r})"
 
 
 def slice_string(string: str, separator: str, index: Any) -> str:
     """Return the piece (`0`) or pieces (`1:`, rejoined) of a string between separators."""
-    pieces, bounds = string.split(separator), [int(bound) if bound else None for bound in str(index).split(":")]
-    return separator.join(pieces[slice(*bounds)]) if len(bounds) > 1 else pieces[bounds[0]]
+    pieces, bounds = string.split(separator), str(index).split(":")
+    if len(bounds) == 1:
+        return pieces[int(index)]
+    return separator.join(pieces[slice(*(int(bound) if bound else None for bound in bounds))])
 
 
 def read_yaml(path: str) -> Any:
@@ -58,7 +61,7 @@ def when_testing(value: Any, otherwise: Any) -> Any:
 
 def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
-    resolvers = dict(
+    resolvers: dict[str, Callable] = dict(
         lambda_fn=LambdaFunction,
         eval_lambda=lambda source, *args: LambdaFunction(source)(*args),
         slice=slice_string,

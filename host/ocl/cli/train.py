@@ -34,7 +34,7 @@ class TrainingConfig:
     optimizers: dict[str, Any] = MISSING
     losses: dict[str, Any] = MISSING
     visualizations: dict[str, Any] = field(default_factory=dict)
-    trainer: TrainerConf = field(default_factory=TrainerConf)
+    trainer: TrainerConf = field(default_factory=TrainerConf)  # type: ignore[valid-type]  # made at run time
     training_vis_frequency: Optional[int] = None
     training_metrics: Any = None  # not an optional dict: overrides could not turn its None into one
     evaluation_metrics: Any = None
@@ -47,12 +47,12 @@ register_resolvers()
 ConfigStore.instance().store(name="training_config", node=TrainingConfig)
 
 
-def instantiate(config: Any, **kwargs) -> Any:
+def instantiate(config: Any, **kwargs: Any) -> Any:
     """Build the objects of a config, with containers as plain dicts and lists."""
     return hydra_zen.instantiate(config, _convert_="all", **kwargs)
 
 
-def build_and_register_datamodule_from_config(config: DictConfig, **overrides) -> pl.LightningDataModule:
+def build_and_register_datamodule_from_config(config: DictConfig, **overrides: Any) -> pl.LightningDataModule:
     """Build the data module of a config.
 
     Args:

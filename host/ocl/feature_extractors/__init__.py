@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type:
     if name != "TimmFeatureExtractor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ocl.feature_extractors.timm import TimmFeatureExtractor  # timm is an optional dependency

@@ -5,7 +5,7 @@ from typing import Union
 from torch import nn
 from torch.nn import functional as F
 
-from ocl.feature_extractors.utils import ImageFeatureExtractor, cnn_compute_positions_and_flatten
+from ocl.feature_extractors.utils import ForwardOutput, ImageFeatureExtractor, cnn_compute_positions_and_flatten
 from ocl.scheduling import HPScheduler
 from ocl.typing import ImageData
 
@@ -15,15 +15,15 @@ class SlotAttentionFeatureExtractor(ImageFeatureExtractor):
 
     feature_dim = 64
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        layers = []
+        layers: list[nn.Module] = []
         for in_channels in (3, 64, 64, 64):
             layers += [nn.Conv2d(in_channels, 64, kernel_size=5, padding=2), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
 
-    def forward_images(self, images: ImageData):
-        """Turn images (B, 3, H, W) into features (B, H*W, 64) with positions (H*W, 2)."""
+    def forward_images(self, images: ImageData) -> ForwardOutput:
+        """Turn images (b, 3, h, w) into features (b, h*w, 64) with positions (h*w, 2)."""
         return cnn_compute_positions_and_flatten(self.layers(images))
 
 
@@ -39,15 +39,15 @@ class SAViFeatureExtractor(ImageFeatureExtractor):
         self.feature_dim = channels = 64 if larger_input_arch else 32
         if larger_input_arch:
             # With stride 2, "same" padding puts the odd row and column at the end.
-            layers = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(3, channels, kernel_size=5, stride=2)]
+            layers: list[nn.Module] = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(3, channels, kernel_size=5, stride=2)]
         else:
             layers = [nn.Conv2d(3, channels, kernel_size=5, padding=2)]
         for _ in range(3):
             layers += [nn.ReLU(inplace=True), nn.Conv2d(channels, channels, kernel_size=5, padding=2)]
         self.layers = nn.Sequential(*layers)
 
-    def forward_images(self, images: ImageData):
-        """Turn images (B, 3, H, W) into features (B, N, D) with positions (N, 2)."""
+    def forward_images(self, images: ImageData) -> ForwardOutput:
+        """Turn images (b, 3, h, w) into features (b, n, d) with positions (n, 2)."""
         return cnn_compute_positions_and_flatten(self.layers(images))
 
 
@@ -55,9 +55,9 @@ class DVAEFeatureExtractor(ImageFeatureExtractor):
     """The discrete tokens of SLATE (Singh et al., 2022) as features.
 
     Args:
-        encoder: Maps images to logits (B, V, h, w) over V codes.
-        positional_encoder: Adds positions to the embeddings (B, 1+h*w, D).
-        dictionary: Embeds one-hot tokens (..., V+1); entry 0 is the begin-of-sequence token.
+        encoder: Maps images to logits (b, m, h', w') over m codes.
+        positional_encoder: Adds positions to the embeddings (b, 1+n, d).
+        dictionary: Embeds one-hot tokens (..., m+1); entry 0 is the begin-of-sequence token.
         tau: Temperature of the Gumbel softmax.
         hard: Draw one-hot samples with straight-through gradients for the dVAE's decoder.
     """
@@ -74,12 +74,12 @@ class DVAEFeatureExtractor(ImageFeatureExtractor):
         self.encoder, self.dictionary, self.positional_encoder = encoder, dictionary, positional_encoder
         self.tau, self.hard = tau, hard
 
-    def forward_images(self, images: ImageData):
-        """Sample tokens of images (B, 3, H, W).
+    def forward_images(self, images: ImageData) -> ForwardOutput:
+        """Sample tokens of images (b, 3, h, w).
 
         Returns:
-            Embedded tokens (B, h*w, D), no positions, and a dict with the relaxed sample `z` (B, V, h, w), an
-            independent one-hot sample `z_hard` (B, h*w, V), and `targets` (B, h*w, D), the embeddings shifted
+            Embedded tokens (b, n, d), no positions, and a dict with the relaxed sample `z` (b, m, h', w'), an
+            independent one-hot sample `z_hard` (b, n, m), and `targets` (b, n, d), the embeddings shifted
             by one behind the begin-of-sequence token.
         """
         tau = float(self.tau)

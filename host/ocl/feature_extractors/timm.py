@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import timm
 import torch
@@ -50,6 +50,7 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
         unfreeze_attention: bool = False,
     ):
         super().__init__()
+        self.model: Any  # timm's models share no class that says what they have
         self.is_vit = model_name.startswith(("vit", "beit"))
         levels, aux_levels = _as_list(feature_level), _as_list(aux_features)
         if self.is_vit:
@@ -72,7 +73,7 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
         self._keep_eval = freeze and any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
         self.train()
 
-    def _remove_unused_parts(self):
+    def _remove_unused_parts(self) -> None:
         last, depth = max((n for _, n in self.levels + self.aux_levels), default=0), len(self.model.blocks)
         if last > depth:
             raise ValueError(f"Block {last} was asked for, but the model has only {depth} blocks.")
@@ -81,7 +82,7 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
         else:
             self.model.fc_norm = nn.Identity()  # belongs to the classifier
 
-    def _freeze(self, n_blocks_to_unfreeze: int, unfreeze_attention: bool):
+    def _freeze(self, n_blocks_to_unfreeze: int, unfreeze_attention: bool) -> None:
         if (n_blocks_to_unfreeze or unfreeze_attention) and not self.is_vit:
             raise ValueError("Only the blocks and the attention of vision transformers can be unfrozen.")
         self.model.requires_grad_(False)
@@ -92,15 +93,15 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
             for block in self.model.blocks:
                 block.attn.requires_grad_(True)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "TimmFeatureExtractor":
         """Switch to training mode, except for a frozen model with batch normalization."""
         super().train(mode)
         if self._keep_eval:
             self.model.eval()
         return self
 
-    def forward_images(self, images: ImageData):
-        """Turn images (B, 3, H, W) into features (B, N, D), positions (N, 2) and a dict of further levels."""
+    def forward_images(self, images: ImageData) -> utils.ForwardOutput:
+        """Turn images (b, 3, h, w) into features (b, n, d), positions (n, 2) and a dict of further levels."""
         if not self.is_vit:
             return utils.cnn_compute_positions_and_flatten(self.model(images)[0])
         recorded: dict[tuple[str, int], Tensor] = {}
@@ -113,15 +114,15 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
         aux = {f"{kind}{number}": recorded[kind, number] for kind, number in self.aux_levels}
         return tokens, utils.transformer_compute_positions(tokens), aux or None
 
-    def _watch(self, level: tuple[str, int], recorded: dict[tuple[str, int], Tensor]):
-        """Store a level (B, N, D) whenever the model runs, until the returned hook is removed."""
+    def _watch(self, level: tuple[str, int], recorded: dict[tuple[str, int], Tensor]) -> Any:
+        """Store a level (b, n, d) whenever the model runs, until the returned hook is removed."""
         kind, number = level
         block, n_prefix = self.model.blocks[number - 1], self.model.num_prefix_tokens
 
-        def project(attention, args):
+        def project(attention: nn.Module, args: tuple) -> None:
             recorded[level] = _project(attention, args[0][:, n_prefix:], _QKV.index(kind))
 
-        def pick(block, args, output):
+        def pick(block: nn.Module, args: tuple, output: Tensor) -> None:
             recorded[level] = output[:, :1] if kind == "cls" else output[:, n_prefix:]
 
         return block.attn.register_forward_pre_hook(project) if kind in _QKV else block.register_forward_hook(pick)
@@ -141,7 +142,7 @@ def _parse(level: Union[int, str]) -> tuple[str, int]:
     return match[1] or "block", int(match[2])
 
 
-def _project(attention: nn.Module, tokens: Tensor, third: int) -> Tensor:
+def _project(attention: Any, tokens: Tensor, third: int) -> Tensor:
     """Project tokens to queries, keys or values; not every model calls its `qkv` as a module."""
     bias = attention.qkv.bias
     if bias is not None:

@@ -3,6 +3,8 @@
 Importing this module registers them, so that `timm.create_model` finds them by name.
 """
 
+from typing import Any
+
 import timm
 import torch
 from timm.layers import GroupNorm
@@ -13,20 +15,22 @@ _SERVER = "https://dl.fbaipublicfiles.com"
 
 
 @register_model
-def resnet34_savi(pretrained: bool = False, **kwargs) -> nn.Module:
+def resnet34_savi(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-34 with group normalization and a stem that keeps the resolution (Kipf et al., 2022)."""
     if pretrained:
         raise ValueError("There are no pretrained weights for resnet34_savi; set pretrained to false.")
-    model = timm.create_model("resnet34", norm_layer=GroupNorm, **kwargs)
+    model: Any = timm.create_model("resnet34", norm_layer=GroupNorm, **kwargs)
     model.conv1.stride = (1, 1)
     model.maxpool = nn.Identity()
     return model
 
 
-def _register(name: str, architecture: str, weights: str = "", entry: str = "", prefix: str = "", **options) -> None:
+def _register(
+    name: str, architecture: str, weights: str = "", entry: str = "", prefix: str = "", **options: Any
+) -> None:
     """Register a model of timm under a new name, with those `weights` that lie below `prefix` in an entry of a file."""
 
-    def build(pretrained: bool = False, **kwargs) -> nn.Module:
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         model = timm.create_model(architecture, pretrained=pretrained and not weights, **options, **kwargs)
         if pretrained and weights:
             _load_weights(model, f"{_SERVER}/{weights}", entry, prefix)

@@ -18,7 +18,7 @@ ForwardOutput = Union[
 
 
 def grid_positions(height: int, width: int, device: Optional[torch.device] = None) -> Tensor:
-    """Return (H, W, 2) coordinates, row before column, each running from 0 to 1."""
+    """Return (h, w, 2) coordinates, row before column, each running from 0 to 1."""
     axes = (torch.linspace(0, 1, size, device=device) for size in (height, width))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
@@ -27,23 +27,24 @@ def cnn_compute_positions_and_flatten(features: Tensor) -> tuple[Tensor, Tensor]
     """Flatten feature maps row by row.
 
     Args:
-        features: (B, D, H, W).
+        features: (b, d, h, w).
 
     Returns:
-        Features (B, H*W, D) and their positions (H*W, 2) in [0, 1].
+        Features (b, h*w, d) and their positions (h*w, 2) in [0, 1].
     """
-    positions = grid_positions(*features.shape[-2:], device=features.device)
+    height, width = features.shape[-2:]
+    positions = grid_positions(height, width, features.device)
     return features.flatten(2).transpose(1, 2), positions.flatten(0, 1)
 
 
 def transformer_compute_positions(features: Tensor) -> Tensor:
-    """Return the positions (N, 2) in [0, 1] of tokens (B, N, D) that cover a square grid row by row.
+    """Return the positions (n, 2) in [0, 1] of tokens (b, n, d) that cover a square grid row by row.
 
     Raises:
         ValueError: If the number of tokens is not a square.
     """
     side = square_side(features.shape[1])
-    return grid_positions(side, side, device=features.device).flatten(0, 1)
+    return grid_positions(side, side, features.device).flatten(0, 1)
 
 
 class FeatureExtractor(nn.Module, abc.ABC):
@@ -51,7 +52,7 @@ class FeatureExtractor(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, video: ImageOrVideoData) -> FeatureExtractorOutput:
-        """Extract features from images (B, C, H, W) or videos (B, T, C, H, W)."""
+        """Extract features from images (b, c, h, w) or videos (b, t, c, h, w)."""
 
 
 class ImageFeatureExtractor(FeatureExtractor):
@@ -62,21 +63,21 @@ class ImageFeatureExtractor(FeatureExtractor):
         """Extract features from images.
 
         Args:
-            images: (B, C, H, W); the frames of videos arrive here as one large batch.
+            images: (b, c, h, w); the frames of videos arrive here as one large batch.
 
         Returns:
-            Features (B, N, D); or features and positions (N, 2); or both and a dict of further results.
+            Features (b, n, d); or features and positions (n, 2); or both and a dict of further results.
         """
 
     def forward(self, video: ImageOrVideoData) -> FeatureExtractorOutput:
-        """Extract features from images (B, C, H, W) or videos (B, T, C, H, W).
+        """Extract features from images (b, c, h, w) or videos (b, t, c, h, w).
 
         Raises:
             ValueError: If the input is neither.
         """
         if video.dim() not in (4, 5):
             raise ValueError(
-                f"Expected images (B, C, H, W) or videos (B, T, C, H, W), but the input has shape {tuple(video.shape)}."
+                f"Expected images (b, c, h, w) or videos (b, t, c, h, w), but the input has shape {tuple(video.shape)}."
             )
         output = self.forward_images(video.flatten(0, -4))
         output = (output, None) if isinstance(output, Tensor) else output
@@ -87,7 +88,7 @@ class ImageFeatureExtractor(FeatureExtractor):
             )
         features, positions, aux = (*output, None)[:3]
 
-        def unfold(value):
+        def unfold(value: Any) -> Any:
             return value.unflatten(0, video.shape[:2]) if isinstance(value, Tensor) and value.dim() else value
 
         if video.dim() == 5:

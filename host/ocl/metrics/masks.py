@@ -1,11 +1,11 @@
 """Metrics that compare predicted with true masks.
 
-Predictions are scores (B, C, H, W), true masks (B, K, H, W), pixels to leave out (B, 1, H, W). Videos have an axis T
-behind B: all their frames are scored jointly, so masks have to keep their place over time. A model called `prediction`,
+Predictions are scores (b, c, h, w), true masks (b, k, h, w), pixels to leave out (b, 1, h, w). Videos have an axis t
+behind b: all their frames are scored jointly, so masks have to keep their place over time. A model called `prediction`,
 `target` or `ignore` would take the place of what is mapped to these arguments.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -16,12 +16,12 @@ from ocl.utils.resizing import resize_patches_to_image
 
 
 def _flatten(prediction: Tensor, target: Tensor, ignore: Optional[Tensor], from_class: int) -> tuple[Tensor, ...]:
-    """Merge frames and pixels: scores (B, C, N), true masks (B, K, N) from a class on, and ignored pixels (B, 1, N)."""
+    """Merge frames and pixels: scores (b, c, n), true masks (b, k, n) from a class on, and ignored pixels (b, 1, n)."""
     shapes = [tuple(mask.shape) for mask in (prediction, target, ignore) if mask is not None]
     if prediction.dim() not in (4, 5) or len({shape[:-3] + shape[-2:] for shape in shapes}) != 1:
         raise ValueError(
-            "Expected predictions (B, C, H, W), targets (B, K, H, W) and pixels to ignore (B, 1, H, W), "
-            f"or videos with an axis T behind B, all of one size, got shapes {shapes}."
+            "Expected predictions (b, c, h, w), targets (b, k, h, w) and pixels to ignore (b, 1, h, w), "
+            f"or videos with an axis t behind b, all of one size, got shapes {shapes}."
         )
     ignore = torch.zeros_like(prediction[..., :1, :, :]) if ignore is None else ignore
     scores, target, ignored = (mask.movedim(-3, 1).flatten(2) for mask in (prediction, target, ignore))
@@ -29,13 +29,13 @@ def _flatten(prediction: Tensor, target: Tensor, ignore: Optional[Tensor], from_
 
 
 def _one_hot_argmax(scores: Tensor) -> Tensor:
-    """Mark the highest of K scores (B, K, N), the first one of equals, as bool."""
+    """Mark the highest of k scores (b, k, n), the first one of equals, as bool."""
     winner = scores.max(dim=1, keepdim=True).indices  # several times faster than argmax on CPUs
     return torch.arange(scores.shape[1], device=scores.device).view(-1, 1) == winner
 
 
 def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool) -> Tensor:
-    """Find the pixels (B, 1, N) that are neither ignored nor in several of the bool masks (B, K, N)."""
+    """Find the pixels (b, 1, n) that are neither ignored nor in several of the bool masks (b, k, n)."""
     counted = target.sum(dim=1, keepdim=True) <= 1
     if not ignore_overlaps and not (counted | ignored).all():
         raise ValueError(
@@ -46,13 +46,13 @@ def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool)
 
 
 def _count_common_pixels(first: Tensor, second: Tensor) -> Tensor:
-    """Count the pixels that bool masks (B, C, N) and (B, K, N) share, as (B, C, K) in double precision."""
+    """Count the pixels that bool masks (b, c, n) and (b, k, n) share, as (b, c, k) in double precision."""
     # Products in single precision are at the mercy of autocast; those in double precision are exact.
     return first.to(torch.float64) @ second.to(torch.float64).transpose(1, 2)
 
 
 def _adjusted_rand_index(table: Tensor) -> Tensor:
-    """Compute the index (B,) of contingency tables (B, C, K); it is 1 where it is not defined.
+    """Compute the index (b,) of contingency tables (b, c, k); it is 1 where it is not defined.
 
     This is Hubert and Arabie (1985), eq. 5, with ordered instead of unordered pairs of pixels.
     """
@@ -84,9 +84,9 @@ class ARIMetric(MeanMetric):
         """Add samples; only pixels of a true mask count, and samples without any score 1.
 
         Args:
-            prediction: Scores (B, C, H, W) or (B, T, C, H, W).
-            target: (B, K, H, W) or (B, T, K, H, W).
-            ignore: (B, 1, H, W) or (B, T, 1, H, W), true where pixels are left out.
+            prediction: Scores (b, c, h, w) or (b, t, c, h, w).
+            target: (b, k, h, w) or (b, t, k, h, w).
+            ignore: (b, 1, h, w) or (b, t, 1, h, w), true where pixels are left out.
 
         Raises:
             ValueError: If shapes do not fit or true masks overlap.
@@ -108,12 +108,12 @@ class PatchARIMetric(ARIMetric):
         **options: `convert_target_one_hot` and `ignore_overlaps`.
     """
 
-    def __init__(self, foreground: bool = True, resize_masks_mode: str = "bilinear", **options):
+    def __init__(self, foreground: bool = True, resize_masks_mode: str = "bilinear", **options: Any):
         super().__init__(foreground, **options)
         self.resize_masks_mode = resize_masks_mode
 
     def update(self, prediction: Tensor, target: Tensor, ignore: Optional[Tensor] = None) -> None:
-        """Add samples; `prediction` is (B, C, P) or (B, T, C, P), the rest as in `ARIMetric`."""
+        """Add samples; `prediction` is (b, c, n) or (b, t, c, n), the rest as in `ARIMetric`."""
         size = target.shape[-1]
         super().update(resize_patches_to_image(prediction, size, resize_mode=self.resize_masks_mode), target, ignore)
 
@@ -165,9 +165,9 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
         """Add samples.
 
         Args:
-            prediction: Scores (B, C, H, W) or (B, T, C, H, W).
-            target: (B, K, H, W) or (B, T, K, H, W), positive inside.
-            ignore: (B, 1, H, W) or (B, T, 1, H, W), true where pixels are left out.
+            prediction: Scores (b, c, h, w) or (b, t, c, h, w).
+            target: (b, k, h, w) or (b, t, k, h, w), positive inside.
+            ignore: (b, 1, h, w) or (b, t, 1, h, w), true where pixels are left out.
 
         Raises:
             ValueError: If shapes do not fit or true masks overlap.
@@ -182,7 +182,7 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
         self.add_scores(self._score(common / union.clamp(min=1), target.any(dim=2)))
 
     def _score(self, ious: Tensor, present: Tensor) -> Tensor:
-        """Turn IoUs (B, C, K) into the scores of all samples that have any of the true masks (B, K)."""
+        """Turn IoUs (b, c, k) into the scores of all samples that have any of the true masks (b, k)."""
         if self.matching == "best_overlap":
             matched = ious.amax(dim=1)
         else:
@@ -198,7 +198,7 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
 
 
 def _assign(ious: Tensor, present: Tensor) -> Tensor:
-    """Match predictions one to one with the present ones of K true masks; return the IoUs (K,)."""
+    """Match predictions one to one with the present ones of k true masks; return the IoUs (k,)."""
     columns = present.nonzero().flatten()
     rows, order = linear_sum_assignment(ious[:, columns].numpy(), maximize=True)
     matched = torch.zeros_like(ious[0])
@@ -209,19 +209,19 @@ def _assign(ious: Tensor, present: Tensor) -> Tensor:
 class AverageBestOverlapMetric(UnsupervisedMaskIoUMetric):
     """Mean IoU of true masks with the best prediction each (ABO, also mBO)."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(matching="best_overlap", **options)
 
 
 class BestOverlapObjectRecoveryMetric(UnsupervisedMaskIoUMetric):
     """Fraction of true masks that some prediction overlaps well."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(matching="best_overlap", compute_discovery_fraction=True, **options)
 
 
 class MaskCorLocMetric(UnsupervisedMaskIoUMetric):
     """Fraction of samples in which some prediction overlaps some true mask well (CorLoc)."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(matching="best_overlap", correct_localization=True, **options)

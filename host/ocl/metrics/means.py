@@ -9,14 +9,16 @@ class MeanMetric(torchmetrics.Metric):
     """The mean of scores over the samples of all updates and all ranks, in double precision."""
 
     full_state_update = is_differentiable = False
+    total: Tensor
+    count: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def add_scores(self, scores: Tensor) -> None:
-        """Add one score per sample, (B,)."""
+        """Add one score per sample, (b,)."""
         self.total += scores.sum(dtype=torch.float64)
         self.count += scores.numel()
 
@@ -42,6 +44,6 @@ class TensorStatistic(MeanMetric):
         self.reduction = reduction
 
     def update(self, tensor: Tensor) -> None:
-        """Add a tensor (B, ...); one with fewer than 2 axes counts as one sample."""
+        """Add a tensor (b, ...); one with fewer than 2 axes counts as one sample."""
         samples = (tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)).to(torch.float64)
         self.add_scores(samples.mean(dim=1) if self.reduction == "mean" else samples.sum(dim=1))

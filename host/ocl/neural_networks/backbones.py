@@ -7,7 +7,7 @@ from ocl.neural_networks.slate import Conv2dBlockWithGroupNorm as Block
 
 def _upsampler(in_channels: int, channels: int, strides: list[int], out_channels: int, last_kernel: int) -> nn.Module:
     """Build transposed 5x5 convolutions with these strides, and a last one without ReLU."""
-    layers = []
+    layers: list[nn.Module] = []
     for stride in strides:
         upsample = nn.ConvTranspose2d(in_channels, channels, 5, stride, padding=2, output_padding=stride - 1)
         layers += [upsample, nn.ReLU(inplace=True)]
@@ -29,14 +29,14 @@ def get_savi_decoder_backbone(
 
 
 def get_dvae_encoder(vocab_size: int, patch_size: int = 16, output_dim: int = 3) -> nn.Module:
-    """Build the dVAE encoder of SLATE from images with `output_dim` channels to logits (B, V, h, w)."""
+    """Build the dVAE encoder of SLATE from images with `output_dim` channels to logits (b, m, h', w')."""
     patches = Block(output_dim, 64, patch_size, stride=patch_size)
     return nn.Sequential(patches, *(Block(64, 64, 1) for _ in range(6)), nn.Conv2d(64, vocab_size, 1))
 
 
 def get_dvae_decoder(vocab_size: int, output_dim: int = 3) -> nn.Module:
-    """Build the dVAE decoder of SLATE from codes (B, V, h, w) to images (B, output_dim, 4h, 4w)."""
-    layers = [Block(vocab_size, 64, 1)]
+    """Build the dVAE decoder of SLATE from codes (b, m, h', w') to images (b, output_dim, 4h', 4w')."""
+    layers: list[nn.Module] = [Block(vocab_size, 64, 1)]
     for _ in range(2):
         layers += [Block(64, 64, 3, padding=1), Block(64, 64, 1), Block(64, 64, 1), Block(64, 256, 1)]
         layers += [nn.PixelShuffle(2)]

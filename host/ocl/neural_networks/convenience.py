@@ -48,7 +48,7 @@ def get_activation_fn(
     name = name_or_callable.lower()
     builders = {
         "relu": lambda: nn.ReLU(inplace),
-        "leaky_relu": lambda: nn.LeakyReLU(leaky_relu_slope, inplace),
+        "leaky_relu": lambda: nn.LeakyReLU(leaky_relu_slope or 0.0, inplace),
         "relu_squared": ReLUSquared,
         "tanh": nn.Tanh,
         "sigmoid": nn.Sigmoid,
@@ -81,12 +81,13 @@ def build_mlp(
         initial_layer_norm: Normalize the input.
         residual: Add the input to the output.
     """
-    layers = [nn.LayerNorm(input_dim)] if initial_layer_norm else []
+    layers: list[nn.Module] = [nn.LayerNorm(input_dim)] if initial_layer_norm else []
     dims = [input_dim, *features, output_dim]
     activations = [activation_fn] * len(features) + [final_activation_fn]
     for in_dim, out_dim, activation in zip(dims, dims[1:], activations):
-        layers.append(nn.Linear(in_dim, out_dim))
-        nn.init.zeros_(layers[-1].bias)
+        linear = nn.Linear(in_dim, out_dim)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
         if activation is not None:
             function = get_activation_fn(activation)
             layers.append(function if isinstance(function, nn.Module) else _Function(function))
@@ -101,7 +102,14 @@ def build_two_layer_mlp(
     return build_mlp(input_dim, output_dim, [hidden_dim], initial_layer_norm=initial_layer_norm, residual=residual)
 
 
-def _layer_options(dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps) -> dict[str, Any]:
+def _layer_options(
+    dim: int,
+    n_heads: int,
+    hidden_dim: Optional[int],
+    dropout: float,
+    activation_fn: Activation,
+    layer_norm_eps: float,
+) -> dict[str, Any]:
     """Name the arguments of a transformer layer as PyTorch does."""
     return dict(
         d_model=dim,
@@ -126,7 +134,7 @@ def build_transformer_encoder(
     layer_norm_eps: float = 1e-5,
     use_output_transform: bool = True,
 ) -> nn.Module:
-    """Build a pre-norm transformer encoder from (B, N, input_dim) to (B, N, output_dim).
+    """Build a pre-norm transformer encoder from (b, n, input_dim) to (b, n, output_dim).
 
     Args:
         input_dim: Channels of the input and of all layers.
@@ -140,7 +148,7 @@ def build_transformer_encoder(
         use_output_transform: End with normalization and a linear layer; otherwise `output_dim` has no effect.
     """
     options = _layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps)
-    layers = [nn.TransformerEncoderLayer(**options) for _ in range(n_layers)]
+    layers: list[nn.Module] = [nn.TransformerEncoderLayer(**options) for _ in range(n_layers)]
     if use_output_transform:
         layers += [nn.LayerNorm(input_dim, eps=layer_norm_eps), nn.Linear(input_dim, output_dim)]
     return nn.Sequential(*layers)
@@ -160,11 +168,11 @@ def build_transformer_decoder(
 ) -> nn.Module:
     """Build a pre-norm transformer decoder without final norm.
 
-    It is called with `tgt` (B, P, D), `memory` (B, K, D), `tgt_mask` (P, P) and optionally
-    `memory_key_padding_mask` (B, K).
+    It is called with `tgt` (b, n, d), `memory` (b, k, d), `tgt_mask` (n, n) and optionally
+    `memory_key_padding_mask` (b, k).
 
     Args:
-        input_dim: Channels D.
+        input_dim: Channels d.
         output_dim: Without effect, the output has `input_dim` channels.
         n_layers: Number of layers.
         n_heads: Number of attention heads.
@@ -172,7 +180,7 @@ def build_transformer_decoder(
         dropout: Dropout probability.
         activation_fn: Activation of the perceptrons.
         layer_norm_eps: Added to variances.
-        return_attention_weights: Return the cross-attention (B, K, P) beside the output.
+        return_attention_weights: Return the cross-attention (b, k, n) beside the output.
         attention_weight_type: Index of the layer it is taken from, or `mean` over all layers.
 
     Raises:

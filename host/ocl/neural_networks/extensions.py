@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class TransformerDecoderLayerWithAttention(nn.TransformerDecoderLayer):
     """A pre-norm decoder layer that also returns its cross-attention."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # without PyTorch's options that are not used here, and with another result
         self,
         tgt: Tensor,
         memory: Tensor,
@@ -19,13 +19,13 @@ class TransformerDecoderLayerWithAttention(nn.TransformerDecoderLayer):
         """Decode.
 
         Args:
-            tgt: (B, P, D).
-            memory: (B, K, D).
-            tgt_mask: (P, P), added to the logits of the self-attention.
-            memory_key_padding_mask: (B, K) bool, true where the memory must not be read.
+            tgt: (b, n, d).
+            memory: (b, k, d).
+            tgt_mask: (n, n), added to the logits of the self-attention.
+            memory_key_padding_mask: (b, k) bool, true where the memory must not be read.
 
         Returns:
-            Output (B, P, D) and the cross-attention (B, P, K), averaged over heads.
+            Output (b, n, d) and the cross-attention (b, n, k), averaged over heads.
         """
         normed = self.norm1(tgt)
         x = tgt + self.dropout1(self.self_attn(normed, normed, normed, attn_mask=tgt_mask, need_weights=False)[0])
@@ -61,7 +61,7 @@ class TransformerDecoderWithAttention(nn.TransformerDecoder):
             )
         self.attention_weight_type = attention_weight_type
 
-    def forward(
+    def forward(  # type: ignore[override]  # without PyTorch's options that are not used here, and with another result
         self,
         tgt: Tensor,
         memory: Tensor,
@@ -71,12 +71,12 @@ class TransformerDecoderWithAttention(nn.TransformerDecoder):
         """Decode; see `TransformerDecoderLayerWithAttention`.
 
         Returns:
-            Output (B, P, D) and attention (B, K, P), which sums to 1 over K.
+            Output (b, n, d) and attention (b, k, n), which sums to 1 over k.
         """
         attentions = []
         for layer in self.layers:
             tgt, attention = layer(tgt, memory, tgt_mask, memory_key_padding_mask)
             attentions.append(attention)
         chosen = self.attention_weight_type
-        attention = torch.stack(attentions).mean(dim=0) if chosen == "mean" else attentions[chosen]
+        attention = attentions[chosen] if isinstance(chosen, int) else torch.stack(attentions).mean(dim=0)
         return tgt, attention.transpose(1, 2)

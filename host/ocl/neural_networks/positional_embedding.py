@@ -20,9 +20,9 @@ class SoftPositionEmbed(nn.Module):
     """Add a linear map of the coordinates (slot attention, Locatello et al., 2020, appendix E.2).
 
     Args:
-        n_spatial_dims: Number of coordinates S.
-        feature_dim: Channels D of the features.
-        cnn_channel_order: The features are maps (B, D, H, W) and the positions (1, H, W, S).
+        n_spatial_dims: Number of coordinates s.
+        feature_dim: Channels d of the features.
+        cnn_channel_order: The features are maps (b, d, h, w) and the positions (1, h, w, s).
         savi_style: Map coordinates in [-1, 1] instead of the distances to all sides.
     """
 
@@ -37,8 +37,8 @@ class SoftPositionEmbed(nn.Module):
         """Embed features.
 
         Args:
-            inputs: (..., N, D), or (B, D, H, W) in the channel order of CNNs.
-            positions: (N, S) in [0, 1], or (1, H, W, S) in the channel order of CNNs.
+            inputs: (..., n, d), or (b, d, h, w) in the channel order of CNNs.
+            positions: (n, s) in [0, 1], or (1, h, w, s) in the channel order of CNNs.
 
         Returns:
             A tensor like `inputs`.
@@ -54,7 +54,7 @@ class LearnedAdditivePositionalEmbed(nn.Module):
 
     Args:
         max_len: Length of the longest sequence.
-        d_model: Channels D.
+        d_model: Channels d.
         dropout: Probability of dropping a channel of the sum.
     """
 
@@ -64,5 +64,5 @@ class LearnedAdditivePositionalEmbed(nn.Module):
         self.pe = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, max_len, d_model)))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Embed sequences (B, L, D), L at most `max_len`."""
+        """Embed sequences (b, l, d), l at most `max_len`."""
         return self.dropout(inputs + self.pe[:, : inputs.shape[1]])

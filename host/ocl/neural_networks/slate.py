@@ -1,5 +1,8 @@
 """Modules of SLATE (Singh et al., 2022)."""
 
+from collections.abc import Callable
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -8,8 +11,8 @@ class OneHotDictionary(nn.Module):
     """Embeddings of tokens that arrive as one-hot vectors.
 
     Args:
-        vocab_size: Number of tokens V.
-        emb_size: Channels D of the embeddings.
+        vocab_size: Number of tokens m.
+        emb_size: Channels d of the embeddings.
     """
 
     def __init__(self, vocab_size: int, emb_size: int):
@@ -17,7 +20,7 @@ class OneHotDictionary(nn.Module):
         self.dictionary = nn.Embedding(vocab_size, emb_size)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Embed one-hot vectors (..., V) as (..., D)."""
+        """Embed one-hot vectors (..., m) as (..., d)."""
         return self.dictionary(inputs.argmax(dim=-1))
 
 
@@ -50,11 +53,11 @@ class Conv2dBlockWithGroupNorm(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         weight_init: str = "xavier",
     ):
         super().__init__()
-        initializers = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_uniform_}
+        initializers: dict[str, Callable] = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_uniform_}
         if weight_init not in initializers:
             raise ValueError(f"Unknown weight_init {weight_init!r}: choose xavier or kaiming.")
         self.conv2d = nn.Conv2d(
@@ -62,9 +65,9 @@ class Conv2dBlockWithGroupNorm(nn.Module):
         )
         self.group_norm = nn.GroupNorm(1, out_channels)
         initializers[weight_init](self.conv2d.weight)
-        if bias:
+        if self.conv2d.bias is not None:
             nn.init.zeros_(self.conv2d.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Apply the block to maps (B, in_channels, H, W)."""
+        """Apply the block to maps (b, in_channels, h, w)."""
         return F.relu(self.group_norm(self.conv2d(inputs)))

@@ -1,5 +1,7 @@
 """Modules that combine other modules."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -22,7 +24,7 @@ class Sequential(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)  # its name is part of those of parameters
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: Any) -> Any:
         """Pass the inputs to the first module and return the output of the last."""
         for layer in self.layers:
             outputs = layer(*inputs)

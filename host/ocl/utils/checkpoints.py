@@ -5,11 +5,14 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Union
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
+
+_Path = Union[str, Path]
 
 
 class CheckpointError(RuntimeError):
@@ -39,9 +42,9 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     except Exception as error:  # bytes that are no checkpoint can make the reader fail in any way
         problem = f"is damaged, cut off or no checkpoint: {_reason(error)}"
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            found = re.search(r"GLOBAL (\S+)|$", str(error)).group(1) or "other objects"
+            names = re.findall(r"GLOBAL (\S+)", str(error)) or ["other objects"]
             problem = (
-                f"is refused: besides tensors and plain values it holds {found}, "
+                f"is refused: besides tensors and plain values it holds {names[0]}, "
                 "and unpickling objects can run any code. Save it again without them."
             )
         raise CheckpointError(f"Checkpoint {path} {problem}") from error
@@ -106,9 +109,9 @@ def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: 
             if torch.is_tensor(value) and name in state and state[name].shape != value.shape
         ],
     }
-    found = [f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names]
-    if found:
-        raise CheckpointError(f"{complaint}: {', '.join(found)}.")
+    problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names]
+    if problems:
+        raise CheckpointError(f"{complaint}: {', '.join(problems)}.")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -118,11 +121,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     process has written are removed: after resuming, the names that Lightning remembers are of another run.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._written = set()
+        self._written: set[str] = set()
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _Path, storage_options: Any = None) -> None:
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -144,10 +147,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.remove(temporary)
         self._written.add(path)
 
-    def load_checkpoint(self, path: str, map_location: Any = "cpu", **_) -> dict[str, Any]:
+    def load_checkpoint(  # type: ignore[override]  # Lightning's options would allow to unpickle
+        self, path: _Path, map_location: Any = "cpu", **_: Any
+    ) -> dict[str, Any]:
         return load_checkpoint(str(path), map_location)
 
-    def remove_checkpoint(self, path: str) -> None:
+    def remove_checkpoint(self, path: _Path) -> None:
         if "://" in str(path) or os.path.abspath(path) in self._written:
             super().remove_checkpoint(path)
 

@@ -24,7 +24,7 @@ class ExtendedMLFlowLogger(MLFlowLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         client = super().experiment  # creates the run
-        return _ImageClient(client, self._run_id)
+        return _ImageClient(client, self._run_id or "")
 
 
 class _ImageClient:
@@ -57,7 +57,7 @@ class LogHydraConfig(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if HydraConfig.initialized() and isinstance(trainer.logger, MLFlowLogger):
             hydra = HydraConfig.get()
-            folder = os.path.join(hydra.runtime.output_dir, hydra.output_subdir)
+            folder = os.path.join(hydra.runtime.output_dir, hydra.output_subdir or "")
             trainer.logger.experiment.log_artifacts(trainer.logger.run_id, folder, "config")
 
 

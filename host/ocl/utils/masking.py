@@ -14,7 +14,7 @@ class CreateSlotMask(nn.Module):
         self.max_slots = max_slots
 
     def forward(self, n_slots: Tensor) -> Tensor:
-        """Turn numbers of slots (B,) into bool (B, max_slots), true from that number on."""
+        """Turn numbers of slots (b,) into bool (b, max_slots), true from that number on."""
         return torch.arange(self.max_slots, device=n_slots.device) >= n_slots.unsqueeze(-1)
 
 
@@ -37,7 +37,7 @@ class CreateRandomMaskPatterns(nn.Module):
         self.pattern, self.n_slots, self.n_cols = pattern, n_slots, n_cols
 
     def forward(self, masks: Tensor) -> Tensor:
-        """Create masks in place of (..., K, H, W) that sum to 1 over K."""
+        """Create masks in place of (..., k, h, w) that sum to 1 over k."""
         if self.pattern == "random":
             shares = torch.rand(masks.shape, device=masks.device)
             return shares / shares.sum(dim=-3, keepdim=True)

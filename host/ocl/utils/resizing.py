@@ -1,7 +1,7 @@
 """Resizing of images, masks and patches."""
 
 import math
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,13 +18,13 @@ def square_side(n_patches: int) -> int:
 
 
 def _patches_to_grid(patches: Tensor) -> Tensor:
-    """Arrange patches (..., P) as (..., sqrt(P), sqrt(P))."""
+    """Arrange patches (..., n) as (..., sqrt(n), sqrt(n))."""
     side = square_side(patches.shape[-1])
     return patches.unflatten(-1, (side, side))
 
 
-def _interpolate(images: Tensor, mode: str, **size) -> Tensor:
-    """Interpolate images (..., C, H, W) with any number of leading axes."""
+def _interpolate(images: Tensor, mode: str, **size: Any) -> Tensor:
+    """Interpolate images (..., c, h, w) with any number of leading axes."""
     lead = images.shape[:-3]
     resized = F.interpolate(images.reshape(-1, *images.shape[-3:]), mode=mode, **size)
     return resized.reshape(*lead, *resized.shape[1:])
@@ -36,16 +36,16 @@ def resize_patches_to_image(
     """Resize the patches of a square image.
 
     Args:
-        patches: (..., C, P).
-        size: Side S of the result.
+        patches: (..., c, n).
+        size: Side s of the result.
         scale_factor: Ratio of the sides, instead of `size`.
         resize_mode: Mode of `torch.nn.functional.interpolate`.
 
     Returns:
-        (..., C, S, S).
+        (..., c, s, s).
 
     Raises:
-        ValueError: If not exactly one of size and scale factor is given, or P is not a square number.
+        ValueError: If not exactly one of size and scale factor is given, or n is not a square number.
     """
     if (size is None) == (scale_factor is None):
         raise ValueError("Exactly one of size and scale_factor is needed.")
@@ -82,15 +82,15 @@ class Resize(nn.Module):
         """Resize.
 
         Args:
-            input: (..., C, H, W) or (..., C, P), with C at the end if `channels_last`.
-            size_tensor: Heights and widths (2,) or (B, 2), of which the first counts, or any other tensor
+            input: (..., c, h, w) or (..., c, n), with c at the end if `channels_last`.
+            size_tensor: Heights and widths (2,) or (b, 2), of which the first counts, or any other tensor
                 whose last two axes have the wanted size. Used if `size` was not given.
 
         Returns:
-            (..., C, h, w).
+            (..., c, h', w').
 
         Raises:
-            ValueError: If there is no size, the input has too few axes, or P is not a square number.
+            ValueError: If there is no size, the input has too few axes, or n is not a square number.
         """
         size = self.size if self.size is not None else _read_size(size_tensor)
         if input.dim() < (2 if self.patch_mode else 3):
@@ -108,4 +108,4 @@ def _read_size(size_tensor: Optional[Tensor]) -> tuple[int, int]:
     if size_tensor.dim() <= 2 and size_tensor.shape[-1] == 2:
         height, width = size_tensor.reshape(-1, 2)[0].tolist()
         return int(height), int(width)
-    return tuple(size_tensor.shape[-2:])
+    return size_tensor.shape[-2], size_tensor.shape[-1]

@@ -1,6 +1,8 @@
 """Modules that run other modules on a shared tree of inputs and outputs."""
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from ocl.utils.trees import get_tree_element, reduce_tree, split_tree
 RESERVED_NAMES = ("input", "model", "prefix", "losses", "previous_output")
 
 
-def _subtree(tree, path):
+def _subtree(tree: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
     """Return the dict at a path, after making what is missing."""
     return functools.reduce(lambda part, name: part.setdefault(name, {}), path, tree)
 
@@ -28,15 +30,15 @@ class Combined(nn.ModuleDict):
         ValueError: a name is reserved.
     """
 
-    def __init__(self, **modules):
+    def __init__(self, **modules: nn.Module):
         super().__init__(modules)
 
-    def add_module(self, name, module):
+    def add_module(self, name: str, module: Optional[nn.Module]) -> None:
         if name in RESERVED_NAMES:
             raise ValueError(f"No module can be named `{name}`, the names {RESERVED_NAMES} are reserved.")
         super().add_module(name, module)
 
-    def forward(self, inputs):
+    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run all modules.
 
         Args:
@@ -70,14 +72,21 @@ class Recurrent(nn.Module):
         chunk_size: length of a chunk; with 1 the axis is removed from the chunk.
     """
 
-    def __init__(self, module, inputs_to_split, initial_input_mapping, split_axis=1, chunk_size=1):
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs_to_split: Sequence[str],
+        initial_input_mapping: Mapping[str, str],
+        split_axis: int = 1,
+        chunk_size: int = 1,
+    ):
         super().__init__()
         self.module = module
         self.inputs_to_split = [path.split(".") for path in inputs_to_split]
         self.initial_input_mapping = dict(initial_input_mapping)
         self.split_axis, self.chunk_size = split_axis, chunk_size
 
-    def forward(self, inputs):
+    def forward(self, inputs: dict[str, Any]) -> Any:
         """Run all steps; `inputs` is not modified.
 
         Returns:
@@ -86,14 +95,15 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: a path is missing in `inputs`.
         """
-        outputs, previous_output = [], self._initial_output(inputs)
+        outputs: list = []
+        previous_output = self._initial_output(inputs)
         for step_inputs in split_tree(inputs, self.inputs_to_split, self.split_axis, self.chunk_size):
             previous_output = self.module(inputs={**step_inputs, "previous_output": previous_output})
             outputs.append(previous_output)
         return reduce_tree(outputs, functools.partial(torch.stack, dim=self.split_axis))
 
-    def _initial_output(self, inputs):
-        initial = {}
+    def _initial_output(self, inputs: dict[str, Any]) -> Any:
+        initial: dict[str, Any] = {}
         for target, source in self.initial_input_mapping.items():
             element = get_tree_element(inputs, source.split("."))
             if target == "":

@@ -7,22 +7,23 @@ list with one component per level: a key, a field name or an index.
 import copy
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional
 
 from torch import Tensor, nn
 
 
-def is_tensor_or_module(x):
+def is_tensor_or_module(x: Any) -> bool:
     """Tell whether `x` is a tensor or a module."""
     return isinstance(x, (Tensor, nn.Module))
 
 
-def is_namedtuple(x):
+def is_namedtuple(x: Any) -> bool:
     """Tell whether `x` is an instance of a namedtuple."""
     return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
-def get_tree_element(tree, path):
+def get_tree_element(tree: Any, path: Sequence[Any]) -> Any:
     """Return the element of a tree at a path.
 
     Each component is tried as a mapping key, then as an attribute, then as an index into a list or tuple.
@@ -51,14 +52,14 @@ def get_tree_element(tree, path):
     return element
 
 
-def _describe(element):
+def _describe(element: Any) -> str:
     if isinstance(element, Mapping):
         return f"only {sorted(map(str, element))}"
     length = f" of length {len(element)}" if isinstance(element, (list, tuple)) else ""
     return f"it is of type {type(element).__name__}{length}"
 
 
-def _children(tree):
+def _children(tree: Any) -> Iterable[tuple[Any, Any]]:
     """Return the (component, child) pairs of a container or module, none for a leaf."""
     if isinstance(tree, nn.Module):
         return tree.named_children()
@@ -71,7 +72,9 @@ def _children(tree):
     return enumerate(tree) if isinstance(tree, (list, tuple)) else ()
 
 
-def walk_tree_with_paths(tree, path=None, instance_check=is_tensor_or_module):
+def walk_tree_with_paths(
+    tree: Any, path: Optional[Sequence[Any]] = None, instance_check: Callable[[Any], bool] = is_tensor_or_module
+) -> Iterator[tuple[Sequence[Any], Any]]:
     """Yield (path, element) for each matching element, depth first and in container order.
 
     A matching element is not descended into. Modules that do not match are, by child name.
@@ -89,29 +92,31 @@ def walk_tree_with_paths(tree, path=None, instance_check=is_tensor_or_module):
         yield from walk_tree_with_paths(child, [*path, component], instance_check)
 
 
-def _map_leaves(tree, fn, path=()):
+def _map_leaves(tree: Any, fn: Callable[[Any, tuple], Any], path: tuple = ()) -> Any:
     """Copy the containers of a tree, and replace what has no children, and modules, by `fn(leaf, path)`."""
     children = () if isinstance(tree, nn.Module) else _children(tree)
     mapped = {component: _map_leaves(child, fn, (*path, component)) for component, child in children}
     if not mapped:
         return fn(tree, path)
     if isinstance(tree, tuple):
-        return tree._make(mapped.values()) if is_namedtuple(tree) else type(tree)(mapped.values())
+        return type(tree)(*mapped.values()) if is_namedtuple(tree) else type(tree)(mapped.values())
     result = copy.copy(tree)
-    put = operator.setitem if isinstance(tree, (Mapping, list)) else object.__setattr__  # works if frozen, too
+    put: Callable = (
+        operator.setitem if isinstance(tree, (Mapping, list)) else object.__setattr__
+    )  # works if frozen, too
     for component, child in mapped.items():
         put(result, component, child)
     return result
 
 
-def map_tree(tree, fn):
+def map_tree(tree: Any, fn: Callable[[Any], Any]) -> Any:
     """Return a deep copy of a tree with each tensor or module `x` replaced by `fn(x)`.
 
     An object that occurs several times is mapped once.
     """
-    mapped = {}
+    mapped: dict[int, Any] = {}
 
-    def map_leaf(leaf, path):
+    def map_leaf(leaf: Any, path: tuple) -> Any:
         if not is_tensor_or_module(leaf):
             return copy.deepcopy(leaf)
         if id(leaf) not in mapped:
@@ -121,7 +126,7 @@ def map_tree(tree, fn):
     return _map_leaves(tree, map_leaf)
 
 
-def reduce_tree(list_of_trees, fn):
+def reduce_tree(list_of_trees: Sequence[Any], fn: Callable[[list[Tensor]], Any]) -> Any:
     """Merge trees of the same structure: each tensor becomes `fn([its value in each tree])`.
 
     Args:
@@ -134,7 +139,7 @@ def reduce_tree(list_of_trees, fn):
     if not list_of_trees:
         raise ValueError("There are no trees to reduce.")
 
-    def reduce_leaf(leaf, path):
+    def reduce_leaf(leaf: Any, path: tuple) -> Any:
         if isinstance(leaf, Tensor):
             return fn([get_tree_element(tree, path) for tree in list_of_trees])
         return leaf if isinstance(leaf, nn.Module) else copy.deepcopy(leaf)
@@ -142,7 +147,7 @@ def reduce_tree(list_of_trees, fn):
     return _map_leaves(list_of_trees[0], reduce_leaf)
 
 
-def split_tree(tree, split_paths, split_axis, chunk_size):
+def split_tree(tree: Any, split_paths: Sequence[Sequence[Any]], split_axis: int, chunk_size: int) -> Iterator[Any]:
     """Yield copies of a tree in which the named tensors are replaced by their consecutive chunks.
 
     A named tensor is replaced wherever it occurs. Other tensors and all modules are shared with the original,
@@ -170,7 +175,7 @@ def split_tree(tree, split_paths, split_axis, chunk_size):
     for step in zip(*chunks):
         replacements = dict(zip(tensors, step))
 
-        def pick(leaf, path, replacements=replacements):
+        def pick(leaf: Any, path: tuple, replacements: dict[int, Tensor] = replacements) -> Any:
             return replacements.get(id(leaf), leaf) if is_tensor_or_module(leaf) else copy.deepcopy(leaf)
 
         yield _map_leaves(tree, pick)

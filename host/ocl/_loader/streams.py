@@ -1,66 +1,73 @@
-"""Opening files on any file system, with patience for those behind a network."""
+"""Opening files on any file system; reads over a network are retried."""
 
 import io
 import logging
 import time
+from collections.abc import Callable
+from typing import Any, Optional, TypeVar
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 log = logging.getLogger(__name__)
 
 WAITS = (0.5, 2, 8)  # seconds before each further attempt
 HOPELESS = (FileNotFoundError, IsADirectoryError, PermissionError)
+Result = TypeVar("Result")
 
 
-def open_stream(filesystem, path):
-    """Open a file for reading; what fails is tried again, and remote files are opened anew where reading failed."""
+def open_stream(filesystem: AbstractFileSystem, path: str) -> Any:
+    """Open a file for reading; failures are retried, and remote files reopened where reading failed."""
     if isinstance(filesystem, LocalFileSystem):
-        return persistently(lambda: filesystem.open(path, "rb"), path)
-    return io.BufferedReader(_PatientStream(filesystem, path), buffer_size=2**20)
+        return retry(lambda: filesystem.open(path, "rb"), path)
+    return io.BufferedReader(_ReopeningStream(filesystem, path), buffer_size=2**20)
 
 
-def persistently(action, name):
-    """Return what an action returns, and repeat it after a while when it fails.
+def retry(action: Callable[[], Result], name: str) -> Result:
+    """Return what an action returns; when it fails, wait and repeat it.
 
     Raises:
-        OSError: it failed too often.
+        OSError: If it failed too often.
     """
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             return action()
         except HOPELESS:
             raise
         except Exception as error:  # clients of file systems raise errors of their own
+            wait = next(waits, None)
             if wait is None:
                 raise OSError(f"{len(WAITS) + 1} attempts failed, the last one with: {error}") from error
             log.warning("Reading %s failed, trying again in %g s: %s", name, wait, error)
         time.sleep(wait)
 
 
-class _PatientStream(io.RawIOBase):
-    """A file that is read from the start to the end, and opened again where it failed."""
+class _ReopeningStream(io.RawIOBase):
+    """A file that is read from start to end, and reopened where reading failed."""
 
-    def __init__(self, filesystem, path):
+    def __init__(self, filesystem: AbstractFileSystem, path: str):
         super().__init__()
-        self._filesystem, self._path, self._options = filesystem, path, {}
+        self._filesystem, self._path = filesystem, path
+        self._options: dict[str, Any] = {}
         self._position = 0
-        self._file = persistently(self._open, path)
+        self._file: Optional[Any] = retry(self._open, path)
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer):
-        data = persistently(lambda: self._read(len(buffer)), self._path)
+    def readinto(self, buffer: Any) -> int:
+        data = retry(lambda: self._read(len(buffer)), self._path)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
-    def close(self):
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
         super().close()
 
-    def _read(self, size):
+    def _read(self, size: int) -> bytes:
         file, self._file = self._file or self._open(), None
         try:
             data = file.read(size)
@@ -70,7 +77,7 @@ class _PatientStream(io.RawIOBase):
         self._file = file  # one that failed is not used again
         return data
 
-    def _open(self):
+    def _open(self) -> Any:
         file, missing = self._filesystem.open(self._path, "rb", **self._options), self._position
         try:
             if missing:

@@ -1,21 +1,29 @@
-"""Reading samples from tar shards on any file system, each by one reader."""
+"""Reading samples from tar shards on any file system, each by one reader.
 
-import collections
+The reader is ours, because webdataset's reads every field of every sample, wanted or not and of every rank, and takes
+a shard cut off at a header for a whole one: with a check of the headers in front, it took 2 times as long for images
+and 20 to 30 times for videos of which two of five fields are wanted.
+"""
+
 import contextlib
-import dataclasses
 import itertools
 import os
 import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import braceexpand
 import fsspec
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch import distributed
 from torch.utils.data import get_worker_info
 
-from ocl._randomness import draw_seed
-from ocl._streams import open_stream
+from ocl._loader.random_state import draw_seed
+from ocl._loader.ranks import Pass, new_pass
+from ocl._loader.streams import open_stream
+
+Shards = Union[str, os.PathLike, Iterable[Union[str, os.PathLike]]]
+Member = tuple[str, str, tarfile.TarInfo]  # key of the sample, raw field name, header
 
 
 class ShardError(RuntimeError):
@@ -26,58 +34,19 @@ class Damage(str):
     """What is said about a damaged shard or sample that was skipped."""
 
 
-RawSample = collections.namedtuple("RawSample", ["shard", "key", "fields"])
-RawSample.__doc__ = "A sample as stored: the name of its shard, its key and the bytes of each raw field."
+class RawSample(NamedTuple):
+    """A sample as stored: the name of its shard, its key and the bytes of each raw field."""
+
+    shard: str
+    key: str
+    fields: dict[str, bytes]
 
 
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """One pass over the shards: what all its readers have to agree on.
-
-    Args:
-        seed: determines the order of the shards.
-        rank: index of this process.
-        world_size: number of processes.
-    """
-
-    seed: int
-    rank: int = 0
-    world_size: int = 1
-
-
-def new_pass(seed):
-    """Begin a pass with the seed of the first rank; with `torch.distributed` all ranks have to call this."""
-    return Pass(gather(seed)[0], rank(), world_size())
-
-
-def world_size():
-    """Return the number of processes that train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def rank():
-    """Return the index of this process among those that train together."""
-    return distributed.get_rank() if world_size() > 1 else 0
-
-
-def gather(value):
-    """Return the values that all processes pass, in the order of their ranks."""
-    values = [value] * world_size()
-    if len(values) > 1:
-        distributed.all_gather_object(values, value)
-    return values
-
-
-def share_of_rank(samples):
-    """Iterate every n-th of the samples that all n processes have, each process other ones."""
-    return itertools.islice(samples, rank(), None, world_size())
-
-
-def expand_shards(shards):
+def expand_shards(shards: Shards) -> list[str]:
     """Expand the braces in one or several shard names.
 
     Args:
-        shards: str or list of str such as `"train-{000000..000009}.tar"`, local paths or URLs.
+        shards: Local paths or URLs such as `"train-{000000..000009}.tar"`.
     """
     names = [shards] if isinstance(shards, (str, os.PathLike)) else shards
     return [shard for name in names for shard in braceexpand.braceexpand(os.fspath(name))]
@@ -91,24 +60,24 @@ class ShardReader:
     share however few shards there are.
 
     Args:
-        shards: list of local paths and fsspec URLs.
-        field_prefixes: a field is read if its raw name starts with one of these or with `_`.
-        skip_damage: whether to go on behind a damaged sample, or with the next shard, instead of raising.
+        shards: Local paths and fsspec URLs.
+        field_prefixes: A field is read if its raw name starts with one of these or with `_`.
+        skip_damage: Go on behind a damaged sample, or with the next shard, instead of raising.
 
     Attributes:
-        damage: list of the `Damage` skipped so far; whoever reports it empties it.
+        damage: The `Damage` skipped so far; whoever reports it empties the list.
 
     Raises:
-        FileNotFoundError: a shard does not exist; local ones are looked for before the first sample.
-        ShardError: a shard is damaged, or cannot be read.
+        FileNotFoundError: If a shard does not exist; local ones are looked for before the first sample.
+        ShardError: If a shard is damaged, or cannot be read.
     """
 
-    def __init__(self, shards, field_prefixes=(), skip_damage=False):
+    def __init__(self, shards: Iterable[str], field_prefixes: Iterable[str] = (), skip_damage: bool = False):
         self.shards, self.field_prefixes, self.skip_damage = list(shards), (*field_prefixes, "_"), skip_damage
-        self.damage = []
-        self.current_pass = None  # set by the loader, since its worker processes know nothing about ranks
+        self.damage: list[Damage] = []
+        self.current_pass: Optional[Pass] = None  # set by the loader; its worker processes know nothing about ranks
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[RawSample]:
         _check_that_shards_exist(self.shards)
         worker = get_worker_info()
         current = self.current_pass
@@ -116,13 +85,13 @@ class ShardReader:
             # Workers of a foreign loader agree at least on the seed of their loader.
             current = new_pass(draw_seed()) if worker is None else Pass(worker.seed - worker.id)
         n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(current.seed))
+        order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(current.seed)).tolist()
         for index, part, n_parts in share_of_reader(len(self.shards), current, worker_id, n_workers):
             with self.tolerance():
                 yield from read_shard(self.shards[order[index]], self.field_prefixes, part, n_parts)
 
     @contextlib.contextmanager
-    def tolerance(self):
+    def tolerance(self) -> Iterator[None]:
         """Leave the block at a `ShardError`: note it if damage is to be skipped, and raise it otherwise."""
         try:
             yield
@@ -132,7 +101,7 @@ class ShardReader:
             self.damage.append(Damage(error))
 
 
-def share_of_reader(n_shards, current_pass, worker_id, n_workers):
+def share_of_reader(n_shards: int, current_pass: Pass, worker_id: int, n_workers: int) -> list[tuple[int, int, int]]:
     """Return what a reader has to read: (index of a shard, part, number of parts) for each of its shards."""
     n_readers = current_pass.world_size * n_workers
     reader = current_pass.rank * n_workers + worker_id
@@ -142,14 +111,14 @@ def share_of_reader(n_shards, current_pass, worker_id, n_workers):
     return whole + [(index, (reader + index) % n_readers, n_readers) for index in range(n_whole, n_shards)]
 
 
-def read_shard(shard, field_prefixes, part=0, n_parts=1):
+def read_shard(shard: str, field_prefixes: tuple[str, ...], part: int = 0, n_parts: int = 1) -> Iterator[RawSample]:
     """Yield the raw samples of a shard, or only every `n_parts`-th one from the `part`-th on.
 
     Consecutive files whose base names agree up to the first dot form a sample. Only the requested fields are read.
 
     Raises:
-        FileNotFoundError: there is no such shard.
-        ShardError: the shard is cut off or damaged, or reading it failed too often.
+        FileNotFoundError: If there is no such shard.
+        ShardError: If the shard is cut off or damaged, or reading it failed too often.
     """
     key = None
     try:
@@ -166,11 +135,7 @@ def read_shard(shard, field_prefixes, part=0, n_parts=1):
         raise ShardError(f"Shard `{shard}` is damaged {where}: {error}. Fetch or write it again.") from error
 
 
-def _is_local(filesystem):
-    return isinstance(filesystem, LocalFileSystem)
-
-
-def _check_that_shards_exist(shards):
+def _check_that_shards_exist(shards: Sequence[str]) -> None:
     places = [(shard, *fsspec.core.url_to_fs(shard)) for shard in shards]
     missing = [shard for shard, system, path in places if _is_local(system) and not os.path.exists(path)]
     if missing:
@@ -180,12 +145,18 @@ def _check_that_shards_exist(shards):
         )
 
 
+def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
 @contextlib.contextmanager
-def _open_archive(shard):
+def _open_archive(shard: str) -> Iterator[tarfile.TarFile]:
     filesystem, path = fsspec.core.url_to_fs(shard)
-    mode = "r:" if _is_local(filesystem) else "r|"  # seek over skipped fields, or stream
-    with open_stream(filesystem, path) as stream:
-        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as archive:
+    stream: Any = open_stream(filesystem, path)
+    with stream:
+        # Skipped fields are sought over in a local file, and read in a stream.
+        opened = tarfile.open(fileobj=stream, mode="r:" if _is_local(filesystem) else "r|", tarinfo=_StrictTarInfo)
+        with opened as archive:
             yield archive
 
 
@@ -193,38 +164,40 @@ class _StrictTarInfo(tarfile.TarInfo):
     """Header of a tar member; what tarfile would quietly take for the end of the archive is an error."""
 
     @classmethod
-    def fromtarfile(cls, archive):
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
         try:
-            return super().fromtarfile(archive)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError("it is cut off, the end-of-archive mark is missing") from error
-        except tarfile.InvalidHeaderError as error:
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError("this is not tar data") from error
 
 
-def _members(archive):
-    """Yield (key, raw field name, member) of each file that belongs to a sample."""
+def _members(archive: tarfile.TarFile) -> Iterator[Member]:
+    """Yield what belongs to a sample."""
     for member in archive:
         key, _, field = os.path.basename(member.name).partition(".")
         if member.isfile() and key and field:
             yield key, field, member
 
 
-def _read_fields(archive, members, field_prefixes):
-    fields = {}
+def _read_fields(archive: tarfile.TarFile, members: Iterable[Member], prefixes: tuple[str, ...]) -> dict[str, bytes]:
+    fields: dict[str, bytes] = {}
     for key, field, member in members:
-        if not field.startswith(field_prefixes):
+        if not field.startswith(prefixes):
             continue
         if field in fields:
             raise tarfile.ReadError(f"`{key}.{field}` occurs twice, neighbouring samples share the key")
-        fields[field] = archive.extractfile(member).read()
+        file = archive.extractfile(member)
+        fields[field] = file.read() if file else b""
         if len(fields[field]) != member.size:
             raise tarfile.ReadError(f"it is cut off within `{member.name}`")
     return fields
 
 
-def _check_the_rest(archive):
+def _check_the_rest(archive: tarfile.TarFile) -> None:
     """Make sure that only padding follows the end-of-archive mark."""
-    while padding := archive.fileobj.read(2**16):
+    stream: Any = archive.fileobj
+    while padding := stream.read(2**16):
         if padding.strip(b"\0"):
             raise tarfile.ReadError("there is data after the end-of-archive mark")

@@ -3,13 +3,16 @@
 import dataclasses
 import itertools
 import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Optional
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ocl._pipe import group
-from ocl._randomness import draw_seed, with_own_randomness
-from ocl._shards import Damage, ShardError, gather, new_pass, world_size
+from ocl._loader.pipe import Pipe, group
+from ocl._loader.random_state import draw_seed, with_own_randomness
+from ocl._loader.ranks import Pass, gather, new_pass, world_size
+from ocl._loader.shards import Damage, ShardError
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +28,18 @@ class Batches(IterableDataset):
     """Batches of samples; between them `Damage` that was skipped, and at last a `Rest` of training samples.
 
     Args:
-        samples: pipe of samples.
-        finish: pipe without a source that makes batches of lists of samples.
-        batch_size: number of samples in a batch.
-        keep_partial: whether the last samples form a smaller batch instead of a `Rest`.
+        samples: Pipe of samples.
+        finish: Pipe without a source that makes batches of lists of samples.
+        batch_size: Number of samples in a batch.
+        keep_partial: Form a smaller batch of the last samples instead of a `Rest`.
     """
 
-    def __init__(self, samples, finish, batch_size, keep_partial):
+    def __init__(self, samples: Pipe, finish: Pipe, batch_size: int, keep_partial: bool):
         self.samples, self.finish, self.batch_size, self.keep_partial = samples, finish, batch_size, keep_partial
 
-    def __iter__(self):
-        rest, damage = [], self.samples.source.damage
+    def __iter__(self) -> Iterator:
+        rest: list = []
+        damage: list[Damage] = self.samples.source.damage
         for batch in self.form(self.samples, rest):
             yield from _empty(damage)
             yield batch
@@ -43,12 +47,12 @@ class Batches(IterableDataset):
         if rest:
             yield Rest(rest)
 
-    def form(self, samples, rest):
+    def form(self, samples: Iterable, rest: list) -> Iterator:
         """Yield batches of samples, and leave in the list `rest` those that do not fill one."""
         return self.finish.run(group(samples, self.batch_size, self.keep_partial, rest))
 
 
-def _empty(items):
+def _empty(items: list) -> Iterator:
     while items:
         yield items.pop(0)
 
@@ -56,10 +60,10 @@ def _empty(items):
 class _SeededLoader(DataLoader):
     """Loader of a dataset of batches, in which everything random follows from a seed."""
 
-    def __init__(self, dataset, **options):
+    def __init__(self, dataset: IterableDataset, **options: Any):
         super().__init__(dataset, **{**options, "batch_size": None, "collate_fn": identity})
 
-    def items(self, seed):
+    def items(self, seed: int) -> Iterator:
         """Iterate the dataset, and leave the random generators of this process alone."""
         self.generator = torch.Generator().manual_seed(seed)  # gives the workers their seeds
         items = super().__iter__()
@@ -70,18 +74,20 @@ class _BatchLoader(_SeededLoader):
     """Loader of `Batches` over shards.
 
     Args:
-        dataset: the `Batches`.
-        size: declared number of samples, or None.
-        on_damage: called in this process with each `Damage` that a reader skipped.
-        **options: further options of `DataLoader`; Lightning looks for these, and for all named arguments, among the
+        dataset: The `Batches`.
+        size: Declared number of samples, or None.
+        on_damage: Called in this process with each `Damage` that a reader skipped.
+        **options: Further options of `DataLoader`; Lightning looks for these, and for all named arguments, among the
             attributes when it rebuilds a loader.
     """
 
-    def __init__(self, dataset, size, on_damage=None, **options):
+    dataset: Batches
+
+    def __init__(self, dataset: Batches, size: Optional[int], on_damage: Callable[[Damage], Any], **options: Any):
         super().__init__(dataset, **options)
         self.size, self.on_damage = size, on_damage
 
-    def read(self, current_pass):
+    def read(self, current_pass: Pass) -> Iterator:
         """Iterate the batches, and the rests, of one pass on this rank."""
         self.dataset.samples.source.current_pass = current_pass
         for item in self.items(current_pass.seed + current_pass.rank):
@@ -97,14 +103,14 @@ class EvaluationLoader(_BatchLoader):
     The length is an upper bound, because every worker may end with a partial batch. With several ranks it is not known.
     """
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:  # type: ignore[override]  # a generator does for torch's own iterator
         batches = self.read(new_pass(draw_seed(advance=False)))
         first = next(batches, None)
         if first is None and world_size() > 1:  # this rank could not take part when metrics are put together
             raise ShardError("A rank has no sample to evaluate: there are too few for so many ranks.")
         return batches if first is None else itertools.chain([first], batches)
 
-    def __len__(self):
+    def __len__(self) -> int:
         if self.size is None or world_size() > 1:
             raise TypeError("The number of batches is not known in advance.")
         n_readers = max(1, min(self.num_workers, len(self.dataset.samples.source.shards)))
@@ -118,27 +124,34 @@ class TrainingLoader(_BatchLoader):
     samples that do not fill a batch on each rank are dropped.
 
     Args:
-        dataset: see `_BatchLoader`, like `size`, `on_damage` and `options`.
-        begin_pass: called at the start of a pass; returns its seed, and the number of its batches that training has
+        dataset: See `_BatchLoader`, like `size`, `on_damage` and `options`.
+        begin_pass: Called at the start of a pass; returns its seed, and the number of its batches that training has
             seen before it was interrupted.
     """
 
-    def __init__(self, dataset, size, on_damage=None, begin_pass=None, **options):
+    def __init__(
+        self,
+        dataset: Batches,
+        size: Optional[int],
+        on_damage: Callable[[Damage], Any],
+        begin_pass: Callable[[], tuple[int, int]],
+        **options: Any,
+    ):
         super().__init__(dataset, size, on_damage, **options)
         self.begin_pass = begin_pass
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:  # type: ignore[override]
         seed, n_seen = self.begin_pass()
         if n_seen:
             log.info("Reading over the %d batches of this epoch that are done", n_seen)
         yield from itertools.islice(self._as_many_as_declared(new_pass(seed)), n_seen, None)
 
-    def __len__(self):
+    def __len__(self) -> int:
         if self.size is None:
             raise TypeError("The number of batches is not known in advance.")
         return self.size // (self.dataset.batch_size * world_size())
 
-    def _as_many_as_declared(self, current_pass):
+    def _as_many_as_declared(self, current_pass: Pass) -> Iterator:
         """Yield the batches of a pass, and of further ones if there are fewer than declared.
 
         Lightning validates after the last declared batch.
@@ -166,9 +179,9 @@ class TrainingLoader(_BatchLoader):
                 )
             current_pass = dataclasses.replace(current_pass, seed=current_pass.seed + 1)
 
-    def _in_step(self, current_pass):
+    def _in_step(self, current_pass: Pass) -> Iterator:
         """Yield as many batches as the other ranks; the last ones are shared out evenly."""
-        rest = []
+        rest: list = []
         batches = self._whole(self.read(current_pass), rest)
         batch = next(batches, None)
         while all(gather(batch is not None)):
@@ -184,7 +197,7 @@ class TrainingLoader(_BatchLoader):
         yield from spare[current_pass.rank :: n_ranks][: len(spare) // n_ranks]
 
     @staticmethod
-    def _whole(items, rest):
+    def _whole(items: Iterable, rest: list) -> Iterator:
         """Yield the batches, and collect the samples left over in the list `rest`."""
         for item in items:
             if isinstance(item, Rest):
@@ -197,19 +210,20 @@ class PlainLoader(_SeededLoader):
     """Loader of a pipe of batches in this process, for each rank its own.
 
     Args:
-        dataset: the pipe.
-        begin_pass: as for `TrainingLoader`; for evaluation None.
-        **options: further options of `DataLoader`.
+        dataset: The pipe.
+        begin_pass: As for `TrainingLoader`; for evaluation None.
+        **options: Further options of `DataLoader`.
     """
 
-    def __init__(self, dataset, begin_pass=None, **options):
+    def __init__(self, dataset: Pipe, begin_pass: Optional[Callable[[], tuple[int, int]]] = None, **options: Any):
         super().__init__(dataset, **options)
         self.begin_pass = begin_pass
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:  # type: ignore[override]
         seed, n_seen = self.begin_pass() if self.begin_pass else (draw_seed(advance=False), 0)
         yield from itertools.islice(self.items(seed), n_seen, None)
 
 
-def identity(batch):
+def identity(batch: Any) -> Any:
+    """Return a batch as it is; it need not be collated."""
     return batch

@@ -1,11 +1,16 @@
-"""Lazy pipelines of samples."""
+"""Lazy pipelines of samples: the interface on which transforms are built."""
 
 import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any, Optional
 
 from torch.utils.data import IterableDataset
 
-from ocl._randomness import draw_seed
+from ocl._loader.random_state import draw_seed
+
+Sample = Mapping[str, Any]
+Stage = Callable[[Iterator], Iterable]
 
 
 class Pipe(IterableDataset):
@@ -14,58 +19,59 @@ class Pipe(IterableDataset):
     Each operation returns a new pipe and leaves this one alone. A pipe can be pickled if its callables can.
 
     Args:
-        source: re-iterable object that gives the first stream, or None for stages that others run.
-        stages: functions from stream to stream, applied in order.
-        size: declared number of elements, what `len` returns; without it there is no length.
+        source: Re-iterable object that gives the first stream; empty for stages that are run on others.
+        stages: Functions from stream to stream, applied in order.
+        size: Declared number of elements, what `len` returns; without it there is no length.
     """
 
-    def __init__(self, source=None, stages=(), size=None):
-        self.source, self.stages, self.size = source, tuple(stages), size
+    def __init__(self, source: Iterable = (), stages: Iterable[Stage] = (), size: Optional[int] = None):
+        self.source: Any = source
+        self.stages, self.size = tuple(stages), size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         return self.run(self.source)
 
-    def run(self, source):
+    def run(self, source: Iterable) -> Iterator:
         """Iterate what the stages make of another source."""
         stream = iter(source)
         for stage in self.stages:
-            stream = stage(stream)
-        return iter(stream)
+            stream = iter(stage(stream))
+        return stream
 
-    def __len__(self):
+    def __len__(self) -> int:
         if self.size is None:
             raise TypeError("The size of this data is not known.")
         return self.size
 
-    def then(self, stage):
+    def then(self, stage: Stage) -> "Pipe":
         """Append a function from stream to stream, for instance a generator function."""
         return Pipe(self.source, (*self.stages, stage))
 
-    def with_size(self, size):
+    def with_size(self, size: Optional[int]) -> "Pipe":
         """Declare the number of elements, or None."""
         return Pipe(self.source, self.stages, size)
 
-    def map(self, fn):
+    def map(self, fn: Callable) -> "Pipe":
         """Apply `fn` to each sample."""
         return self.then(partial(_map, fn=fn))
 
-    def map_dict(self, fns):
+    def map_dict(self, fns: Mapping[str, Callable]) -> "Pipe":
         """Apply `fns[field]` to each named field of (a copy of) each sample."""
         return self.map(partial(_map_fields, fns=dict(fns)))
 
-    def filter(self, predicate):
+    def filter(self, predicate: Callable[[Any], bool]) -> "Pipe":
         """Keep the samples for which `predicate(sample)` holds."""
         return self.then(partial(_filter, predicate=predicate))
 
-    def shuffle(self, buffer_size):
+    def shuffle(self, buffer_size: int) -> "Pipe":
         """Shuffle the samples within a buffer; the order follows from torch's random state."""
         return self.then(partial(_shuffle, buffer_size=buffer_size))
 
-    def batch(self, batch_size, drop_last=False):
+    def batch(self, batch_size: int, drop_last: bool = False) -> "Pipe":
         """Group consecutive samples into lists."""
         return self.then(partial(group, size=batch_size, keep_partial=not drop_last))
 
-    def collate(self, collate_fn):
+    def collate(self, collate_fn: Callable[[list], Any]) -> "Pipe":
         """Apply `collate_fn` to each list of samples."""
         return self.map(collate_fn)
 
@@ -74,21 +80,21 @@ class Pipe(IterableDataset):
 # StopIteration that escapes from a user's function would end the stream unnoticed.
 
 
-def _map(stream, fn):
+def _map(stream: Iterator, fn: Callable) -> Iterator:
     return (fn(sample) for sample in stream)
 
 
-def _map_fields(sample, fns):
+def _map_fields(sample: Sample, fns: Mapping[str, Callable]) -> dict[str, Any]:
     return {**sample, **{field: fn(get_field(sample, field)) for field, fn in fns.items()}}
 
 
-def _filter(stream, predicate):
+def _filter(stream: Iterator, predicate: Callable[[Any], bool]) -> Iterator:
     return (sample for sample in stream if predicate(sample))
 
 
-def _shuffle(stream, buffer_size):
+def _shuffle(stream: Iterator, buffer_size: int) -> Iterator:
     rng = random.Random(draw_seed())
-    buffer = []
+    buffer: list = []
     for sample in stream:
         if len(buffer) < buffer_size:
             buffer.append(sample)
@@ -100,7 +106,7 @@ def _shuffle(stream, buffer_size):
     yield from buffer
 
 
-def group(stream, size, keep_partial, rest=None):
+def group(stream: Iterable, size: int, keep_partial: bool, rest: Optional[list] = None) -> Iterator[list]:
     """Yield lists of `size` samples; the last samples form a shorter one, or are left in the list `rest`."""
     rest = [] if rest is None else rest
     for sample in stream:
@@ -113,7 +119,7 @@ def group(stream, size, keep_partial, rest=None):
         rest.clear()
 
 
-def get_field(sample, field):
+def get_field(sample: Sample, field: str) -> Any:
     """Return a field of a sample, or raise a `KeyError` that names the sample and what it has."""
     if field not in sample:
         raise KeyError(
