@@ -1,10 +1,8 @@
 import gzip
 import io
 import itertools
-import json
 import pickle
 import random
-import subprocess
 import sys
 import tarfile
 import types
@@ -156,77 +154,6 @@ def test_ranks_and_workers_share_all_samples():
             assert sorted(sum(read, [])) == [(s, i) for s in range(n_shards) for i in range(10)]
             if world_size > 1:
                 assert max(map(len, read)) - min(map(len, read)) <= 2 * n_workers
-
-
-# Workers come from a fork server: forking a process that holds gloo's threads can deadlock inside CPython 3.11.
-RANK = """
-import json, multiprocessing, sys
-import torch
-from ocl.datasets import WebdatasetDataModule
-from ocl.transforms import SimpleTransform
-
-
-def read(scenarios):
-    transforms = {"t": SimpleTransform({"x": abs}, batch_transform=False)}
-    for options in scenarios:
-        module = WebdatasetDataModule(train_transforms=transforms, eval_transforms=transforms, **options)
-        loaders = module.train_dataloader(), module.val_dataloader()
-        yield [[batch["__key__"] for batch in loader] for loader in loaders]
-
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method("forkserver")
-    multiprocessing.set_forkserver_preload(["ocl.datasets"])
-    rank, rendezvous, scenarios = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    results = list(read(scenarios))
-    torch.distributed.barrier()
-    print("RESULT", json.dumps(results))
-"""
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """What two ranks read: name of the scenario -> [(training batches, validation batches) of each rank]."""
-    folder = tmp_path_factory.mktemp("ranks")
-    scenarios = {}
-    for name, counts, options in [
-        ("one shard", (9,), {"num_workers": 2, "train_size": 9}),
-        ("unequal shards", (9, 2, 4), {"num_workers": 0, "train_size": 15}),
-        ("no size", (9, 2, 4, 3), {"num_workers": 0}),
-    ]:
-        (folder / name).mkdir()
-        shards = write_shards(folder / name, counts)
-        scenarios[name] = {"train_shards": shards, "val_shards": shards, "batch_size": 2, **options}
-    (folder / "rank.py").write_text(RANK)
-    arguments = [(folder / "rendezvous").as_uri(), json.dumps(list(scenarios.values()))]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(folder / "rank.py"), str(rank), *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    results = [json.loads(output.split("RESULT")[1]) for output in outputs]
-    return dict(zip(scenarios, zip(*results)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, n_samples", [("one shard", 9), ("unequal shards", 15), ("no size", 18)])
-def test_ranks_train_in_step_and_evaluate_everything_once(two_ranks, name, n_samples):
-    (train_a, val_a), (train_b, val_b) = two_ranks[name]
-    assert len(train_a) == len(train_b) == n_samples // 4
-    assert len(set(sum(train_a + train_b, []))) == n_samples // 4 * 4
-    assert all(len(batch) == 2 for batch in train_a + train_b)
-    assert sorted(sum(val_a + val_b, [])) == [f"{i:04d}" for i in range(n_samples)]
-    assert val_a and val_b
 
 
 def test_lightning_runs_every_loop_on_the_loaders(tmp_path):
