@@ -1,4 +1,4 @@
-"""Commands that need each other's results, run one after the other or side by side."""
+"""Runs commands in dependency order, one at a time or several in parallel."""
 
 import contextlib
 import fcntl
@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 AGAIN = "Run the same command again to go on from here."
-PROGRESS = "[ocl_msf.training.progress]"  # in the lines of a log that are repeated, before " - " and the words
+PROGRESS = "[ocl_msf.training.progress]"  # marks the lines of output that are repeated; their text follows " - "
 
 
 @dataclass(eq=False)
 class Task:
-    """A command, and how to tell that it need not run (again).
+    """A command that is skipped if its results exist.
 
     Attributes:
-        title: what to call it.
-        command: its words, asked for when it starts.
-        log: takes what it prints, behind what is there already.
-        done: whether its results are there; without, it always runs.
-        needs: tasks whose results it takes.
+        title: its name in messages.
+        command: returns its words, when it starts.
+        log: the file that its output is appended to.
+        done: whether its results exist; without this, it always runs.
+        needs: tasks whose results it uses.
     """
 
     title: str
@@ -56,16 +56,16 @@ def command_line() -> Iterator[None]:
 
 
 def pasteable(words: Sequence[str]) -> str:
-    """Write a command line as a shell reads it; a word with quotes in it, of Hydra's grammar, in double quotes."""
+    """Quote a command line for the shell; words with single quotes, which Hydra needs, are put in double quotes."""
     plain = [f'"{word}"' if "'" in word and not set(word) & set('"$`!\\') else shlex.quote(word) for word in words]
     return " ".join(plain)
 
 
 def gpu_workers(gpus: str) -> List[List[str]]:
-    """One worker for each GPU: "2" are the first two, "2,5" these two, "" is one worker that sees what there is.
+    """One worker for each GPU: "2" means the first two, "2,5" these two, "" one worker that sees all devices.
 
     Raises:
-        ValueError: not of this form.
+        ValueError: the text has another form.
     """
     if not gpus:
         return [[]]
@@ -76,17 +76,17 @@ def gpu_workers(gpus: str) -> List[List[str]]:
 
 
 def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> None:
-    """Run the tasks whose results are missing, each as soon as those that it needs are done.
+    """Run the tasks whose results are missing, each as soon as the tasks that it needs are done.
 
-    What a task prints goes to its log, and its lines of progress are repeated; so are its bars, where a single worker
-    has a terminal.
+    The output of a task goes to its log. Its lines of progress are also printed, and so are its progress bars if there
+    is one worker and a terminal.
 
     Args:
         tasks: in the order in which they are to start.
-        workers: as many tasks run at the same time; each puts its words in front of their commands.
+        workers: one for each task that may run at a time: the words to put before its command.
 
     Raises:
-        SystemExit: a task failed, or left no result; those that were running have ended.
+        SystemExit: a task failed or left no result; the tasks that were running have ended.
     """
     waiting = [task for task in tasks if task.done is None or not task.done()]
     missing = set(waiting)
@@ -103,7 +103,7 @@ def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> 
             for index in [index for index, process in running.items() if process.ended]:
                 process = running.pop(index)
                 missing.remove(process.task)
-                failures += process.complaints()
+                failures += process.failure()
             time.sleep(0.05)
     except BaseException as error:
         for process in running.values():
@@ -114,7 +114,7 @@ def run_all(tasks: Sequence[Task], workers: Sequence[Sequence[str]] = ((),)) -> 
 
 
 class _Process:
-    """A task that runs."""
+    """A running task."""
 
     def __init__(self, task: Task, words: Sequence[str], shown: bool):
         self.task = task
@@ -132,7 +132,7 @@ class _Process:
             copier.start()
 
     def _copy(self) -> None:
-        """Log what it prints, and repeat its lines of progress."""
+        """Copy stdout to the log, and print the lines of progress."""
         with self.process.stdout as printed, open(self.task.log, "ab") as log:
             for line in printed:
                 log.write(line)
@@ -143,9 +143,9 @@ class _Process:
                         print(f"{self.task.title}: {words.strip()}", flush=True)
 
     def _draw(self, terminal: int) -> None:
-        """Log what it writes to stderr, but for bars, which begin with a carriage return: show these."""
+        """Copy stderr to the log, except for progress bars, which begin with a carriage return: print these."""
         bar = False
-        with open(self.task.log, "ab", buffering=0) as log, contextlib.suppress(OSError):  # when nobody writes any more
+        with open(self.task.log, "ab", buffering=0) as log, contextlib.suppress(OSError):  # at its end
             while True:
                 written = os.read(terminal, 65536)
                 bar = written.startswith(b"\r") or (bar and written == b"\n")
@@ -159,8 +159,8 @@ class _Process:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def complaints(self) -> List[str]:
-        """What went wrong, with the end of the log; nothing if nothing did."""
+    def failure(self) -> List[str]:
+        """The reason of a failure, with the end of the log; empty after success."""
         for copier in self.copiers:
             copier.join()
         title, status = self.task.title, self.process.returncode
@@ -169,10 +169,10 @@ class _Process:
             return []
         ending = f"{title} ended with status {status}." if status else f"{title} ended without its result."
         lines = self.task.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        return [*(f"  {line}" for line in lines), f"{ending} All that it printed is in {self.task.log}."]
+        return [*(f"  {line}" for line in lines), f"{ending} Its output is in {self.task.log}."]
 
     def stop(self, ask: bool) -> None:
-        """Let it save what it has, and wait for it."""
+        """Wait until it has saved and ended; `ask` it to by SIGTERM."""
         if ask:
             self.process.terminate()
         self.process.wait()
@@ -181,7 +181,7 @@ class _Process:
 
 
 def _open_terminal() -> Tuple[int, int]:
-    """A terminal as wide as this one, its two ends: ours, to read, and that for a process to write to."""
+    """A pseudo-terminal of this terminal's size: our end, to read, and the end that a process writes to."""
     ours, theirs = pty.openpty()
     settings = termios.tcgetattr(theirs)
     settings[1] &= ~termios.OPOST  # bytes pass as they are
