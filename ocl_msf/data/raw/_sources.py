@@ -1,4 +1,4 @@
-"""Files of a raw download by name, in folders or in zip and tar archives, which are read without unpacking."""
+"""The files of a raw download by name, in folders or in zip and tar archives, which are read without unpacking."""
 
 import fnmatch
 import functools
@@ -10,20 +10,21 @@ import zlib
 from pathlib import Path
 from typing import Collection, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
-from ocl_msf.data.raw._tars import TarMember, list_members
+from ocl_msf.data.raw._tars import RandomAccess, TarMember, list_members
 from ocl_msf.files import DataError
 
-# What reading a damaged archive raises; encrypted ones are a RuntimeError, unknown methods NotImplementedError.
+# What reading a damaged archive raises; RuntimeError if it is encrypted or its compression is unknown.
 READ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError)
 READ_ERRORS += (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 class Source(NamedTuple):
-    """Where a file is; small and picklable, archives are opened once in every process that reads.
+    """A file, or a member of an archive; small and picklable, for every process that reads opens the archive once.
 
     Attributes:
         path: Of the file itself, or of the archive.
-        member: In the archive; () is the file itself, two names are an archive in the archive and its member.
+        member: () for the file itself, else the name in the archive; two names are an archive in the archive and its
+            member.
     """
 
     path: str
@@ -47,16 +48,16 @@ AnySource = Union[Source, TarMember]
 
 
 class Sources:
-    """The wanted files of a download, wherever they lie below a folder or in the archives there.
+    """The wanted files of a download, wherever they are below a folder or in the archives there.
 
     Args:
         root: Folder of the download.
         folders: Names of the folders whose files are wanted.
-        files: Names of the files that are wanted in whatever folder.
-        tars: Patterns of the names of tar archives to look into, such as "VOC*.tar"; into zips it looks always.
-        without: Names of folders in which nothing is wanted.
+        files: Names of files that are wanted in any folder.
+        tars: Patterns of the names of tar archives to search, such as "VOC*.tar"; zip files are always searched.
+        without: Names of folders to ignore, like hidden ones and `__MACOSX`.
 
-    Files that are unpacked come before those in archives. Hidden files and `__MACOSX` do not count.
+    Unpacked files take precedence over those in archives.
 
     Raises:
         DataError: There is no such folder, or an archive in it is damaged.
@@ -85,7 +86,7 @@ class Sources:
                 self._add_tar(path)
 
     def find(self, name: str) -> Optional[AnySource]:
-        """Where `folder/name`, or a file wanted by its name, is; None where it is not."""
+        """The file `folder/name`, or the one wanted by this name; None if there is none."""
         return self._sources.get(name)
 
     def count(self, folder: str) -> int:
@@ -136,54 +137,36 @@ class Sources:
 
 
 def _state(path: str) -> Tuple[int, ...]:
-    """Distinguishes an archive from another one that took its name, and this process from its parent."""
+    """What tells an archive from another one of the same name, and this process from its parent."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, os.getpid()
 
 
-@functools.lru_cache(maxsize=6)  # COCO needs five at a time; large ones take 600 bytes for each file in them
+@functools.lru_cache(maxsize=6)  # COCO needs five at once; each takes about 600 bytes per file in it
 def _archive(path: str, inner: Tuple[str, ...], state: Tuple[int, ...]) -> zipfile.ZipFile:
     if not inner:
         return zipfile.ZipFile(path)
     outer = _archive(path, (), state)
     info = outer.getinfo(inner[0])
     if info.compress_type != zipfile.ZIP_STORED:
-        return zipfile.ZipFile(outer.open(info))  # seeking inflates: fast for members in their order
-    return zipfile.ZipFile(io.BufferedReader(_Part(path, info)))
+        return zipfile.ZipFile(outer.open(info))  # fast if the members are read in their order
+    return zipfile.ZipFile(io.BufferedReader(_StoredMember(path, info)))
 
 
-class _Part(io.RawIOBase):
-    """A member that is stored without compression, as a file to seek in."""
+class _StoredMember(RandomAccess):
+    """A member that is stored without compression; before Python 3.13, `zipfile` itself reads all up to a position."""
 
     def __init__(self, path: str, info: zipfile.ZipInfo) -> None:
-        super().__init__()
+        super().__init__(info.file_size)
         self._file = open(path, "rb")
-        self._file.seek(info.header_offset + 26)  # of the local header: the lengths of name and extra field
+        self._file.seek(info.header_offset + 26)  # in the local header: the lengths of name and extra field
         lengths = self._file.read(4)
         name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
-        self._start, self._size = info.header_offset + 30 + name + extra, info.file_size
-        self._position = 0
+        self._start = info.header_offset + 30 + name + extra
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position = offset + (0, self._position, self._size)[whence]
-        if position < 0:
-            raise ValueError(f"position {position} is before the start")
-        self._position = position
-        return position
-
-    def readinto(self, buffer) -> int:
+    def _content(self, count: int) -> bytes:
         self._file.seek(self._start + self._position)
-        count = max(0, min(len(buffer), self._size - self._position))
-        content = self._file.read(count)
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
+        return self._file.read(max(0, min(count, self.size - self._position)))
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,9 @@
-"""Members of tar archives, compressed by gzip or not, read without unpacking."""
+"""Members of tar archives, compressed by gzip or not, read at random without unpacking.
+
+`tarfile` lists the members. Jumping within gzip is written here: `tarfile` by itself decompresses from the start for
+each member before the last one read, and indexed_gzip (1.10) does not notice archives that are cut off or damaged while it
+seeks, and can crash.
+"""
 
 import bisect
 import functools
@@ -8,25 +13,25 @@ import os
 import tarfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_BLOCK = 512  # bytes, of a tar archive
 MAX_STATES = 2048  # of a decompressor, each about 50 KB
-_BLOCK = 512  # of a tar archive
-_CHUNK = 1 << 15  # compressed bytes at a time
+_CHUNK = 1 << 15  # compressed bytes read at a time
 _LARGE = 1 << 28  # bytes of an archive whose listing shows progress
 
 
 class TarMember(NamedTuple):
-    """Where a file is in an archive; small and picklable, archives are opened once in every process that reads.
+    """A file in an archive; small and picklable, for every process that reads opens the archive once.
 
     Attributes:
-        paths: The files that make the archive, in a row.
+        paths: The parts of the archive, in order.
         name: Of the member.
-        offset: Of its content in the archive, uncompressed, in bytes.
-        size: Of its content in bytes.
+        offset: Of its content in the uncompressed archive, in bytes.
+        size: Of its content, in bytes.
     """
 
     paths: Tuple[str, ...]
@@ -52,33 +57,37 @@ class TarMember(NamedTuple):
 
 
 def list_members(paths: Sequence[Path]) -> Iterator[TarMember]:
-    """All regular files of an archive that consists of files in a row, or of archives in a row.
+    """All regular files of an archive in one or more parts, each of which may be an archive of its own.
 
     Raises:
         OSError, EOFError, zlib.error, tarfile.TarError: It is damaged or cut off.
     """
     names = tuple(map(str, paths))
-    size = sum(path.stat().st_size for path in paths)
-    with tqdm(total=size, desc=f"list {paths[0].name}", unit="B", unit_scale=True, disable=size < _LARGE) as progress:
-        with _open(names) as file:
-            start = 0
-            while _skip_zeros(file, start):
-                archive = tarfile.TarFile(fileobj=file)
+    parts = Concatenation(names)
+    with tqdm(
+        total=parts.size, desc=f"list {paths[0].name}", unit="B", unit_scale=True, disable=parts.size < _LARGE
+    ) as progress, _decompressed(parts) as file:
+        start = 0
+        while _skip_zeros(file, start):
+            archive = tarfile.TarFile(fileobj=file)
+            member = archive.next()
+            while member is not None:
+                if member.isreg():
+                    yield TarMember(names, member.name, member.offset_data, member.size)
+                progress.update(parts.consumed - progress.n)
+                archive.members.clear()
                 member = archive.next()
-                while member is not None:
-                    if member.isreg():
-                        yield TarMember(names, member.name, member.offset_data, member.size)
-                    progress.update(file.raw.consumed - progress.n)
-                    archive.members.clear()
-                    member = archive.next()
-                start = archive.offset
-                file.seek(start)
-                if file.read(_BLOCK).strip(b"\0"):
-                    raise tarfile.ReadError(f"no file begins at byte {start}")
+            start = archive.offset
+            file.seek(start)
+            block = file.read(_BLOCK)
+            if len(block) < _BLOCK:
+                raise EOFError("the archive is cut off")
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"no file begins at byte {start}")
 
 
 def _skip_zeros(file: BinaryIO, start: int) -> bool:
-    """Go to the first block that is not empty; False where there is none."""
+    """Go to the first block from `start` on that is not empty; False if there is none."""
     for block in itertools.count():
         file.seek(start + block * _BLOCK)
         content = file.read(_BLOCK)
@@ -91,22 +100,26 @@ def _skip_zeros(file: BinaryIO, start: int) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _opened(paths: Tuple[str, ...], times: Tuple[int, ...], process: int) -> BinaryIO:
-    return _open(paths)
+    return _decompressed(Concatenation(paths))
 
 
-def _open(paths: Tuple[str, ...]) -> BinaryIO:
-    """The archive, uncompressed, to seek in; its `raw` counts the bytes read of the files as `consumed`."""
-    files = Concatenation(paths)
-    magic = files.read(2)
-    files.seek(0)
-    return io.BufferedReader(Inflated(files) if magic == b"\x1f\x8b" else files, 1 << 16)
+def _decompressed(parts: "Concatenation") -> BinaryIO:
+    """The uncompressed archive, with random access."""
+    magic = parts.read(2)
+    parts.seek(0)
+    return io.BufferedReader(Inflated(parts) if magic == b"\x1f\x8b" else parts, 1 << 16)
 
 
-class _Seekable(io.RawIOBase):
-    """What file-like objects have in common; subclasses fill a buffer from `self._position` on."""
+class RandomAccess(io.RawIOBase):
+    """A file to read and to seek in; subclasses give its content from `self._position` on.
 
-    def __init__(self) -> None:
+    Args:
+        size: In bytes; None where it is not known, and nothing can be sought from the end.
+    """
+
+    def __init__(self, size: Optional[int] = None) -> None:
         super().__init__()
+        self.size = size
         self._position = 0
 
     def readable(self) -> bool:
@@ -116,7 +129,9 @@ class _Seekable(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position = offset + (0, self._position)[whence]
+        if whence == io.SEEK_END and self.size is None:
+            raise io.UnsupportedOperation("the end is not known")
+        position = offset + (0, self._position, self.size)[whence]
         if position < 0:
             raise ValueError(f"position {position} is before the start")
         self._position = position
@@ -128,19 +143,23 @@ class _Seekable(io.RawIOBase):
         self._position += len(content)
         return len(content)
 
+    def _content(self, count: int) -> bytes:
+        """At most `count` bytes; none at the end only."""
+        raise NotImplementedError
 
-class Concatenation(_Seekable):
-    """Files in a row as one to seek in.
+
+class Concatenation(RandomAccess):
+    """Files one after the other, as a single one.
 
     Args:
         paths: The files.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        super().__init__()
-        self._files = [open(path, "rb", buffering=0) for path in paths]
         self._ends = list(itertools.accumulate(os.stat(path).st_size for path in paths))
-        self.consumed = 0
+        super().__init__(self._ends[-1])
+        self._files = [open(path, "rb", buffering=0) for path in paths]
+        self.consumed = 0  # how far it was read
 
     def _content(self, count: int) -> bytes:
         number = bisect.bisect_right(self._ends, self._position)
@@ -158,15 +177,15 @@ class Concatenation(_Seekable):
         super().close()
 
 
-class Inflated(_Seekable):
-    """What gzip compressed, as a file to seek in.
+class Inflated(RandomAccess):
+    """The uncompressed content of gzip streams, one after the other.
 
-    On the way, states of the decompressor are kept, from which it can go on later; a jump costs at most what
-    lies between two of them. They are never more than `MAX_STATES`, so the memory is bounded.
+    States of the decompressor are kept at intervals, to continue from them later, so that a jump costs at most one
+    interval. There are never more than `MAX_STATES`, so that memory is bounded.
 
     Args:
-        file: One or more gzip streams in a row.
-        interval: Uncompressed bytes between two states, at least; it doubles when there are too many.
+        file: The gzip streams.
+        interval: Least number of uncompressed bytes between two states; it doubles when there are too many states.
     """
 
     def __init__(self, file: Concatenation, interval: int = 1 << 21) -> None:
@@ -174,16 +193,13 @@ class Inflated(_Seekable):
         self._file = file
         self._interval = interval
         self._starts: List[int] = [0]
-        self._states = [(0, True, zlib.decompressobj(31))]  # position in the file, before a stream?, decompressor
+        self._states = [
+            (0, True, zlib.decompressobj(31))
+        ]  # position in the file, whether between streams, decompressor
         self._go_to(0)
 
-    @property
-    def consumed(self) -> int:
-        """How far the file was read."""
-        return self._file.consumed
-
     def _go_to(self, number: int) -> None:
-        """Take up a state that was kept."""
+        """Continue from a state that was kept."""
         self._start, self._chunk = self._starts[number], b""
         self._place, self._between, state = self._states[number]
         self._state = state.copy()
@@ -199,7 +215,7 @@ class Inflated(_Seekable):
         return self._chunk[begin : begin + count]
 
     def _advance(self) -> bool:
-        """Decompress a bit more; False at the end."""
+        """Decompress the next chunk; False at the end."""
         self._start, self._chunk = self._start + len(self._chunk), b""
         self._keep_state()
         self._file.seek(self._place)
