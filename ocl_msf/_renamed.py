@@ -17,8 +17,10 @@ MODULES = {
     "ocl_msf.protocol": "ocl_msf.experiments.protocol",
     "ocl_msf.report": "ocl_msf.results.report",
     "ocl_msf.runs": "ocl_msf.experiments.runs",
+    "ocl_msf.sysbinder": "ocl_msf.perceptual_grouping",
     "ocl_msf.tables": "ocl_msf.experiments.tables",
     "ocl_msf.tasks": "ocl_msf.experiments.tasks",
+    "ocl_msf.video_grouping": "ocl_msf.perceptual_grouping",
     "ocl_msf.visualizations": "ocl_msf.results.visualizations",
     "ocl_msf.data.clevrtex": "ocl_msf.data.raw.clevrtex",
     "ocl_msf.data.coco": "ocl_msf.data.raw.coco",
@@ -34,7 +36,21 @@ MODULES = {
 TARGETS = {
     "ocl_msf.losses.Weighted": "ocl_msf.losses.WeightedLoss",
     "ocl_msf.losses.join": "ocl_msf.indices.ravel_codes",
+    "ocl_msf.composition.present": "ocl_msf.composition.drop_nulls",
+    "ocl_msf.decoding.Attention": "ocl_msf.transformer.Attention",
+    "ocl_msf.decoding.attend_to_past": "ocl_msf.transformer.attend_to_past",
+    "ocl_msf.decoding.choose": "ocl_msf.decoding.sample_codes",
     "ocl_msf.decoding.split": "ocl_msf.indices.unravel_codes",
+    "ocl_msf.feature_extractors.BigLittle": "ocl_msf.feature_extractors.ViTWithCNN",
+    "ocl_msf.feature_extractors.read_dino": "ocl_msf.feature_extractors.read_vit",
+    "ocl_msf.sysbinder.BlockSlotAttentionGrouping": "ocl_msf.perceptual_grouping.BlockSlotAttentionGrouping",
+    "ocl_msf.training.callbacks.LoadDino": "ocl_msf.training.callbacks.LoadViT",
+    "ocl_msf.video.ChunkedBigLittle": "ocl_msf.feature_extractors.ViTWithCNN",
+    "ocl_msf.video.ChunkedDiffusionDecoder": "ocl_msf.diffusion.DiffusionDecoder",
+    "ocl_msf.video.ChunkedGuidance": "ocl_msf.guidance.FrozenGuidance",
+    "ocl_msf.video.ChunkedTokenDecoder": "ocl_msf.decoding.TokenDecoder",
+    "ocl_msf.video.in_chunks": "ocl_msf.chunks.in_chunks",
+    "ocl_msf.video_grouping.VideoSlotAttentionGrouping": "ocl_msf.perceptual_grouping.VideoSlotAttentionGrouping",
     "ocl_msf.data.shards.describe": "ocl_msf.data.summary.describe",
     "ocl_msf.data.shards.shard_records": "ocl_msf.data.summary.files_of",
     "ocl_msf.data.shards.verify": "ocl_msf.data.summary.verify",
@@ -43,6 +59,12 @@ TARGETS = {
 # Keywords of constructors, by the class that took them; it calls `refuse_old_arguments`.
 KEYWORDS = {
     "ocl_msf.fusion.MultiScaleFusion": {"specific": "per_scale_codebooks"},
+}
+
+# Parts of the names of weights in checkpoints, to be replaced in this order.
+STATE_KEYS = {
+    ".dino.vit.": ".vit.network.",
+    ".dino.": ".vit.",
 }
 
 # Arguments that were words and are modules now, by class and keyword: what a config has to say instead.
@@ -66,6 +88,16 @@ class OldNames(MetaPathFinder):
         """Refuse an old name with the new one; know nothing of any other."""
         if name in MODULES:
             raise ModuleNotFoundError(f"{name} is called {MODULES[name]} now.", name=name)
+
+
+def rename_weights(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Give the weights of an old checkpoint of a model their names of today, according to STATE_KEYS."""
+    renamed = {}
+    for name, weight in state_dict.items():
+        for old, new in STATE_KEYS.items():
+            name = name.replace(old, new)
+        renamed[name] = weight
+    return renamed
 
 
 def refuse_old_names(module: str) -> Callable[[str], Any]:
@@ -97,5 +129,5 @@ def refuse_old_arguments(target: str, **arguments: Any) -> None:
             )
 
 
-if OldNames not in sys.meta_path:
-    sys.meta_path.append(OldNames)
+if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+    sys.meta_path.append(OldNames())

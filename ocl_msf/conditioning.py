@@ -8,10 +8,10 @@ from torch import nn
 
 
 class GaussianQueries(nn.Module):
-    """Queries drawn from Gaussians with a learned mean for each slot and one scheduled sigma (section A.5).
+    """Queries sampled from Gaussians with a learned mean for each slot and one scheduled sigma (section A.5).
 
-    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic. The means start as
-    far apart as draws of the unit Gaussian, so that slots differ from the first step on, whatever sigma is.
+    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic. The means are
+    initialised by the unit Gaussian, so that slots differ from the first step on, whatever sigma is.
 
     Args:
         object_dim: channels of a slot.
@@ -28,7 +28,7 @@ class GaussianQueries(nn.Module):
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return queries (batch_size, n_slots, object_dim)."""
-        mean = self.mean.expand(batch_size, -1, -1)
+        mean = self.mean.expand(batch_size, -1, -1)  # b k d
         if not self.training:
             return mean
         return mean + float(self.sigma) * torch.randn_like(mean)
@@ -40,7 +40,7 @@ class BoxQueriesOutput:
 
     Attributes:
         queries: (b, k, object_dim).
-        is_empty: (b, k), bool, True where there is no box: such a slot takes no part.
+        is_empty: (b, k), bool, True where there is no box: such a slot is off.
     """
 
     queries: torch.Tensor
@@ -50,11 +50,11 @@ class BoxQueriesOutput:
 class BoxQueries(nn.Module):
     """Queries from the boxes of a video's first frame, by a GELU MLP of two layers (section A.5).
 
-    The first slot is the background's: its box is the whole frame, so that somebody always takes part. The other
-    slots take the boxes in their order; boxes beyond the last slot are cut, slots without a box are empty.
+    The first slot is the background's: its box is the whole frame, so that at least one slot is active. The other
+    slots take the boxes in their order; boxes beyond the last slot are ignored, slots without a box are empty.
 
-    A linear layer's usual start would give all boxes nearly the same query. So the MLP starts such that queries of
-    random boxes have zero mean and unit variance, as far apart as the means that `GaussianQueries` starts with.
+    With the usual initialisation of linear layers all boxes would get nearly the same query. So the MLP is initialised
+    such that queries of random boxes have zero mean and unit variance, like the initial means of `GaussianQueries`.
 
     Args:
         object_dim: channels of a slot.
@@ -73,7 +73,7 @@ class BoxQueries(nn.Module):
         self.n_slots = n_slots
         hidden_dim = hidden_dim or object_dim
         self.mlp = nn.Sequential(nn.Linear(4, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, object_dim))
-        self._spread()
+        self._init_spread()
 
     def forward(self, boxes: torch.Tensor) -> BoxQueriesOutput:
         """Encode boxes (b, t, n, 4): corners x, y, x, y in [0, 1], four zeros where an object is absent.
@@ -87,12 +87,12 @@ class BoxQueries(nn.Module):
         slots = first.new_zeros(len(first), self.n_slots, 4)  # b k 4
         slots[:, 0] = slots.new_tensor([0.0, 0.0, 1.0, 1.0])
         slots[:, 1 : 1 + first.shape[1]] = first
-        return BoxQueriesOutput(self.mlp(slots), (slots == 0).all(-1))
+        return BoxQueriesOutput(self.mlp(slots), (slots == 0).all(-1))  # b k d, b k
 
     @torch.no_grad()
-    def _spread(self) -> None:
+    def _init_spread(self) -> None:
         first, _, last = self.mlp
-        first.bias.copy_(-(first.weight * torch.rand_like(first.weight)).sum(1))  # units bend where there are boxes
+        first.bias.copy_(-(first.weight * torch.rand_like(first.weight)).sum(1))  # GELUs bend within the range of boxes
         boxes = torch.rand(1000, 2, 2).sort(1).values.flatten(1)  # upper left before lower right
         queries = self.mlp(boxes)
         mean, deviation = queries.mean(0), queries.var(0).mean().sqrt()

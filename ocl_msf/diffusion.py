@@ -1,26 +1,29 @@
-"""The decoder of SlotDiffusion: noise on the guidance is predicted from slots, and guidance is drawn from slots."""
+"""The decoder of SlotDiffusion: it predicts noise on the guidance from slots, and samples guidance from slots."""
 
 from dataclasses import dataclass
 from functools import reduce
 from math import gcd
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
+from ocl_msf.chunks import evaluate_in_chunks
+from ocl_msf.decoding import height_and_width
+
 
 @dataclass
 class DiffusionDecoderOutput:
-    """What was predicted, and what it was to be.
+    """Prediction and target.
 
-    Every sample is noised `levels` times, once in training and as often as the decoder's `eval_levels` in evaluation.
+    Every sample is noised `levels` times: once in training, `eval_levels` of the decoder in evaluation.
 
     Attributes:
         prediction: of the target (b, levels, d, h, w).
         target: the noise, or in training with v prediction the velocity (b, levels, d, h, w).
-        noise: what was added, standard normal (b, levels, d, h, w).
-        timesteps: how noisy the sample was made (b, levels), int64; 0 is nearly clean.
+        noise: the noise added, standard normal (b, levels, d, h, w).
+        timesteps: the noise level (b, levels), int64; 0 is nearly clean.
     """
 
     prediction: torch.Tensor
@@ -37,28 +40,28 @@ class DiffusionDecoder(nn.Module):
     channel and one standard deviation for all of them, as latent diffusion does (Rombach et al., 2022), and both stay
     in the checkpoint.
 
-    In training mode a timestep and its noise are drawn anew for every sample. In evaluation mode every sample meets
-    the same evenly spaced timesteps, each with its own fixed noise from a generator of seed 0. So what is predicted
-    for a sample, and what is drawn from its slots, depends on no other sample in the batch.
+    In training mode a timestep and its noise are sampled for every sample of the batch. In evaluation mode all of
+    them have the same evenly spaced timesteps, each with its own fixed noise from a generator of seed 0. So the
+    results for one of them do not depend on the others.
 
     Args:
         object_dim: channels of a slot.
         guidance_dim: channels of the guidance, 4 in the paper.
-        size: h = w of what `generate` draws by default; `forward` takes any.
+        size: h and w of the guidance, or one number for both: the default of `generate`; `forward` takes any.
         channels: of the UNet's levels, each at half the resolution of the one before.
         num_layers: residual blocks of a level.
         num_heads: of each attention; divides the channels of every level.
         num_timesteps: length of the noise schedule.
-        eval_levels: timesteps at which evaluation measures; its time grows with them, its memory does not.
-        attention_from: the first level that looks at slots. The paper's sizes leave out level 0, the largest; below
-            the last one the UNet always looks at them.
+        eval_levels: number of timesteps of evaluation; its time grows with them, its memory does not.
+        attention_from: the first level with cross-attention to slots. The paper's sizes leave out level 0, the
+            largest; the UNet's middle block always has it.
         prediction_type: "epsilon", the noise, as in the paper; or "v_prediction", the velocity sqrt(a) noise -
-            sqrt(1 - a) guidance, where a is the guidance's part of the variance (Salimans and Ho, 2022). An error in
-            the guidance, as slots tell it, counts a / (1 - a) in the noise, which vanishes where only slots can tell,
-            and 1 / (1 - a) in the velocity. So far fewer steps teach to use slots. Evaluation is of the noise in either
-            case.
-        coordinates: the UNet also sees the row and column of each position, from -1 to 1, as two more channels (Liu et
-            al., 2018). The paper's tells positions by its padding alone, which takes long to learn.
+            sqrt(1 - a) guidance, where a is the guidance's part of the variance (Salimans and Ho, 2022). An error e of
+            the guidance predicted from slots costs a / (1 - a) e^2 in the noise loss, which vanishes at high noise,
+            where only slots say anything of the guidance, but 1 / (1 - a) e^2 in the velocity loss. So the model
+            learns to use slots in far fewer steps. Evaluation is of the noise in either case.
+        coordinates: the UNet also gets the row and column of each position, from -1 to 1, as two more channels (Liu
+            et al., 2018). The paper's UNet knows positions from its padding alone, which takes long to learn.
 
     Raises:
         ValueError: there are no channels or they cannot be split into heads, eval_levels is not in
@@ -69,7 +72,7 @@ class DiffusionDecoder(nn.Module):
         self,
         object_dim: int,
         guidance_dim: int,
-        size: int,
+        size: Union[int, Sequence[int]],
         channels: Sequence[int] = (128, 256, 384, 512),
         num_layers: int = 2,
         num_heads: int = 8,
@@ -89,7 +92,7 @@ class DiffusionDecoder(nn.Module):
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type must be epsilon or v_prediction, got {prediction_type!r}.")
         plain, attending = attention_from, len(channels) - attention_from
-        self.object_dim, self.guidance_dim, self.size = object_dim, guidance_dim, size
+        self.object_dim, self.guidance_dim, self.size = object_dim, guidance_dim, height_and_width(size)
         self.eval_levels, self.coordinates = eval_levels, coordinates
         self.unet = UNet2DConditionModel(
             in_channels=guidance_dim + 2 * coordinates,
@@ -111,15 +114,13 @@ class DiffusionDecoder(nn.Module):
         self.register_buffer("deviation", torch.ones(()))
         self.register_buffer("measured", torch.tensor(0, dtype=torch.uint8))  # gloo of torch 2.0 sends no bool
 
+    @evaluate_in_chunks
     def forward(
         self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
     ) -> DiffusionDecoderOutput:
         """Predict, from slots, the noise that was added to the guidance, or its velocity.
 
-        Args:
-            slots: (b, k, object_dim).
-            guidance: (b, guidance_dim, h, w), any h and w.
-            slot_mask: (b, k), bool, True where a slot is off and takes no part.
+        Arguments as for `ocl_msf.decoding.Decoder.forward`, with any h and w.
 
         Raises:
             ValueError: slots or guidance have another number of channels, or dimensions.
@@ -127,10 +128,10 @@ class DiffusionDecoder(nn.Module):
         self._check(slots, guidance)
         if self.training and not self.measured:
             self._measure(guidance)
-        clean = self.standardize(guidance)
-        noise, timesteps = self._draw(guidance)  # levels b d h w, levels b
-        noisy = [self.noising.add_noise(clean, *level) for level in zip(noise, timesteps)]
-        prediction = [self.predict(x, t, slots, slot_mask) for x, t in zip(noisy, timesteps)]
+        clean = self.standardize(guidance)  # b d h w
+        noise, timesteps = self._sample_noise(guidance)  # levels b d h w, levels b
+        noisy = [self.noising.add_noise(clean, *level) for level in zip(noise, timesteps)]  # levels times b d h w
+        prediction = [self.predict(x, t, slots, slot_mask) for x, t in zip(noisy, timesteps)]  # levels times b d h w
         target = noise
         if self.noising.config.prediction_type == "v_prediction":
             if self.training:
@@ -148,14 +149,14 @@ class DiffusionDecoder(nn.Module):
         slots: torch.Tensor,
         slot_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """The noise, or velocity, of noisy standardized guidance (b, d, h, w) at timesteps (b,) or (), from slots.
+        """Predict the noise, or velocity, in noisy standardized guidance (b, d, h, w) at timesteps (b,) or ().
 
         Slots (b, k, d) that slot_mask (b, k) turns off take no part. If all are off, it is predicted from zeros.
         """
         if self.coordinates:
             noisy = torch.cat([noisy, _coordinates(noisy)], 1)
         if slot_mask is not None:
-            slots = slots.masked_fill(slot_mask[..., None], 0.0)  # for samples whose slots are all off
+            slots = slots.masked_fill(slot_mask[..., None], 0.0)  # b k d; for samples whose slots are all off
             slot_mask = ~slot_mask  # the UNet's is True where a slot is on
         return self.unet(noisy, timesteps, encoder_hidden_states=slots, encoder_attention_mask=slot_mask).sample
 
@@ -167,31 +168,27 @@ class DiffusionDecoder(nn.Module):
     def generate(
         self,
         slots: torch.Tensor,
-        lookup: Optional[Callable[[torch.Tensor], torch.Tensor]] = None,
         size: Optional[Tuple[int, int]] = None,
+        slot_mask: Optional[torch.Tensor] = None,
         steps: int = 20,
         seed: int = 0,
-        slot_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Draw guidance from slots alone by DDIM (Song et al., 2021), deterministic but for its first noise.
+        """Sample guidance from slots alone by DDIM (Song et al., 2021), deterministic but for its first noise.
 
         Args:
-            slots: (b, k, object_dim).
-            lookup: not needed; decoders that write code numbers are called with it.
-            size: h and w of the guidance; the decoder's size by default.
+            slots, size, slot_mask: as for `ocl_msf.decoding.Decoder.generate`.
             steps: of denoising.
             seed: of the first noise, the same for every sample.
-            slot_mask: (b, k), bool, True where a slot is off and takes no part.
 
         Returns:
             Features (b, guidance_dim, h, w), continuous, near the codes but not among them.
         """
         generator = torch.Generator().manual_seed(seed)
-        first = torch.randn(self.guidance_dim, *(size or (self.size, self.size)), generator=generator)
-        x = first.to(slots.device).expand(len(slots), -1, -1, -1)
+        first = torch.randn(self.guidance_dim, *(size or self.size), generator=generator)  # d h w
+        x = first.to(slots.device).expand(len(slots), -1, -1, -1)  # b d h w
         self.sampling.set_timesteps(steps)
         for timestep in self.sampling.timesteps:
-            prediction = self.predict(x, timestep.to(x.device), slots, slot_mask)
+            prediction = self.predict(x, timestep.to(x.device), slots, slot_mask)  # b d h w
             x = self.sampling.step(prediction.float(), timestep, x).prev_sample
         return x * self.deviation + self.mean
 
@@ -202,7 +199,7 @@ class DiffusionDecoder(nn.Module):
         self.deviation.copy_((guidance - self.mean).square().mean().sqrt().clamp_min(1e-6))
         self.measured.fill_(1)
 
-    def _draw(self, guidance: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _sample_noise(self, guidance: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         batch, total, device = len(guidance), self.noising.config.num_train_timesteps, guidance.device
         if self.training:
             noise = torch.randn_like(guidance, dtype=torch.float32)
@@ -215,8 +212,8 @@ class DiffusionDecoder(nn.Module):
         if slots.ndim != 3 or slots.shape[2] != self.object_dim:
             raise ValueError(f"slots must be (b, k, {self.object_dim}), as object_dim says, got {tuple(slots.shape)}.")
         if guidance.ndim != 4 or guidance.shape[1] != self.guidance_dim:
-            shape, wanted = tuple(guidance.shape), self.guidance_dim
-            raise ValueError(f"guidance must be (b, {wanted}, h, w), as guidance_dim says, got {shape}.")
+            shape, channels = tuple(guidance.shape), self.guidance_dim
+            raise ValueError(f"guidance must be (b, {channels}, h, w), as guidance_dim says, got {shape}.")
         if len(slots) != len(guidance):
             raise ValueError(f"There are slots of {len(slots)} images, but guidance of {len(guidance)}.")
 

@@ -1,5 +1,6 @@
 """Primary encoders: image -> features for slot attention."""
 
+import math
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
@@ -9,15 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from ocl_msf._host import require_host
+from ocl_msf._renamed import refuse_old_names
+from ocl_msf.chunks import evaluate_in_chunks
+from ocl_msf.frozen import Frozen
 
 with require_host():
     from ocl.feature_extractors.utils import ImageFeatureExtractor, cnn_compute_positions_and_flatten
+    from ocl.typing import FeatureExtractorOutput
 
-NO_WEIGHTS = (
-    "The weights of the frozen ViT ({name}) are missing: {reason} Download dino_deitsmall8_pretrain.pth of the DINO "
-    "release (ViT-S/8, backbone only), put it anywhere on this machine, such as beside the data sets, and add "
-    "experiment.dino_weights=PATH to the command; or take the small CNN alone, experiment.encoder.vit=null."
-)
+__getattr__ = refuse_old_names(__name__)
 
 
 class NaiveCNN(ImageFeatureExtractor):
@@ -33,11 +34,11 @@ class NaiveCNN(ImageFeatureExtractor):
         super().__init__()
         self._feature_dim = feature_dim
         channels = [3] + [feature_dim] * num_layers
-        layers = [layer for i, o in zip(channels, channels[1:]) for layer in (nn.Conv2d(i, o, 5, padding=2), nn.ReLU())]
-        layers[0].stride = (stride, stride)
-        self.layers = nn.Sequential(*layers)
-        for layer in layers[::2]:  # He's initialisation: else four layers shrink the image's part below the position's
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        convolutions = [nn.Conv2d(i, o, 5, padding=2) for i, o in zip(channels, channels[1:])]
+        convolutions[0].stride = (stride, stride)
+        self.layers = nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, nn.ReLU())))
+        for layer in convolutions:  # He's initialisation: otherwise image features become smaller than the positional
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # embedding
             nn.init.zeros_(layer.bias)
 
     @property
@@ -45,13 +46,22 @@ class NaiveCNN(ImageFeatureExtractor):
         """Channels of the features."""
         return self._feature_dim
 
-    def forward_images(self, images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """(b, 3, h, w) -> features (b, n, feature_dim) and their positions (n, 2), n = h*w / stride^2."""
+    def forward(self, image: torch.Tensor) -> FeatureExtractorOutput:
+        """Extract features from images (b, 3, h, w) or videos (b, t, 3, h, w), values in [-1, 1].
+
+        Returns:
+            `features` (b, n, feature_dim) or (b, t, n, feature_dim) where n = h * w / stride^2, their `positions`
+            (n, 2), and `aux_features`.
+        """
+        return super().forward(image)
+
+    def forward_images(self, images: torch.Tensor) -> Tuple[Any, ...]:
+        """Images, or the frames of videos, (b, 3, h, w) -> features (b, n, feature_dim) and positions (n, 2)."""
         return cnn_compute_positions_and_flatten(self.layers(images))
 
 
-def read_dino(path: Path) -> Dict[str, torch.Tensor]:
-    """Read a ViT's weights: a backbone or full checkpoint of the DINO release, or a safetensors file.
+def read_vit(path: Path) -> Dict[str, torch.Tensor]:
+    """Read a ViT's weights: timm's state dict, a backbone or full checkpoint of the DINO release, or safetensors.
 
     Returns:
         Weights by timm's names, without those of projection heads.
@@ -78,90 +88,128 @@ def read_dino(path: Path) -> Dict[str, torch.Tensor]:
     return {name: x for name, x in (backbone or bare).items() if not name.startswith("head.")}
 
 
-class FrozenViT(nn.Module):
-    """A pretrained vision transformer that never learns: images -> normed tokens of its last layer.
+class FrozenViT(Frozen):
+    """A pretrained vision transformer: images -> normed tokens of its last layer.
 
-    Until `load` has given it weights, or a checkpoint has restored them, it refuses to run. Its table of positions
-    keeps the size of the pretraining and is interpolated to that of the images at hand.
+    Images whose sides are no multiples of the patch size are enlarged to the next ones. A table of positions keeps
+    the size of the pretraining and is interpolated to the grid of patches at hand; rotary positions fit any grid.
 
     Args:
-        model_name: a plain ViT of timm; a tag (`.dino`) is also found under its name before timm 0.9 (`_dino`).
+        model_name: a ViT of timm, with class and register tokens or without: DINO, DINOv2, DINOv3 and others. A tag
+            (`.dino`) is also found under its name before timm 0.9 (`_dino`).
         pretrained: wait for pretrained weights; False: keep the random ones.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        dim: channels of a token.
     """
 
+    network: Any  # timm's vision transformers share no base class
+
     def __init__(self, model_name: str, pretrained: bool = True):
-        super().__init__()
-        self.model_name = model_name if timm.is_model(model_name) else model_name.replace(".", "_")
-        self.vit = timm.create_model(self.model_name, num_classes=0).requires_grad_(False)
-        self.patch_size: int = self.vit.patch_embed.proj.kernel_size[0]
-        self.dim: int = self.vit.num_features
-        self.register_buffer("loaded", torch.tensor(int(not pretrained), dtype=torch.uint8))
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
-        self.train(False)
+        model_name = _known_name(model_name)
+        network = timm.create_model(model_name, num_classes=0)
+        super().__init__(network, loaded=not pretrained)
+        self.model_name = model_name
+        self.patch_size: int = network.patch_embed.proj.kernel_size[0]
+        self.dim: int = network.num_features
+        self.register_buffer("mean", torch.tensor(network.default_cfg["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(network.default_cfg["std"]).view(3, 1, 1), persistent=False)
 
-    def train(self, mode: bool = True) -> "FrozenViT":
-        """Stay in evaluation mode, whatever the model around does."""
-        return super().train(False)
+    def missing(self, reason: str) -> str:
+        """Say that the weights are missing, why, and where to get them."""
+        return (
+            f"The weights of the frozen ViT ({self.model_name}) are missing: {reason} Put a file of them anywhere on "
+            "this machine, such as beside the data sets, and add experiment.vit.weights=PATH to the command: a state "
+            "dict or safetensors by timm's names, or for the default ViT dino_deitsmall8_pretrain.pth of the DINO "
+            "release (ViT-S/8, backbone only). Or take the small CNN alone, experiment.encoder.vit=null."
+        )
 
-    def load(self, path: Optional[Path] = None) -> None:
-        """Take pretrained weights from a file (see `read_dino`), by default from timm's cache or hub.
+    def find_weights(self, path: Optional[Path] = None) -> Dict[str, torch.Tensor]:
+        """Read pretrained weights from a file (see `read_vit`), by default from timm's cache or hub.
 
         Raises:
             FileNotFoundError: there are none within reach.
-            ValueError: the file is damaged or of another model.
+            ValueError: the file is damaged.
         """
         try:
-            weights = read_dino(path) if path else self._download()
+            return read_vit(path) if path else self._download()
         except FileNotFoundError as error:
-            raise FileNotFoundError(NO_WEIGHTS.format(name=self.model_name, reason=error)) from error
-        try:
-            self.vit.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {path} are not those of {self.model_name}: {error}") from error
-        self.loaded.fill_(1)
+            raise FileNotFoundError(self.missing(str(error))) from error
 
     def _download(self) -> Dict[str, torch.Tensor]:
-        """Weights from timm's cache or hub."""
-        if not any(self.vit.default_cfg.get(source) for source in ("url", "hf_hub_id")):  # old timm would go on without
+        if not any(self.network.default_cfg.get(source) for source in ("url", "hf_hub_id")):  # old timm is silent
             raise FileNotFoundError("timm knows none.")
         try:
             return timm.create_model(self.model_name, num_classes=0, pretrained=True).state_dict()
         except Exception as error:  # no network, no cache, a broken file: each library has its own types
             raise FileNotFoundError(f"timm cannot fetch them ({type(error).__name__}).") from error
 
-    def _positions(self, height: int, width: int) -> torch.Tensor:
-        """Embeddings (1, 1 + height*width, dim) of the class token and of a grid of patches."""
-        table = self.vit.pos_embed
-        side = int((table.shape[1] - 1) ** 0.5)
-        grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, (height, width), mode="bicubic", align_corners=False)
-        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+    def grid(self, height: int, width: int) -> Tuple[int, int]:
+        """Rows and columns of the patches that cover an image of this size."""
+        return -(-height // self.patch_size), -(-width // self.patch_size)
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (b, 3, h, w), values in [-1, 1] -> tokens (b, dim, h / patch_size, w / patch_size).
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Images (b, 3, h, w), values in [-1, 1] -> tokens (b, dim, h / patch_size, w / patch_size), rounded up.
 
         Raises:
             RuntimeError: weights have not been loaded.
-            ValueError: h or w is no multiple of the patch size.
         """
-        if not self.loaded:
-            raise RuntimeError(NO_WEIGHTS.format(name=self.model_name, reason="nothing has loaded them."))
-        if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
-            raise ValueError(
-                f"{self.model_name} takes images whose sides are multiples of {self.patch_size}, "
-                f"got {images.shape[-2]}x{images.shape[-1]}."
-            )
-        patches = self.vit.patch_embed.proj((images * 0.5 + 0.5 - self.mean) / self.std)
-        tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.vit.cls_token.expand(len(tokens), -1, -1), tokens], 1)
-        tokens = self.vit.norm(self.vit.blocks(tokens + self._positions(*patches.shape[-2:])))
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[-2:])
+        self.require_weights()
+        rows, columns = self.grid(*image.shape[-2:])
+        size = (rows * self.patch_size, columns * self.patch_size)
+        if size != tuple(image.shape[-2:]):
+            image = F.interpolate(image, size, mode="bicubic", align_corners=False)
+        image = (image * 0.5 + 0.5 - self.mean) / self.std  # b 3 h w
+        if getattr(self.network, "rope", None) is None:
+            tokens = self._transform(self.network.patch_embed.proj(image))  # b prefix+n d
+        else:
+            tokens = self.network.forward_features(image)
+        return tokens[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))  # b d h w
+
+    def _transform(self, patches: torch.Tensor) -> torch.Tensor:
+        """Embedded patches (b, d, h, w) -> tokens (b, prefix + h*w, d); timm itself has a fixed size before 0.9."""
+        vit = self.network
+        prefix = [token for token in (vit.cls_token, getattr(vit, "reg_token", None)) if token is not None]
+        tokens = patches.flatten(2).transpose(1, 2)  # b n d
+        tokens = torch.cat([*(token.expand(len(tokens), -1, -1) for token in prefix), tokens], 1)
+        tokens = tokens + self._positions(tokens.shape[1], *patches.shape[-2:])
+        return vit.norm(vit.blocks(getattr(vit, "norm_pre", nn.Identity())(tokens)))
+
+    def _positions(self, num_tokens: int, height: int, width: int) -> torch.Tensor:
+        """Positional embeddings (1, num_tokens, d) of prefix tokens, zero where they have none, and of the patches."""
+        table, (rows, columns) = self.network.pos_embed, self.network.patch_embed.grid_size
+        of_prefix, of_patches = table.split([table.shape[1] - rows * columns, rows * columns], 1)
+        grid = of_patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)  # 1 d h w
+        if (rows, columns) != (height, width):
+            grid = F.interpolate(grid, (height, width), mode="bicubic", align_corners=False)
+        missing = num_tokens - height * width - of_prefix.shape[1]
+        return torch.cat([F.pad(of_prefix, (0, 0, 0, missing)), grid.flatten(2).transpose(1, 2)], 1)
 
 
-class BigLittle(NaiveCNN):
-    """The paper's encoder: beside a small CNN for details a frozen DINO that sees objects (section A.3).
+def _known_name(model_name: str) -> str:
+    """timm's name of a model: with its tag behind a dot, or before timm 0.9 behind an underscore."""
+    return model_name if timm.is_model(model_name) else model_name.replace(".", "_")
+
+
+def vit_dim(model_name: str) -> int:
+    """Channels of the tokens of a frozen ViT, for the modules that take them."""
+    return _without_weights(model_name).dim
+
+
+def vit_num_patches(model_name: str, image_size: int) -> int:
+    """Number of tokens of a frozen ViT for square images, for the modules that take them."""
+    return math.prod(_without_weights(model_name).grid(image_size, image_size))
+
+
+def _without_weights(model_name: str) -> FrozenViT:
+    with torch.device("meta"):
+        return FrozenViT(model_name)
+
+
+class ViTWithCNN(NaiveCNN):
+    """The paper's encoder, "big-little": beside a small CNN for details a frozen ViT that sees objects (section A.3).
 
     The tokens of the ViT pass a 3x3 convolution, are upsampled to the grid of the CNN's features, and added. The tokens
     themselves are the auxiliary features `tokens` (b, n_patches, dim of the ViT).
@@ -171,7 +219,7 @@ class BigLittle(NaiveCNN):
         num_layers: number of convolutions of the CNN.
         stride: of the CNN and so of the features; 1 in the paper.
         vit: the ViT's name in timm; None for the CNN alone, the ablation's encoder.
-        pretrained: False for a random ViT; else it waits for `dino.load`, or for a checkpoint of the whole model.
+        pretrained: False for a random ViT; otherwise it waits for `vit.load`, or for a checkpoint of the whole model.
     """
 
     def __init__(
@@ -183,23 +231,21 @@ class BigLittle(NaiveCNN):
         pretrained: bool = True,
     ):
         super().__init__(feature_dim, num_layers, stride)
-        self.dino = FrozenViT(vit, pretrained) if vit else None
-        self.project_tokens = nn.Conv2d(self.dino.dim, feature_dim, 3, padding=1) if vit else None
+        self.vit = FrozenViT(vit, pretrained) if vit else None
+        self.project_tokens = nn.Conv2d(self.vit.dim, feature_dim, 3, padding=1) if self.vit else None
 
     def forward_images(self, images: torch.Tensor) -> Tuple[Any, ...]:
-        """(b, 3, h, w) in [-1, 1] -> features (b, n, feature_dim), positions (n, 2) and, with a ViT, {"tokens": ...}.
-
-        n = h*w / stride^2; tokens (b, h*w / patch_size^2, dim of the ViT).
-        """
+        """As for `NaiveCNN`, with a third result {"tokens": (b, n_patches, dim of the ViT)} if there is a ViT."""
         maps, tokens = self.encode(images)
-        found = cnn_compute_positions_and_flatten(maps)
-        return found if tokens is None else (*found, {"tokens": tokens})
+        features = cnn_compute_positions_and_flatten(maps)
+        return features if tokens is None else (*features, {"tokens": tokens})
 
+    @evaluate_in_chunks
     def encode(self, images: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
         """(b, 3, h, w) -> feature maps (b, feature_dim, h / stride, w / stride), and tokens as above or None."""
-        maps = self.layers(images)
-        if self.dino is None:
+        maps = self.layers(images)  # b d h w
+        if self.vit is None or self.project_tokens is None:
             return maps, None
-        tokens = self.dino(images)
-        big = F.interpolate(self.project_tokens(tokens), maps.shape[-2:], mode="bilinear", align_corners=False)
-        return maps + big, tokens.flatten(2).transpose(1, 2)
+        tokens = self.vit(images)  # b e h/p w/p
+        coarse = F.interpolate(self.project_tokens(tokens), maps.shape[-2:], mode="bilinear", align_corners=False)
+        return maps + coarse, tokens.flatten(2).transpose(1, 2)

@@ -1,9 +1,15 @@
-"""Parts of grouping that the host lacks."""
+"""Perceptual grouping that the host lacks: a temporal predictor, slot attention for videos, and block slots."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import nn
+
+from ocl_msf._host import require_host
+
+with require_host():
+    from ocl.perceptual_grouping import SlotAttentionGrouping
+    from ocl.typing import FeatureExtractorOutput, PerceptualGroupingOutput
 
 
 class TemporalPredictor(nn.Module):
@@ -28,10 +34,168 @@ class TemporalPredictor(nn.Module):
         )
 
     def forward(self, slots: torch.Tensor, slot_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """Let slots (b, k, d) look at one another: (b, k, d).
+        """Predict the slots (b, k, d) of the next frame.
 
         Args:
             slots: (b, k, d).
-            slot_mask: (b, k), bool, True where a slot is off and no other slot sees it; at least one must be on.
+            slot_mask: (b, k), bool, True where a slot is off and no other slot attends to it; one at least is on.
         """
-        return self.block(slots, src_key_padding_mask=slot_mask)
+        return self.block(slots, src_key_padding_mask=slot_mask)  # b k d
+
+
+class VideoSlotAttentionGrouping(SlotAttentionGrouping):
+    """The host's slot attention, with a GRU initialised to keep the slots over a video.
+
+    At the start of training attention is nearly uniform, so that all slots get nearly the same update, and a GRU with
+    the usual initialisation halves their differences in each iteration: after a few frames of 3 iterations all slots
+    are equal, whatever they started from, and the model learns nothing. A bias on the update gate prevents it, as one
+    on the forget gate does for LSTMs (Jozefowicz et al., 2015). It is learnt like any other weight.
+
+    Args:
+        feature_dim: channels of the features, after the positional embedding.
+        object_dim: channels of a slot.
+        iters: iterations for each frame.
+        ff_mlp: applied to slots at the end of an iteration.
+        positional_embedding: applied to features.
+        keep_bias: initial value added to the update gate's bias: 2 keeps 88 % of a slot in each iteration.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        object_dim: int,
+        iters: int = 3,
+        ff_mlp: Optional[nn.Module] = None,
+        positional_embedding: Optional[nn.Module] = None,
+        keep_bias: float = 2.0,
+    ):
+        super().__init__(feature_dim, object_dim, iters=iters, ff_mlp=ff_mlp, positional_embedding=positional_embedding)
+        with torch.no_grad():  # gates are in the order reset, update, new
+            self.slot_attention.gru.bias_ih[object_dim : 2 * object_dim] += keep_bias
+
+
+class FactorMemory(nn.Module):
+    """Bottleneck of a factor: a block becomes a weighted mean of learned prototypes.
+
+    Args:
+        dim: channels of a block.
+        num_prototypes: number of prototypes.
+    """
+
+    def __init__(self, dim: int, num_prototypes: int):
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, dim))
+        self.refine = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.to_query = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, block: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> (..., d), in the convex hull of the memory."""
+        memory = self.memory()  # p d
+        logits = self.to_query(self.norm(block)) @ memory.t() * memory.shape[1] ** -0.5  # ... p
+        return logits.softmax(-1) @ memory  # ... d
+
+    def memory(self) -> torch.Tensor:
+        """The prototypes behind their MLP, (num_prototypes, d)."""
+        return self.refine(self.prototypes)
+
+
+class Factor(nn.Module):
+    """Parameters of one factor: a GRU, a residual MLP and a memory. Arguments as for FactorMemory."""
+
+    def __init__(self, dim: int, num_prototypes: int):
+        super().__init__()
+        self.gru = nn.GRUCell(dim, dim)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
+        self.memory = FactorMemory(dim, num_prototypes)
+
+    def forward(self, update: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        """Update (b, k, d) and the block before it (b, k, d) -> the block (b, k, d)."""
+        with torch.autocast(block.device.type, enabled=False):  # a recurrent state needs full precision
+            block = self.gru(update.flatten(0, 1).float(), block.flatten(0, 1).float()).view_as(block)
+        return self.memory(block + self.mlp(block))  # b k d
+
+
+class BlockSlotAttentionGrouping(nn.Module):
+    """Block slots: slot attention whose slots are made of factors (SysBinder, Singh et al., 2023).
+
+    It has the interface of the host's grouping. Slots compete for features as in slot attention. The update of a slot
+    is split into blocks, and each block is updated by its factor alone. The competitor SysBinder@2 of the paper's
+    tables has two factors.
+
+    Args:
+        feature_dim: channels of the features, behind the positional embedding.
+        object_dim: channels of a slot, all blocks together.
+        num_blocks: number of factors.
+        num_prototypes: number of prototypes in the memory of each factor.
+        iters: number of iterations.
+        eps: added to the attention, so that the weights of no slot sum to zero.
+        ff_mlp: applied to whole slots after every iteration; None keeps factors independent.
+        positional_embedding: applied to features and positions first.
+
+    Raises:
+        ValueError: object_dim is not divisible by num_blocks.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        object_dim: int,
+        num_blocks: int = 2,
+        num_prototypes: int = 64,
+        iters: int = 3,
+        eps: float = 1e-8,
+        ff_mlp: Optional[nn.Module] = None,
+        positional_embedding: Optional[nn.Module] = None,
+    ):
+        super().__init__()
+        if object_dim % num_blocks:
+            raise ValueError(f"Slots of {object_dim} channels cannot be split into {num_blocks} equal blocks.")
+        self.object_dim = object_dim
+        self.iters = iters
+        self.eps = eps
+        self.positional_embedding = positional_embedding
+        self.norm_features, self.norm_slots = nn.LayerNorm(feature_dim), nn.LayerNorm(object_dim)
+        self.to_query = nn.Linear(object_dim, object_dim, bias=False)
+        self.to_key = nn.Linear(feature_dim, object_dim, bias=False)
+        self.to_value = nn.Linear(feature_dim, object_dim, bias=False)
+        self.factors = nn.ModuleList(Factor(object_dim // num_blocks, num_prototypes) for _ in range(num_blocks))
+        self.ff_mlp = ff_mlp
+
+    def forward(
+        self, feature: FeatureExtractorOutput, conditioning: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> PerceptualGroupingOutput:
+        """Group features.
+
+        Args:
+            feature: features (b, n, feature_dim) with positions.
+            conditioning: initial slots (b, k, object_dim).
+            slot_mask: (b, k), bool, True where a slot is off and gets no feature.
+
+        Returns:
+            Objects (b, k, object_dim), `slot_mask`, and the attention (b, k, n) of the last iteration.
+        """
+        features = feature.features  # b n d
+        if self.positional_embedding is not None:
+            features = self.positional_embedding(features, feature.positions)
+        features = self.norm_features(features)
+        keys, values = self.to_key(features), self.to_value(features)  # b n d
+        slots = conditioning
+        for _ in range(self.iters):
+            slots, attention = self._iterate(slots, keys, values, slot_mask)  # b k d, b k n
+        return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
+
+    def _iterate(
+        self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slot_mask: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        queries = self.to_query(self.norm_slots(slots)) * self.object_dim**-0.5  # b k d
+        logits = (queries @ keys.transpose(1, 2)).float()  # b k n
+        if slot_mask is not None:
+            logits = logits.masked_fill(slot_mask[..., None], torch.finfo(logits.dtype).min)
+        attention = logits.softmax(1)
+        weights = attention + self.eps
+        updates = (weights / weights.sum(-1, keepdim=True)).to(values.dtype) @ values  # b k d
+        count = len(self.factors)
+        pairs = zip(self.factors, updates.chunk(count, -1), slots.chunk(count, -1))  # blocks b k d/count
+        slots = torch.cat([factor(update, block) for factor, update, block in pairs], -1)
+        return (slots if self.ff_mlp is None else self.ff_mlp(slots)), attention

@@ -89,10 +89,10 @@ class Slate(nn.Module):
 
 def build_decoder(name: str, options: argparse.Namespace) -> nn.Module:
     """Ours, or the plain one."""
-    num_tokens = (options.size // 4) ** 2
+    side = options.size // 4
     sizes = dict(dim=options.dim, num_layers=options.layers, num_heads=HEADS)
-    decoder = TokenDecoder(options.dim, options.dim, [CODES, CODES], num_tokens, **sizes)
-    return PlainTokenDecoder(options.dim, num_tokens, options.layers).take(decoder) if PLAIN in name else decoder
+    decoder = TokenDecoder(options.dim, options.dim, [CODES, CODES], side, **sizes)
+    return PlainTokenDecoder(options.dim, side**2, options.layers).take(decoder) if PLAIN in name else decoder
 
 
 def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
@@ -140,22 +140,24 @@ def build_generation(name: str, options: argparse.Namespace) -> Callable[[], Non
     def lookup(indices):
         return (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
 
+    decoder.lookup = lookup
     if name == "cache":
-        return lambda: decoder.generate(slots, lookup)
+        return lambda: decoder.generate(slots)
     side = options.size // 4
     written = torch.randint(CODES, (options.batch, 2, side, side), device=options.device)
     positions = range(options.every // 2, side**2, options.every)
-    return lambda: generate_without_cache(decoder, slots, lookup, written, positions)
+    return lambda: generate_without_cache(decoder, slots, written, positions)
 
 
 @torch.no_grad()
 def generate_without_cache(
-    decoder: TokenDecoder, slots: torch.Tensor, lookup: Callable, written: torch.Tensor, positions: Sequence[int]
+    decoder: TokenDecoder, slots: torch.Tensor, written: torch.Tensor, positions: Sequence[int]
 ) -> torch.Tensor:
     """Choose the codes at some positions behind those written, the whole past passing the transformer for each.
 
     Args:
-        decoder, slots, lookup: as in TokenDecoder.generate.
+        decoder: with its `lookup`.
+        slots: (b, k, d).
         written: codes (b, g, h, w).
         positions: in raster order; all of them is what an image costs.
 
@@ -163,7 +165,7 @@ def generate_without_cache(
         Codes (b, g, number of positions).
     """
     slots = decoder.project_slots(slots)
-    tokens = decoder.project_tokens(rearrange(lookup(written), "b d h w -> b (h w) d"))
+    tokens = decoder.project_tokens(rearrange(decoder.lookup(written), "b d h w -> b (h w) d"))
     x = torch.cat([decoder.begin.expand(len(slots), -1, -1), tokens[:, :-1]], 1) + decoder.positions
     chosen = []
     for position in positions:

@@ -1,16 +1,22 @@
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from ocl_msf.decoding import ROWS, TokenDecoder, attend_to_past, choose
+from ocl_msf.decoding import Decoder, TokenDecoder, sample_codes
+from ocl_msf.diffusion import DiffusionDecoder
+from ocl_msf.transformer import ROWS, attend_to_past
 
 
 @pytest.fixture
-def decoder():
+def decoder(lookup):
     torch.manual_seed(0)
-    return TokenDecoder(6, 5, [7, 4], num_tokens=12, dim=16, num_layers=2, num_heads=4, dropout=0.0).eval()
+    decoder = TokenDecoder(6, 5, [7, 4], size=(3, 4), dim=16, num_layers=2, num_heads=4, dropout=0.0).eval()
+    decoder.lookup = lookup
+    return decoder
 
 
 @pytest.fixture
@@ -54,11 +60,11 @@ def test_attention_to_the_past_is_the_equation(n, dropout):
     noise = torch.get_rng_state()
     kept = attend_to_past(queries, keys, torch.eye(n).expand(2, 3, n, n), dropout) != 0  # the weights themselves
     torch.set_rng_state(noise)
-    answer = attend_to_past(*inputs, dropout)
+    output = attend_to_past(*inputs, dropout)
     expected = attention_weights(queries, keys) * kept / (1 - dropout) @ values
-    torch.testing.assert_close(answer, expected)
-    weight = torch.randn_like(answer)
-    for ours, theirs in zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (answer, expected))):
+    torch.testing.assert_close(output, expected)
+    weight = torch.randn_like(output)
+    for ours, theirs in zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (output, expected))):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -80,21 +86,22 @@ def test_slots_are_a_set_and_matter(decoder, slots):
 
 
 def test_cached_generation_is_the_decoder_applied_to_its_own_tokens(decoder, slots, lookup):
-    written = decoder.generate(slots, lookup, height=3)
+    written = decoder.generate_codes(slots)
     assert written.shape == (2, 2, 3, 4)
     assert torch.equal(decoder(slots, lookup(written)).indices, written)
+    assert torch.equal(decoder.generate(slots), lookup(written))
 
 
 def test_token_dropout_hides_past_tokens_in_training_alone(decoder, slots):
     guidance = torch.randn(2, 5, 3, 4)
-    unseen, seen = decoder(slots, torch.zeros_like(guidance)).logits[0], decoder(slots, guidance).logits[0]
+    hidden_past, visible_past = decoder(slots, torch.zeros_like(guidance)).logits[0], decoder(slots, guidance).logits[0]
     decoder.token_dropout = 1.0
-    torch.testing.assert_close(decoder(slots, guidance).logits[0], seen)
+    torch.testing.assert_close(decoder(slots, guidance).logits[0], visible_past)
     decoder.train()
-    torch.testing.assert_close(decoder(slots, guidance).logits[0], unseen)
+    torch.testing.assert_close(decoder(slots, guidance).logits[0], hidden_past)
     decoder.token_dropout = 0.5
     first = [decoder(slots, guidance).logits[0][:, 1] for _ in range(200)]  # token 1 sees one past token, or none
-    hidden = torch.stack([(x - unseen[:, 1]).abs().amax(-1) < 1e-6 for x in first]).float().mean()
+    hidden = torch.stack([(x - hidden_past[:, 1]).abs().amax(-1) < 1e-6 for x in first]).float().mean()
     assert 0.4 < hidden < 0.6
 
 
@@ -126,11 +133,11 @@ def test_slots_that_are_off_take_no_part(decoder, slots):
 
 def test_generation_ignores_slots_that_are_off(decoder, slots, lookup):
     off = torch.tensor([[False, True, False], [False, False, True]])
-    written = decoder.generate(slots, lookup, height=3, slot_mask=off)
+    written = decoder.generate_codes(slots, slot_mask=off)
     changed = slots.masked_fill(off[..., None], 50.0)
-    assert torch.equal(decoder.generate(changed, lookup, height=3, slot_mask=off), written)
+    assert torch.equal(decoder.generate_codes(changed, slot_mask=off), written)
     assert torch.equal(decoder(slots, lookup(written), off).indices, written)
-    assert not torch.equal(decoder.generate(changed, lookup, height=3), written)
+    assert not torch.equal(decoder.generate_codes(changed), written)
 
 
 def test_temperature_and_top_k_draw_from_the_softmax():
@@ -138,7 +145,7 @@ def test_temperature_and_top_k_draw_from_the_softmax():
     draws = 20000
     rows = logits.expand(draws, -1)
     for temperature, top_k in ((0.5, None), (1.3, None), (0.8, 3), (1.0, 50)):
-        drawn = choose(rows, temperature, top_k, torch.Generator().manual_seed(1))
+        drawn = sample_codes(rows, temperature, top_k, torch.Generator().manual_seed(1))
         kept = sorted(range(5), key=lambda code: -logits[code])[: top_k or 5]
         weights = [math.exp(logits[code] / temperature) if code in kept else 0.0 for code in range(5)]
         expected = torch.tensor(weights, dtype=torch.float64) / sum(weights) * draws
@@ -147,30 +154,71 @@ def test_temperature_and_top_k_draw_from_the_softmax():
         assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
-def test_greedy_is_top_1_and_temperature_0(decoder, slots, lookup):
-    greedy = decoder.generate(slots, lookup, height=3)
-    assert torch.equal(decoder.generate(slots, lookup, height=3, temperature=2.0, top_k=1), greedy)
+def test_greedy_is_top_1_and_temperature_0(decoder, slots):
+    greedy = decoder.generate(slots)
+    assert torch.equal(decoder.generate(slots, temperature=2.0, top_k=1), greedy)
 
-    def drawn(seed):
-        return decoder.generate(slots, lookup, height=3, temperature=5.0, generator=torch.Generator().manual_seed(seed))
+    def sample(seed):
+        return decoder.generate(slots, temperature=5.0, generator=torch.Generator().manual_seed(seed))
 
-    assert torch.equal(drawn(0), drawn(0))
-    assert not torch.equal(drawn(0), drawn(1)) and not torch.equal(drawn(0), greedy)
+    assert torch.equal(sample(0), sample(0))
+    assert not torch.equal(sample(0), sample(1)) and not torch.equal(sample(0), greedy)
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}])
-def test_impossible_ways_of_choosing_are_refused(decoder, slots, lookup, options):
+def test_impossible_ways_of_sampling_are_refused(decoder, slots, options):
     with pytest.raises(ValueError, match="temperature must be >= 0 and top_k >= 1"):
-        decoder.generate(slots, lookup, height=3, **options)
+        decoder.generate(slots, **options)
 
 
 def test_a_joint_head_names_combinations_of_codes(slots, lookup):
     torch.manual_seed(0)
-    joint = TokenDecoder(6, 5, [7, 4], num_tokens=12, dim=16, num_layers=1, num_heads=4, joint=True).eval()
+    joint = TokenDecoder(6, 5, [7, 4], size=(3, 4), dim=16, num_layers=1, num_heads=4, joint=True).eval()
     output = joint(slots, torch.randn(2, 5, 3, 4))
     (logits,) = output.logits
     assert logits.shape == (2, 12, 28) and output.indices.shape == (2, 2, 3, 4)
     combined = output.indices[:, 0] * 4 + output.indices[:, 1]
     assert torch.equal(combined.flatten(1), logits.argmax(-1))
-    written = joint.generate(slots, lookup, height=3)
+    joint.lookup = lookup
+    written = joint.generate_codes(slots)
     assert torch.equal(joint(slots, lookup(written)).indices, written)
+
+
+def build_tokens(size, lookup):
+    decoder = TokenDecoder(6, 5, [7, 4], size, dim=16, num_layers=1, num_heads=4)
+    decoder.lookup = lookup
+    return decoder.eval()
+
+
+def build_diffusion(size, lookup):
+    return DiffusionDecoder(6, 5, size, channels=[8], num_layers=1, num_heads=2).eval()
+
+
+def arguments(function):
+    """Names and defaults of the arguments that can be left to their names."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@pytest.mark.parametrize("build", [build_tokens, build_diffusion])
+def test_every_decoder_keeps_the_contract(build, slots, lookup):
+    decoder = build((3, 4), lookup)
+    assert isinstance(decoder, Decoder)
+    assert arguments(type(decoder).forward) == arguments(Decoder.forward)
+    promised = arguments(Decoder.generate)
+    assert arguments(type(decoder).generate)[: len(promised)] == promised
+    off = torch.tensor([[False, True, False], [False, False, True]])
+    guidance = torch.randn(2, 5, 3, 4)
+    parts = [getattr(decoder(slots, guidance, off), field.name) for field in fields(decoder(slots, guidance))]
+    assert all(len(x) == 2 for part in parts for x in (part if isinstance(part, tuple) else [part]))
+    for size, shape in (((3, 4), (3, 4)), (4, (4, 4))):
+        decoder = build(size, lookup)
+        features = decoder.generate(slots)
+        assert features.shape == (2, 5, *shape) and features.is_floating_point()
+        assert torch.equal(decoder.generate(slots, size=shape, slot_mask=torch.zeros_like(off)), features)
+        assert not torch.allclose(decoder.generate(slots, shape, off), features)
+
+
+def test_without_a_lookup_the_message_says_what_to_set(slots):
+    with pytest.raises(RuntimeError, match="set the decoder's `lookup`"):
+        build_tokens(3, None).generate(slots)

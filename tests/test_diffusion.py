@@ -3,10 +3,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
+from ocl_msf.chunks import in_chunks
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
-from ocl_msf.video import in_chunks
 
 
 @pytest.fixture

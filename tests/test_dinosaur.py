@@ -42,13 +42,13 @@ def weights(tmp_path_factory):
 
 def test_it_trains_on_a_file_and_is_scored_without_it(weights, call, tmp_path):
     command = ["+experiment=msf/dinosaur_clevrtex", *TINY]
-    status, printed = call("ocl.cli.train", *command, f"experiment.dino_weights='{weights}'")
+    status, printed = call("ocl.cli.train", *command, f"experiment.vit.weights='{weights}'")
     assert status == 0, printed
     (run,) = tmp_path.glob("outputs/msf/dinosaur_clevrtex/*")
     (checkpoint,) = run.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
     trained = torch.load(checkpoint, weights_only=True)["state_dict"]
     for name, x in torch.load(weights, weights_only=True).items():
-        assert torch.equal(trained[f"models.feature_extractor.dino.vit.{name}"], x), name
+        assert torch.equal(trained[f"models.feature_extractor.vit.network.{name}"], x), name
 
     weights.rename(weights.with_suffix(".gone"))
     command = ["+evaluation=msf/dinosaur_clevrtex", f"train_config_path={run}/config/config.yaml"]
@@ -60,7 +60,7 @@ def test_it_trains_on_a_file_and_is_scored_without_it(weights, call, tmp_path):
 
 
 def test_without_the_file_the_message_says_what_to_do(call):
-    command = ["+experiment=msf/dinosaur_clevrtex", *TINY, "experiment.dino_weights=none.pth"]
+    command = ["+experiment=msf/dinosaur_clevrtex", *TINY, "experiment.vit.weights=none.pth"]
     status, printed = call("ocl.cli.train", *command)
     assert status != 0
-    assert "dino_deitsmall8_pretrain.pth" in printed and "experiment.dino_weights=PATH" in printed
+    assert "dino_deitsmall8_pretrain.pth" in printed and "experiment.vit.weights=PATH" in printed

@@ -7,9 +7,9 @@ from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
+from ocl_msf.perceptual_grouping import BlockSlotAttentionGrouping
 from ocl_msf.results.editing import Edit, draw, edit, edit_slots, load_images, load_model, main
 from ocl_msf.results.visualizations import reconstruct
-from ocl_msf.sysbinder import BlockSlotAttentionGrouping
 
 
 class Stand(torch.nn.Module):
@@ -20,12 +20,10 @@ class Stand(torch.nn.Module):
             self.objects = objects
 
     class Decoder(torch.nn.Module):
-        def generate(self, slots, lookup):
+        def generate(self, slots, size=None, slot_mask=None):
             return slots.sum(1)[..., None, None].expand(-1, -1, 4, 6)
 
     class Guidance(torch.nn.Module):
-        lookup = None
-
         def decode(self, features):
             return features
 

@@ -173,7 +173,7 @@ def test_every_leaf_builds_at_its_own_size(compose, experiment):
         model = build_model_from_config(config)
     stage_two = "vqvae" not in experiment
     assert config.trainer.max_steps == (50000 if stage_two else 30000)
-    assert stage_two == any("dino.vit" in name for name, _ in model.named_parameters())
+    assert stage_two == any("vit.network" in name for name, _ in model.named_parameters())
     batch = {"movi": (16, 8)}.get(experiment.split("_")[1], (64, 32))[stage_two]
     assert (config.dataset.batch_size, config.dataset.num_workers) == (batch, 4)
 

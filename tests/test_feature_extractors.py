@@ -3,10 +3,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ocl_msf.feature_extractors import BigLittle, FrozenViT, NaiveCNN
-from ocl_msf.video import ChunkedBigLittle
+from ocl_msf._renamed import rename_weights
+from ocl_msf.feature_extractors import FrozenViT, NaiveCNN, ViTWithCNN, vit_dim, vit_num_patches
+from ocl_msf.training.callbacks import LoadViT
 
 TINY = "vit_tiny_patch16_224"
+REGISTERS = "vit_small_patch14_reg4_dinov2.lvd142m"
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -26,7 +28,7 @@ def test_layers_keep_the_scale_of_the_image():
 
 def test_without_a_vit_it_is_the_cnn_alone():
     torch.manual_seed(0)
-    alone = BigLittle(5, stride=2, vit=None)
+    alone = ViTWithCNN(5, stride=2, vit=None)
     torch.manual_seed(0)
     cnn = NaiveCNN(5, stride=2)
     assert list(alone.state_dict()) == list(cnn.state_dict())
@@ -46,12 +48,12 @@ def test_features_are_those_of_the_cnn_and_of_the_upsampled_tokens(encoder):
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    return BigLittle(6, vit=TINY, pretrained=False)
+    return ViTWithCNN(6, vit=TINY, pretrained=False)
 
 
-def random_vit():
+def random_vit(name=TINY):
     """A ViT whose every weight differs from those of another, class token and biases too."""
-    vit = timm.create_model(TINY, num_classes=0)
+    vit = timm.create_model(name, num_classes=0)
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     return vit.eval()
@@ -82,28 +84,46 @@ def test_frames_of_a_video_are_encoded_like_images(encoder):
 
 @pytest.mark.parametrize("vit", [None, TINY])
 def test_frames_in_chunks_are_encoded_like_the_whole(vit):
-    chunked = ChunkedBigLittle(6, vit=vit, pretrained=False)
-    chunked.max_frames = 4
-    seen = []
-    chunked.layers.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    chunked = ViTWithCNN(6, vit=vit, pretrained=False)
+    chunked.max_images = 4
+    sizes = []
+    chunked.layers.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     video = torch.rand(2, 3, 3, 32, 32) * 2 - 1
     whole, parts = chunked.train()(video), chunked.eval()(video)
-    assert seen == [6, 4, 2]
+    assert sizes == [6, 4, 2]
     torch.testing.assert_close(parts.features, whole.features)
     torch.testing.assert_close(parts.positions, whole.positions)
     torch.testing.assert_close(parts.aux_features, whole.aux_features)
 
 
-def test_tokens_are_those_of_timm_for_images_normalised_as_imagenet(tmp_path):
-    vit, frozen = random_vit(), FrozenViT(TINY)
+@pytest.mark.parametrize("name, side", [(TINY, 224), (REGISTERS, 518), ("vit_small_patch16_dinov3.lvd1689m", 256)])
+def test_tokens_are_those_of_timm(name, side, tmp_path):
+    """At the size of the pretraining, without class and register tokens, for images normalised as there."""
+    vit, frozen = random_vit(name), FrozenViT(name)
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    frozen.load(tmp_path / "vit.pth")
-    image = torch.rand(1, 3, 224, 224)
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
+    frozen.load(frozen.find_weights(tmp_path / "vit.pth"))
+    image = torch.rand(1, 3, side, side)
+    mean, std = (torch.tensor(vit.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
-        expected = vit.forward_features((image - mean) / std)[:, 1:]
-    actual = frozen(image * 2 - 1).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+        expected = vit.forward_features((image - mean) / std)[:, vit.num_prefix_tokens :]
+        tokens = frozen(image * 2 - 1)
+    torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [TINY, REGISTERS])
+def test_positions_are_interpolated_between_those_of_the_pretraining(name):
+    """A table of positions that are their coordinates gives the coordinates of any grid."""
+    frozen = FrozenViT(name, pretrained=False)
+    rows, columns = frozen.network.patch_embed.grid_size
+    prefix = frozen.network.pos_embed.shape[1] - rows * columns
+    ramp = (torch.arange(rows) + 0.5) / rows
+    frozen.network.pos_embed[:, prefix:] = ramp.repeat_interleave(columns)[None, :, None]
+    frozen.network.pos_embed[:, :prefix] = 7.0
+    positions = frozen._positions(frozen.network.num_prefix_tokens + 6 * 5, 6, 5)
+    of_prefix, of_patches = positions.split([frozen.network.num_prefix_tokens, 30], 1)
+    assert (of_prefix[:, :prefix] == 7).all() and (of_prefix[:, prefix:] == 0).all()
+    expected = ((torch.arange(6) + 0.5) / 6).repeat_interleave(5)[None, :, None].expand_as(of_patches)
+    torch.testing.assert_close(of_patches, expected, atol=0.02, rtol=0)
 
 
 def backbone(weights):
@@ -124,68 +144,114 @@ def test_every_layout_of_the_release_is_read(layout, tmp_path):
     weights = random_vit().state_dict()
     torch.save(layout(weights), tmp_path / "dino.pth")
     vit = FrozenViT(TINY)
-    vit.load(tmp_path / "dino.pth")
-    assert all(torch.equal(x, weights[name]) for name, x in vit.vit.state_dict().items())
+    vit.load(vit.find_weights(tmp_path / "dino.pth"))
+    assert all(torch.equal(x, weights[name]) for name, x in vit.network.state_dict().items())
 
 
 def test_safetensors_are_read(tmp_path):
     weights = random_vit().state_dict()
     save_file(weights, tmp_path / "dino.safetensors")
     vit = FrozenViT(TINY)
-    vit.load(tmp_path / "dino.safetensors")
-    assert all(torch.equal(x, weights[name]) for name, x in vit.vit.state_dict().items())
+    vit.load(vit.find_weights(tmp_path / "dino.safetensors"))
+    assert all(torch.equal(x, weights[name]) for name, x in vit.network.state_dict().items())
 
 
 def test_the_vit_never_learns_while_convolution_and_cnn_do(encoder):
     encoder.train()
-    assert not any(module.training for module in encoder.dino.modules())
+    assert not any(module.training for module in encoder.vit.modules())
     assert encoder.layers.training
     features = encoder(torch.rand(1, 3, 32, 32) * 2 - 1).features
     features.square().sum().backward()
-    assert all(p.grad is None and not p.requires_grad for p in encoder.dino.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in encoder.vit.parameters())
     learning = [*encoder.project_tokens.parameters(), *encoder.layers.parameters()]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning)
     encoder.zero_grad()
 
 
 def test_without_weights_it_refuses_to_run():
-    with pytest.raises(RuntimeError, match=r"dino_deitsmall8_pretrain\.pth.*experiment\.dino_weights=PATH"):
-        BigLittle(4, vit=TINY)(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(RuntimeError, match=r"experiment\.vit\.weights=PATH.*dino_deitsmall8_pretrain\.pth"):
+        ViTWithCNN(4, vit=TINY)(torch.zeros(1, 3, 32, 32))
 
 
 def test_weights_out_of_reach_are_named(tmp_path, monkeypatch):
     vit = FrozenViT(TINY)
-    with pytest.raises(FileNotFoundError, match=r"none\.pth.*dino_deitsmall8_pretrain\.pth.*experiment\.dino_weights"):
-        vit.load(tmp_path / "none.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"none\.pth.*experiment\.vit\.weights=PATH.*dino_deitsmall8_pretrain\.pth"
+    ):
+        vit.find_weights(tmp_path / "none.pth")
 
     def unreachable(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"dino_deitsmall8_pretrain\.pth.*experiment\.dino_weights=PATH"):
-        vit.load()
-    assert not vit.loaded
+    with pytest.raises(FileNotFoundError, match=r"experiment\.vit\.weights=PATH.*dino_deitsmall8_pretrain\.pth"):
+        vit.find_weights()
 
 
 def test_files_of_something_else_are_refused(tmp_path):
     vit = FrozenViT(TINY)
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not those of vit_tiny"):
-        vit.load(tmp_path / "other.pth")
+    with pytest.raises(RuntimeError, match="layer.weight"):
+        vit.load(vit.find_weights(tmp_path / "other.pth"))
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="cannot be read"):
-        vit.load(tmp_path / "broken.pth")
+        vit.find_weights(tmp_path / "broken.pth")
     assert not vit.loaded
 
 
 def test_a_checkpoint_of_the_whole_model_needs_no_file(encoder):
-    restored = BigLittle(6, vit=TINY)
+    restored = ViTWithCNN(6, vit=TINY)
     restored.load_state_dict(encoder.state_dict())
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         assert torch.equal(restored(image).features, encoder(image).features)
 
 
-def test_images_that_patches_do_not_cover_are_named(encoder):
-    with pytest.raises(ValueError, match="multiples of 16, got 40x32"):
-        encoder(torch.zeros(1, 3, 40, 32))
+def test_images_that_patches_do_not_cover_are_enlarged(encoder):
+    image = torch.rand(1, 3, 40, 30) * 2 - 1
+    with torch.no_grad():
+        output = encoder(image)
+        larger = torch.nn.functional.interpolate(image, (48, 32), mode="bicubic")
+        tokens = encoder(larger).aux_features["tokens"]
+    assert output.features.shape == (1, 40 * 30, 6)
+    torch.testing.assert_close(output.aux_features["tokens"], tokens)
+
+
+def test_sizes_are_read_from_the_model():
+    for name, dim, patches in (("vit_small_patch8_224.dino", 384, 256), (TINY, 192, 64), (REGISTERS, 384, 100)):
+        assert (vit_dim(name), vit_num_patches(name, 128)) == (dim, patches)
+        assert FrozenViT(name, pretrained=False)(torch.zeros(1, 3, 128, 128)).flatten(2).shape == (1, dim, patches)
+
+
+class Parts(torch.nn.Module):
+    """A Lightning module as the callbacks see it."""
+
+    def __init__(self, **models):
+        super().__init__()
+        self.models = torch.nn.ModuleDict(models)
+
+
+def test_one_callback_loads_the_vit_once(tmp_path):
+    weights = random_vit().state_dict()
+    torch.save(weights, tmp_path / "vit.pth")
+    model = Parts(feature_extractor=ViTWithCNN(4, vit=TINY))
+    LoadViT(str(tmp_path / "vit.pth")).on_fit_start(None, model)
+    loaded = model.models["feature_extractor"].vit.network.state_dict()
+    assert all(torch.equal(x, weights[name]) for name, x in loaded.items())
+    LoadViT("gone.pth").on_fit_start(None, model)  # it has its weights
+    LoadViT("gone.pth").on_fit_start(None, Parts(feature_extractor=ViTWithCNN(4, vit=None)))  # it needs none
+
+
+def test_weights_that_do_not_fit_are_named_with_their_file(tmp_path):
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"(?s)other\.pth do not fit feature_extractor\.vit.*layer\.weight"):
+        LoadViT(str(tmp_path / "other.pth")).on_fit_start(None, Parts(feature_extractor=ViTWithCNN(4, vit=TINY)))
+
+
+def test_a_checkpoint_of_before_has_its_weights_under_new_names(encoder):
+    now = {f"models.feature_extractor.{name}": x for name, x in encoder.state_dict().items()}
+    before = {
+        name.replace(".vit.network.", ".dino.vit.").replace(".vit.loaded", ".dino.loaded"): x for name, x in now.items()
+    }
+    assert set(before) != set(now)
+    assert rename_weights(before).keys() == now.keys()

@@ -73,7 +73,7 @@ def test_a_preset_leaves_both_stages_their_four_channels(compose, preset):
 def test_the_network_draws_at_the_resolution_of_the_scale_that_guides(compose):
     for scale, size in ((1, 16), (2, 8)):
         config = compose("slotdiffusion_clevrtex", "+msf/preset=cpu", f"msf/guidance=scale_{scale}")
-        assert build_model_from_config(config).models.decoder.size == size
+        assert build_model_from_config(config).models.decoder.size == (size, size)
 
 
 def test_without_a_vae_the_message_names_the_one_of_four_channels(compose):

@@ -13,7 +13,8 @@ from ocl.cli.train import build_model_from_config
 from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
-from ocl_msf.video import FoldFrames, in_chunks
+from ocl_msf.chunks import in_chunks
+from ocl_msf.video import FoldFrames
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_videos.py"))))
 TINY = [
@@ -173,16 +174,14 @@ def test_chunks_equal_the_whole_and_bound_the_batch(build, model):
     """Encoder, guidance and every decoder see four of the six frames, then two."""
     videos = build(*model).eval()
     whole = videos(little_batch())
-    seen = {}
-    parts = {name: module for name, module in videos.models.items() if hasattr(module, "max_frames")}
-    assert {"feature_extractor", "guidance", "decoder"} <= set(parts)
-    for name, part in parts.items():
-        part.max_frames = 4
+    sizes = {name: [] for name in videos.models if name.startswith(("feature_extractor", "guidance", "decoder"))}
+    for name in sizes:
+        part = videos.models[name]
+        part.max_images = 4
         inner = next(module for module in part.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)))
-        seen[name] = []
-        inner.register_forward_hook(lambda module, inputs, output, name=name: seen[name].append(len(output)))
+        inner.register_forward_hook(lambda module, inputs, output, name=name: sizes[name].append(len(output)))
     chunked = videos(little_batch())
-    assert {name: list(dict.fromkeys(sizes)) for name, sizes in seen.items()} == {name: [4, 2] for name in parts}
+    assert {name: list(dict.fromkeys(batches)) for name, batches in sizes.items()} == dict.fromkeys(sizes, [4, 2])
     assert torch.equal(chunked["guidance"].all_indices[1], whole["guidance"].all_indices[1])
     torch.testing.assert_close(chunked["masks"], whole["masks"])
     torch.testing.assert_close(predictions(chunked), predictions(whole))

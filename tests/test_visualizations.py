@@ -18,7 +18,8 @@ def models():
     vae = VQVAE(Encoder(8, 16), Decoder(8, 16), MultiScaleFusion(8, 16, 3), 3)
     guidance = FrozenGuidance(vae)
     guidance.load(vae.state_dict())
-    decoder = TokenDecoder(6, 8, [16, 16], num_tokens=16, dim=16, num_layers=1, num_heads=2)
+    decoder = TokenDecoder(6, 8, [16, 16], size=4, dim=16, num_layers=1, num_heads=2)
+    decoder.lookup = guidance.lookup
     return {"decoder": decoder, "guidance": guidance}
 
 

@@ -19,17 +19,21 @@ with require_host():
 def reconstruct(
     slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module, slot_mask: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
-    """Decode images from slots alone: slots (b, k, d), without those that slot_mask (b, k) turns off.
+    """Decode images from slots alone.
+
+    Args:
+        slots: (b, k, d).
+        decoder: an `ocl_msf.decoding.Decoder`.
+        guidance: the FrozenGuidance whose features it generates.
+        slot_mask: (b, k), bool, True where a slot is off.
 
     Returns:
         (b, 3, h, w) in [-1, 1].
     """
-    options = {} if slot_mask is None else {"slot_mask": slot_mask}
     was_training = decoder.training
     decoder.eval()
-    made = decoder.generate(slots, guidance.lookup, **options)  # code numbers (tokens) or features (diffusion)
+    features = decoder.generate(slots, slot_mask=slot_mask)  # b d h w
     decoder.train(was_training)
-    features = made if made.is_floating_point() else guidance.lookup(made)
     return guidance.decode(features).clamp(-1, 1)
 
 
@@ -91,7 +95,7 @@ class SceneSheet(nn.Module):
             true_masks: (b, c, h, w), one-hot.
             masks: (b, k, h, w), scores.
             slots: (b, k, d).
-            decoder: writes indices or features of the guidance from slots.
+            decoder: generates features of the guidance from slots.
             guidance: turns them into images.
 
         Returns:

@@ -1,19 +1,55 @@
 """Lightning callbacks the host lacks."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from hydra.utils import to_absolute_path
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from ocl_msf._renamed import refuse_old_names
 from ocl_msf.experiments.checkpoints import read_weights
 from ocl_msf.experiments.runs import find_finished
 
+__getattr__ = refuse_old_names(__name__)
 
-class LoadGuidance(Callback):
-    """Give the frozen guidance of stage 2 the weights of stage 1, before any data are loaded.
 
-    A run that resumes takes its guidance from its own checkpoint, so stage 1's file is not needed again.
+class LoadFrozen(Callback):
+    """Give a frozen part of the model its weights at the start of a training, before any data are loaded.
+
+    A run that resumes, and an evaluation, take them from the run's own checkpoint, so their source is not needed again.
+
+    Args:
+        target: dotted path of the `Frozen` among the models; where there is None, nothing is loaded.
+    """
+
+    def __init__(self, target: str):
+        self.target = target
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load, unless a checkpoint of this model has been restored.
+
+        Raises:
+            FileNotFoundError: there are no weights within reach.
+            ValueError: they are damaged, or of another model.
+        """
+        frozen: Any = pl_module.models
+        for name in self.target.split("."):
+            frozen = getattr(frozen, name)
+        if frozen is None or frozen.loaded:
+            return
+        source, weights = self.read(frozen)
+        try:
+            frozen.load(weights)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"The weights in {source} do not fit {self.target} of this experiment: {error}") from error
+
+    def read(self, frozen: Any) -> Tuple[str, Dict[str, Any]]:
+        """Find weights for a part: where they come from, and a state dict."""
+        raise NotImplementedError
+
+
+class LoadGuidance(LoadFrozen):
+    """Give the frozen guidance of stage 2 the weights of stage 1.
 
     Args:
         wanted: settings below `experiment` that a run of stage 1 must share with this one, such as the variant.
@@ -34,59 +70,38 @@ class LoadGuidance(Callback):
         target: str = "guidance",
         source: str = "models.vqvae",
     ):
+        super().__init__(target)
         self.wanted = wanted
         self.search_folder = search_folder
         self.command = command
         self.checkpoint = checkpoint
-        self.target = target
         self.source = source
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load on the way into training, unless a checkpoint of stage 2 has been restored.
-
-        Raises:
-            FileNotFoundError: there is no checkpoint to load.
-            ValueError: it is damaged, or of another variant or shape.
-        """
-        guidance = pl_module.models[self.target]
-        if guidance.loaded:
-            return
+    def read(self, frozen: Any) -> Tuple[str, Dict[str, Any]]:
+        """Take the given checkpoint, or that of the newest finished run."""
         if self.checkpoint:
             path = Path(to_absolute_path(self.checkpoint))
         else:
             path = find_finished(Path(to_absolute_path(self.search_folder)), self.wanted, self.command)
-        weights = read_weights(path, self.source)
-        try:
-            guidance.load(weights)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"The guidance checkpoint {path} does not fit this experiment: {error}") from error
+        return str(path), read_weights(path, self.source)
 
 
-class LoadDino(Callback):
-    """Give the frozen ViT of an encoder its pretrained weights, before the first step.
-
-    A run that resumes, and an evaluation, take them from the run's own checkpoint. An encoder without a ViT needs none.
+class LoadViT(LoadFrozen):
+    """Give the frozen ViT of an encoder its pretrained weights. An encoder without a ViT needs none.
 
     Args:
-        weights: file of the DINO release or safetensors, relative to the launch directory; by default from timm's
-            cache or hub.
-        target: name of the encoder among the models, whose attribute `dino` is the ViT, or None.
+        weights: a file that `read_vit` reads, relative to the launch directory; by default timm's cache or hub.
+        target: dotted path of the ViT among the models.
     """
 
-    def __init__(self, weights: Optional[str] = None, target: str = "feature_extractor"):
+    def __init__(self, weights: Optional[str] = None, target: str = "feature_extractor.vit"):
+        super().__init__(target)
         self.weights = weights
-        self.target = target
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load on the way into training, unless a checkpoint has been restored.
-
-        Raises:
-            FileNotFoundError: there are no weights within reach.
-            ValueError: they are damaged or of another model.
-        """
-        dino = pl_module.models[self.target].dino
-        if dino is not None and not dino.loaded:
-            dino.load(Path(to_absolute_path(self.weights)) if self.weights else None)
+    def read(self, frozen: Any) -> Tuple[str, Dict[str, Any]]:
+        """Take the file, or what timm has."""
+        path = Path(to_absolute_path(self.weights)) if self.weights else None
+        return str(path or "timm's cache"), frozen.find_weights(path)
 
 
 class SaveFinished(Callback):
@@ -137,7 +152,7 @@ class LogCodebooks(Callback):
 
 
 def at_validation_end(trainer: Trainer, act: Callable[[Trainer], None]) -> None:
-    """Have `act(trainer)` called at the end of every validation from now on; asked again, still once."""
+    """Register `act` to be called with the trainer after each validation; repeated calls have no effect."""
     if act not in [callback.act for callback in trainer.callbacks if isinstance(callback, _AtValidationEnd)]:
         trainer.callbacks.append(_AtValidationEnd(act))
 
