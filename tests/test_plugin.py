@@ -63,7 +63,7 @@ def test_a_wheel_offers_its_experiments(tmp_path, wheel):
 
 
 def test_a_wheel_holds_every_module_and_config_once(wheel):
-    kinds = ("*.py", "*.css")  # the report has a style sheet
+    kinds = ("*.py", "*.css", "*.html")  # the report has a template and a style sheet
     modules = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "ocl_msf").rglob(kind)}
     modules = {path for path in modules if "_plugins" not in path.parts}
     modules.add(Path("hydra_plugins/ocl_msf/__init__.py"))

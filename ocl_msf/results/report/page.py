@@ -5,7 +5,7 @@ from typing import Dict, List, Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ocl_msf.experiments.runs import Run
+from ocl_msf.experiments.runs import Run, config_path
 from ocl_msf.files import replacing
 from ocl_msf.results.figures.segmentations import FILE as SCENES
 from ocl_msf.results.figures.segmentations import read_scenes
@@ -38,42 +38,38 @@ def write_report(runs: Sequence[Run], out: Path, date: str, gallery: int = 4) ->
 
 def render(runs: Sequence[Run], date: str, gallery: int = 4) -> str:
     """Fill in the page; arguments as of `write_report`."""
-    loader = FileSystemLoader(str(Path(__file__).parent))
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return (
-        Environment(loader=loader, **options)
-        .get_template("page.html")
-        .render(
-            date=date,
-            preset=any(run.override("msf/preset") for run in runs),
-            experiments=[
-                {
-                    "name": name,
-                    "scores": comparison.score_table(name, same),
-                    "common": common_overrides(same),
-                    "numbered": numbered_overrides(same),
-                    "protocol": comparison.protocol_table(name, same),
-                    "seeds": comparison.seed_table(name, same),
-                }
-                for name, same in by_experiment(runs).items()
-            ],
-            notes=_notes(runs),
-            figures=figures(runs),
-            galleries=galleries(runs, gallery),
-            scenes_file=SCENES,
-            commands=_commands(runs),
-            runs=[
-                {
-                    "name": run_name(run),
-                    "overrides": list(map(relative, run.overrides)),
-                    "config": relative((run.folder / "config/config.yaml").read_text(encoding="utf-8")).splitlines(),
-                }
-                for run in runs
-            ],
-            recorded=sum(bool(run.environment) for run in runs),
-            environments=comparison.environment_table(runs),
-            environment_runs=comparison.environment_runs(runs),
-        )
+    folder = FileSystemLoader(str(Path(__file__).parent))
+    pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return pages.get_template("page.html").render(
+        date=date,
+        preset=any(run.override("msf/preset") for run in runs),
+        experiments=[
+            {
+                "name": name,
+                "scores": comparison.score_table(name, same),
+                "common": common_overrides(same),
+                "numbered": numbered_overrides(same),
+                "protocol": comparison.protocol_table(name, same),
+                "seeds": comparison.seed_table(name, same),
+            }
+            for name, same in by_experiment(runs).items()
+        ],
+        notes=_notes(runs),
+        figures=figures(runs),
+        galleries=galleries(runs, gallery),
+        scenes_file=SCENES,
+        commands=_commands(runs),
+        runs=[
+            {
+                "name": run_name(run),
+                "overrides": [relative(override) for override in run.overrides],
+                "config": relative(config_path(run.folder).read_text(encoding="utf-8")).splitlines(),
+            }
+            for run in runs
+        ],
+        recorded=sum(bool(run.environment) for run in runs),
+        environments=comparison.environment_table(runs),
+        environment_runs=comparison.environment_runs(runs),
     )
 
 
