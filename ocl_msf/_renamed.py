@@ -31,6 +31,26 @@ MODULES = {
     "ocl_msf.data.voc": "ocl_msf.data.raw.voc",
 }
 
+# What `python -m` ran, and the command that does it now. Some of these modules are there still.
+COMMANDS = {
+    "ocl_msf.data.convert": "convert",
+    "ocl_msf.data.inspect": "inspect",
+    "ocl_msf.data.moving_scenes": "videos",
+    "ocl_msf.data.scenes": "scenes",
+    "ocl_msf.data.synthetic.moving_scenes": "videos",
+    "ocl_msf.data.synthetic.scenes": "scenes",
+    "ocl_msf.editing": "edit",
+    "ocl_msf.experiments.protocol": "protocol",
+    "ocl_msf.experiments.tables": "tables",
+    "ocl_msf.figures": "figures",
+    "ocl_msf.protocol": "protocol",
+    "ocl_msf.report": "report",
+    "ocl_msf.results.editing": "edit",
+    "ocl_msf.results.figures": "figures",
+    "ocl_msf.results.report": "report",
+    "ocl_msf.tables": "tables",
+}
+
 # Classes and functions by their full names, as a config's `_target_` gives them. A module that had some of them says
 # `__getattr__ = refuse_old_names(__name__)`.
 TARGETS = {
@@ -81,11 +101,13 @@ VALUES: Dict[str, Dict[str, Dict[str, Any]]] = {
 
 
 class OldNames(MetaPathFinder):
-    """Asked last, so for modules that nobody else has."""
+    """Asked first, because some modules that were commands exist."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
         """Refuse an old name with the new one; know nothing of any other."""
+        if name in COMMANDS and sys.argv[:1] == ["-m"]:  # which stands there while `python -m` looks for its module
+            raise ModuleNotFoundError(f"the command is `ocl-msf {COMMANDS[name]}` now.", name=name)
         if name in MODULES:
             raise ModuleNotFoundError(f"{name} is called {MODULES[name]} now.", name=name)
 
@@ -130,4 +152,4 @@ def refuse_old_arguments(target: str, **arguments: Any) -> None:
 
 
 if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
-    sys.meta_path.append(OldNames())
+    sys.meta_path.insert(0, OldNames())

@@ -1,34 +1,13 @@
 """Files that appear under their final name only when they are complete, and errors that the user can correct."""
 
-import argparse
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
 
 class DataError(Exception):
     """Wrong data or paths, which the user can correct; the message says what is wrong and where."""
-
-
-@contextlib.contextmanager
-def command_line() -> Iterator[None]:
-    """End the program with one line for what a user has to correct, and for Ctrl-C."""
-    try:
-        yield
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: run the same command again to go on")
-
-
-def positive(text: str) -> int:
-    """The argument type of whole numbers from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def loaders(folder: Path, options: argparse.Namespace) -> Dict[str, Callable[[],
 
 def convert(folder: Path, form: str, workers: int, options: argparse.Namespace) -> int:
     """Run the converter as a user does, in a process of its own; returns the number of images."""
-    command = [sys.executable, "-m", "ocl_msf.data.convert", "clevrtex", f"{folder}/raw", f"{folder}", "--overwrite"]
+    command = [sys.executable, "-m", "ocl_msf", "convert", "clevrtex", f"{folder}/raw", f"{folder}", "--overwrite"]
     chosen = {"--splits": "train=:", "--size": options.size, "--format": form, "--name": form, "--workers": workers}
     chosen["--samples-per-shard"] = max(1, options.samples // 64)  # both workers are busy to the end
     command += [str(part) for pair in chosen.items() for part in pair]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on data that it makes itself: scenes, shards, VAE, SLATE, scores, a picture. Run it again to go on.
+# Set .venv up and run the demonstration, into the folder demo. Run it again to go on. Arguments go to `ocl-msf demo`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
-exec .venv/bin/python scripts/demo.py "$@"
+exec .venv/bin/python -m ocl_msf demo "$@"

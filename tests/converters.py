@@ -1,6 +1,5 @@
 """What the tests of converters share: miniatures and copies of them, samples as arrays, and damage."""
 
-import argparse
 import gzip
 import io
 import shutil
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ocl_msf.cli.data import converters
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
 
@@ -34,11 +34,17 @@ def own(raw, tmp_path):
 
 
 def prepare(converter, raw, *options):
-    """The conversion that a command line with these options plans."""
-    parser = argparse.ArgumentParser()
-    converter.add_arguments(parser)
-    parser.set_defaults(raw=raw)
-    return converter.prepare(parser.parse_args(options))
+    """The conversion that the command with these options plans."""
+    planned = []
+
+    def convert(dataset, raw, *_, **chosen):
+        planned.append(converter.prepare(raw, **chosen))
+        return raw, {"format": "webdataset", "splits": {}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ocl_msf.data.convert.convert", convert)
+        converters([converter.__name__.rsplit(".", 1)[-1], str(raw), "out", *options], standalone_mode=False)
+    return planned[0]
 
 
 def encode_all(conversion, key_of, name_of=lambda item: item.name):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.raw.clevrtex import encode_scene, find_scenes
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import replacing
@@ -61,7 +61,7 @@ def raw(tmp_path_factory):
 
 
 def convert(raw, out, *options):
-    main(["clevrtex", str(raw), str(out), "--workers", "1", *options])
+    main(["convert", "clevrtex", str(raw), str(out), "--workers", "1", *options])
     return json.loads(next(out.glob("clevrtex*/summary.json")).read_text())
 
 
@@ -165,7 +165,7 @@ def test_bytes_do_not_depend_on_workers_or_interruptions(raw, tmp_path):
     convert(raw, tmp_path / "whole", *options)
     convert(raw, tmp_path / "two", *options, "--workers", "2")
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "ocl_msf.data.convert", "clevrtex", str(raw), str(killed), *options]
+    command = [sys.executable, "-m", "ocl_msf", "convert", "clevrtex", str(raw), str(killed), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     while not list(killed.glob("clevrtex/train/*.tar")) and process.poll() is None:
         time.sleep(0.01)
@@ -208,16 +208,16 @@ def test_other_options_need_another_folder_or_overwrite(raw, tmp_path):
 
 def test_verify_names_what_has_changed(raw, tmp_path, capsys):
     convert(raw, tmp_path)
-    main(["clevrtex", "gone", str(tmp_path), "--verify"])
+    main(["convert", "clevrtex", "gone", str(tmp_path), "--verify"])
     assert "all checksums right" in capsys.readouterr().out
     path = tmp_path / "clevrtex" / "train" / "shard-000001.tar"
     changed = bytearray(path.read_bytes())
     changed[3000] ^= 1
     path.write_bytes(changed)
     with pytest.raises(SystemExit, match=r"train/shard-000001\.tar has another checksum"):
-        main(["clevrtex", "gone", str(tmp_path), "--verify"])
+        main(["convert", "clevrtex", "gone", str(tmp_path), "--verify"])
     with pytest.raises(SystemExit, match=r"clevrtex/summary\.json is missing"):
-        main(["clevrtex", "gone", str(tmp_path / "nothing"), "--verify"])
+        main(["convert", "clevrtex", "gone", str(tmp_path / "nothing"), "--verify"])
 
 
 def test_a_wrong_folder_is_refused(raw, tmp_path):
@@ -307,8 +307,8 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(raw, tmp_path):
     """A limit on the size of files stands for the disk: the second shard is over it."""
     arguments = ["clevrtex", str(raw), str(tmp_path), "--workers", "1", "--splits", "train=:"]
     script = (
-        "import resource, sys; from ocl_msf.data.convert import main; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (130_000,) * 2); main(sys.argv[1:])"
+        "import resource, sys; from ocl_msf.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (130_000,) * 2); main(['convert', *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", script, *arguments]
     result = subprocess.run(command, stderr=subprocess.PIPE, env=dict(os.environ), check=False)

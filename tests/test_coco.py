@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.raw import coco
 from ocl_msf.data.raw._coco_annotations import decode_counts, rasterize
-from ocl_msf.data.raw._filter import ObjectFilter
 from ocl_msf.data.raw._sources import Sources
+from ocl_msf.data.raw.filter import ObjectFilter
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
 
@@ -198,7 +198,7 @@ def test_zips_and_folders_give_the_same_bytes(raw, tmp_path, inner):
     RAW.write_zips(raw, tmp_path / "zips", inner)
     outs = [tmp_path / "out" / name for name in ("folder", "zips", "workers")]
     for source, out, workers in zip((raw, *[tmp_path / "zips"] * 2), outs, "112"):
-        main(["coco", str(source), str(out), "--no-filter", "--size", "24", "--workers", workers])
+        main(["convert", "coco", str(source), str(out), "--no-filter", "--size", "24", "--workers", workers])
     folder, zips, workers = map(SHARED.contents, outs)
     assert "coco_panoptic/train/shard-000000.tar" in folder
     assert folder == zips == workers

@@ -6,7 +6,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py"))))  # the fixture's maker
@@ -14,7 +14,7 @@ RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py
 
 def test_the_data_module_reads_samples_with_the_experiments_transforms(tmp_path):
     RAW.write_folder(tmp_path / "raw")
-    main(["coco", str(tmp_path / "raw"), str(tmp_path), "--workers", "1"])
+    main(["convert", "coco", str(tmp_path / "raw"), str(tmp_path), "--workers", "1"])
     config = OmegaConf.merge(
         {"experiment": {"image_size": 64}},
         OmegaConf.load(CONFIGS / "experiment/msf/_preprocessing_coco.yaml"),

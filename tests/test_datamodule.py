@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from ocl.transforms import Map
 from omegaconf import OmegaConf
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.datamodule import ShardDataModule
 from ocl_msf.data.synthetic.scenes import make_scenes
 
@@ -31,7 +31,7 @@ def transforms():
 def prefix(tmp_path):
     make_scenes(tmp_path / "raw", 14, size=(64, 48), workers=1)
     splits = ["--splits", "train=:9", "val=9:", "--size", "16", "--workers", "1"]
-    main(["clevrtex", str(tmp_path / "raw"), str(tmp_path), *splits])
+    main(["convert", "clevrtex", str(tmp_path / "raw"), str(tmp_path), *splits])
     return tmp_path
 
 

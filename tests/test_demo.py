@@ -1,6 +1,5 @@
 """The demo's steps, without what they do: their order, what a second run skips, and the table at the end."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -8,17 +7,13 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parent.parent / "scripts" / "demo.py"
+from ocl_msf import demo
+from ocl_msf.cli import main
 
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     """Runs the demo with steps that only leave files, in tmp_path; gives back the titles of those that have run."""
-    spec = importlib.util.spec_from_file_location("demo", PATH)
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    monkeypatch.setenv("DATASET_PREFIX", "as it was")
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--folder", str(tmp_path)])
 
     def imitate(words, steps):
         chosen = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
@@ -43,7 +38,8 @@ def play(tmp_path, monkeypatch):
     def run(steps=1000):
         ran = []
 
-        def run_all(tasks):
+        def run_all(tasks, workers):
+            assert workers == [["env", f"DATASET_PREFIX={tmp_path}/shards"]]
             for task in tasks:
                 if task.done is None or not task.done():
                     ran.append((task.title, task.command()))
@@ -52,7 +48,7 @@ def play(tmp_path, monkeypatch):
                         sys.exit("failed")
 
         monkeypatch.setattr(demo, "run_all", run_all)
-        demo.main()
+        main(["demo", "--folder", str(tmp_path)])
         return ran
 
     return run

@@ -4,11 +4,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
+from ocl_msf.cli import main
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
 from ocl_msf.perceptual_grouping import BlockSlotAttentionGrouping
-from ocl_msf.results.editing import Edit, draw, edit, edit_slots, load_images, load_model, main
+from ocl_msf.results.editing import Edit, draw, edit, edit_slots, load_images, load_model
 from ocl_msf.results.visualizations import reconstruct
 
 
@@ -131,13 +132,13 @@ def test_pictures_are_cut_to_their_central_square(tmp_path):
 @pytest.mark.parametrize("swap", ["2", "2:x", "1:2:3"])
 def test_a_swap_that_is_no_pair_is_explained(swap, capsys):
     with pytest.raises(SystemExit):
-        main(["run", "a.png", "b.png", "--swap", swap])
+        main(["edit", "run", "a.png", "b.png", "--swap", swap])
     assert "such as 2:3" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="error: .*is no run: it has no config"):
-        main([str(tmp_path), "a.png", "b.png"])
+        main(["edit", str(tmp_path), "a.png", "b.png"])
 
 
 TINY = [
@@ -181,12 +182,12 @@ def test_block_slots_under_a_joint_head_are_trained_and_edited_as_a_user_does(tr
     for path in paths:
         Image.effect_noise((48, 40), 60).convert("RGB").save(path)
     out = tmp_path / "edit.png"
-    main([str(run), *paths, "--swap", "0:1", "2:2", "--drop", "1", "--out", str(out)])
+    main(["edit", str(run), *paths, "--swap", "0:1", "2:2", "--drop", "1", "--out", str(out)])
     assert Image.open(out).width > 200 and str(out) in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: There is no slot 3: this model's slots are 0 to 2"):
-        main([str(run), *paths, "--drop", "3"])
+        main(["edit", str(run), *paths, "--drop", "3"])
     with pytest.raises(SystemExit, match="error: .*none.png cannot be read as a picture"):
-        main([str(run), paths[0], str(tmp_path / "none.png")])
+        main(["edit", str(run), paths[0], str(tmp_path / "none.png")])
     (checkpoint,) = run.glob("lightning_logs/version_0/checkpoints/*.ckpt")
     images = load_images(paths, config)
     same, other = edit(load_model(checkpoint)[0], images), edit(model, images)
@@ -202,7 +203,7 @@ def test_a_run_of_slot_diffusion_is_edited_as_a_user_does(train, tmp_path, capsy
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path in paths:
         Image.effect_noise((48, 40), 60).convert("RGB").save(path)
-    main([str(run), *paths, "--swap", "0:1", "--drop", "1", "--out", str(tmp_path / "edit.png")])
+    main(["edit", str(run), *paths, "--swap", "0:1", "--drop", "1", "--out", str(tmp_path / "edit.png")])
     assert Image.open(tmp_path / "edit.png").width > 200
     (path,) = run.glob("lightning_logs/version_0/checkpoints/*.ckpt")
     checkpoint = torch.load(path, weights_only=True)

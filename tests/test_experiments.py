@@ -18,7 +18,7 @@ from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ocl_msf.data.convert import main as convert
+from ocl_msf.cli import main
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
@@ -113,7 +113,7 @@ def prefix(shards, tmp_path_factory):
     runpy.run_path(str(TESTS / "raw_videos.py"))["write_videos"](folder)
     for name in ("coco", "voc", "openimages"):
         runpy.run_path(str(TESTS / f"raw_{name}.py"))["write_folder"](folder / "raw" / name)
-        convert([name, str(folder / "raw" / name), str(folder), "--size", "32", "--workers", "1"])
+        main(["convert", name, str(folder / "raw" / name), str(folder), "--size", "32", "--workers", "1"])
     return folder
 
 

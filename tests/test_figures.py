@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
+from ocl_msf.cli import main
 from ocl_msf.experiments.runs import Run
 from ocl_msf.files import DataError
 from ocl_msf.fusion import MultiScaleFusion
@@ -28,7 +29,6 @@ from ocl_msf.results.figures import (
     read_guidance,
     read_scenes,
 )
-from ocl_msf.results.figures.__main__ import main
 from ocl_msf.results.figures.guidance_maps import color_features
 from ocl_msf.results.figures.segmentations import common_scenes
 from ocl_msf.results.style import paint_segments
@@ -293,20 +293,21 @@ def test_every_figure_is_one_command(vae, tmp_path, capsys):
     stage1 = make_run(tmp_path / "runs" / "vae" / "now", ["+experiment=msf/vqvae_clevrtex", "seed=0"])
     stage2 = make_run(tmp_path / "runs" / "slate" / "now", ["+experiment=msf/slate_clevrtex", "seed=0"])
     with pytest.raises(SystemExit, match="No run has scenes.npz"):
-        main(["segmentations", str(tmp_path / "runs"), "--out", str(tmp_path / "none.png")])
+        main(["figures", "segmentations", str(tmp_path / "runs"), "--out", str(tmp_path / "none.png")])
     GuidanceSheet(str(stage1), 1)(IMAGE[None], vae, ["a"])
     log(stage1, "version_0", {0: 1.0, 2: 3.0}, "codebooks/codebook.perplexity")
     log(stage2, "version_0", {0: 0.25, 2: 0.5})
     take(SceneScores(str(stage2), 4), make_scenes(4), list(range(4)))
     for figure in ("curves", "codebooks", "segmentations", "guidance"):
-        main([figure, str(tmp_path / "runs"), "--out", str(tmp_path / "out" / f"{figure}.png")])
+        main(["figures", figure, str(tmp_path / "runs"), "--out", str(tmp_path / "out" / f"{figure}.png")])
         assert Image.open(tmp_path / "out" / f"{figure}.png").width > 300
     assert "of 4, best to worst" in capsys.readouterr().out
     for arguments, message in [(["guidance", "--image", "2"], "no image 2"), (["curves", "--names", "x"], "logged x")]:
         with pytest.raises(SystemExit, match=message):
-            main([*arguments[:1], str(tmp_path / "runs"), *arguments[1:], "--out", str(tmp_path / "none.png")])
+            figure, *options = arguments
+            main(["figures", figure, str(tmp_path / "runs"), *options, "--out", str(tmp_path / "none.png")])
     with pytest.raises(SystemExit, match="no folder"):
-        main(["curves", str(tmp_path / "nowhere")])
+        main(["figures", "curves", str(tmp_path / "nowhere")])
     assert not (tmp_path / "none.png").exists()
 
 

@@ -3,12 +3,16 @@
 import ast
 import importlib.util
 import re
+import shlex
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+
+from ocl_msf.cli import app
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ocl_msf"
@@ -63,11 +67,15 @@ MAY_IMPORT = {
     | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
     "files": set(),
+    "cli": {"typer", "typing_extensions", "ocl_msf.cli", "ocl_msf.demo", "ocl_msf.files"}
+    | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.results"},
+    "__main__": {"ocl_msf.cli"},
+    "demo": HOST | {"ocl_msf.experiments"},
     "data": FRAMEWORK
     | {"PIL", "crc32c", "google", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
     | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }
-COMMAND_LINES = {"data", "experiments", "results"}  # these may print
+COMMAND_LINES = {"cli", "demo", "experiments", "results"}  # these may print
 
 
 def name_of(path):
@@ -211,12 +219,26 @@ def test_a_config_is_a_mapping(path):
     assert isinstance(content, dict) and content
 
 
-def bash_lines(path):
-    """The commands in the bash blocks of a Markdown file, continued lines joined, comments left out."""
+def bash_commands(path):
+    """The commands in the bash blocks of a Markdown file, one each, without comments."""
     text = path.read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    lines = [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [command for line in lines for command in line.split(" && ")]
+
+
+def options_of(words):
+    """What `ocl-msf` understands of a command line, by the names of parameters.
+
+    Raises:
+        typer.BadParameter and the like: there is no such command or option.
+    """
+    command, words = typer.main.get_command(app), words[1:]
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"there is no command {' '.join(words[:1])}"
+        command, words = command.commands[words[0]], words[1:]
+    return command.make_context("ocl-msf", words).params
 
 
 def files_named(command):
@@ -227,6 +249,9 @@ def files_named(command):
     for module in re.findall(r"-m (ocl_msf[\w.]*)", command):
         path = module.replace(".", "/")
         yield f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"
+    if re.match(r"ocl-msf( |$)", command):
+        assert options_of(shlex.split(command)), command
+        yield "ocl_msf/cli"
     for word in command.split():
         if re.match(r"(\./)?(scripts|host|ocl_msf|configs|tests|\.ci)/[\w./-]+$", word):
             yield word
@@ -234,7 +259,7 @@ def files_named(command):
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_commands_in_the_documentation_exist(name):
-    files = [file for command in bash_lines(ROOT / name) for file in files_named(command)]
+    files = [file for command in bash_commands(ROOT / name) for file in files_named(command)]
     assert files, "no command names a file: are its blocks marked as bash?"
     assert not [file for file in files if not (ROOT / file).exists()]
 

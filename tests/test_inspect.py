@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data.convert import main as convert
-from ocl_msf.data.inspect import main, object_boxes, object_masks, outlined, tile
+from ocl_msf.cli import main
+from ocl_msf.data.inspect import object_boxes, object_masks, outlined, tile
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array, write_dataset
 from ocl_msf.data.synthetic.scenes import make_scenes
@@ -23,7 +23,7 @@ def prefix(tmp_path_factory):
     make_scenes(folder / "raw", 6, size=(32, 24), workers=1)
     options = ["--splits", "train=:4", "val=4:", "--size", "16", "--workers", "1"]
     for form, name in (("lmdb", "clevrtex_lmdb"), ("webdataset", "clevrtex")):
-        convert(["clevrtex", str(folder / "raw"), str(folder), *options, "--format", form, "--name", name])
+        main(["convert", "clevrtex", str(folder / "raw"), str(folder), *options, "--format", form, "--name", name])
     videos = Conversion({}, {"train": range(3, 6), "val": range(8, 10)}, encode_video)
     write_dataset(folder / "movi_c", videos, workers=1)
     write_lmdb(folder / "movi_c_lmdb", videos, workers=1)
@@ -44,7 +44,7 @@ def encode_video(frames):
 
 @pytest.mark.parametrize("name", ["clevrtex", "clevrtex_lmdb"])
 def test_the_card_counts_samples_and_objects(prefix, tmp_path, capsys, name):
-    main([str(prefix / name), "--sheet", str(tmp_path / "sheet.png"), "--samples", "3"])
+    main(["inspect", str(prefix / name), "--sheet", str(tmp_path / "sheet.png"), "--samples", "3"])
     printed = capsys.readouterr().out
     assert "train, 4 samples" in printed and "val, 2 samples" in printed
     counts = [int(n) for n in re.findall(r"^ +\d+ #* +(\d+)$", printed, flags=re.MULTILINE)]
@@ -58,7 +58,7 @@ def test_the_card_counts_samples_and_objects(prefix, tmp_path, capsys, name):
 
 @pytest.mark.parametrize("name", ["movi_c", "movi_c_lmdb"])
 def test_videos_are_counted_as_a_whole_and_drawn_in_frames(prefix, tmp_path, capsys, name):
-    main([str(prefix / name), "--sheet", str(tmp_path / "sheet.png")])
+    main(["inspect", str(prefix / name), "--sheet", str(tmp_path / "sheet.png")])
     printed = capsys.readouterr().out
     assert printed.count("objects in a sample, mean 2.00:") == printed.count("boxes in a sample, mean 2.00") == 2
     # Of 400 pixels 16 and 90: shares of the frames in which an object is seen
@@ -77,7 +77,7 @@ def test_videos_are_counted_as_a_whole_and_drawn_in_frames(prefix, tmp_path, cap
 def test_both_formats_have_one_card(prefix, tmp_path, capsys, name):
     cards, sheets = [], []
     for folder in (name, f"{name}_lmdb"):
-        main([str(prefix / folder), "--sheet", str(tmp_path / "sheet.png")])
+        main(["inspect", str(prefix / folder), "--sheet", str(tmp_path / "sheet.png")])
         cards.append(capsys.readouterr().out.splitlines()[1:])
         sheets.append((tmp_path / "sheet.png").read_bytes())
     assert cards[0] == cards[1] and len(cards[0]) > 20
@@ -88,8 +88,8 @@ def test_both_formats_have_one_card(prefix, tmp_path, capsys, name):
 def test_every_other_data_set_has_a_card(tmp_path, capsys, name, folder):
     raw = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name(f"raw_{name}.py"))))
     raw.write_folder(tmp_path / "raw")
-    convert([name, str(tmp_path / "raw"), str(tmp_path), "--size", "24", "--no-filter", "--workers", "1"])
-    main([str(tmp_path / folder)])
+    main(["convert", name, str(tmp_path / "raw"), str(tmp_path), "--size", "24", "--no-filter", "--workers", "1"])
+    main(["inspect", str(tmp_path / folder)])
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / folder / "summary.json").read_text())
     samples = [split["samples"] for split in summary["splits"].values()]
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_named_in_one_line(prefix, tmp_path, damaged, message):
     shutil.copytree(prefix / "clevrtex", tmp_path / "clevrtex")
     damaged(tmp_path / "clevrtex")
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
-        main([str(tmp_path / "clevrtex")])
+        main(["inspect", str(tmp_path / "clevrtex")])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "clevrtex" / "samples.png").exists()
 
@@ -170,9 +170,9 @@ def flip(path):
 
 def test_files_and_folders_of_data_sets_are_told_from_data_sets(prefix, tmp_path):
     with pytest.raises(SystemExit, match=r"holds clevrtex, clevrtex_lmdb, movi_c.* Give one of these: .*clevrtex$"):
-        main([str(prefix)])
+        main(["inspect", str(prefix)])
     with pytest.raises(SystemExit, match=r"summary\.json is no folder"):
-        main([str(prefix / "clevrtex" / "summary.json")])
+        main(["inspect", str(prefix / "clevrtex" / "summary.json")])
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"error: .*sheet\.png was not written"):
-        main([str(prefix / "clevrtex"), "--sheet", str(tmp_path / "file" / "sheet.png")])
+        main(["inspect", str(prefix / "clevrtex"), "--sheet", str(tmp_path / "file" / "sheet.png")])

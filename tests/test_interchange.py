@@ -15,7 +15,7 @@ from ocl.preprocessing import IntegerToOneHotMask, VOCInstanceMasksToDenseMasks
 from ocl.transforms import DuplicateFields, Map, SimpleTransform
 from PIL import Image
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.tfrecord import encode_example, write_records
 
 SIDE, TIMES = 8, 2
@@ -87,7 +87,7 @@ def test_movi(tmp_path, data_module, variant, counts, most):
     train, val = counts
     write_movi(tmp_path / "raw", variant, {"train": train, "validation": val})
     convert = ["movi", str(tmp_path / "raw"), str(tmp_path), "--variant", variant]
-    main([*convert, "--size", str(SIDE), "--workers", "1", "--strict"])
+    main(["convert", *convert, "--size", str(SIDE), "--workers", "1", "--strict"])
     sizes = [] if variant == "d" else [f"dataset.train_size={train}", f"dataset.val_size={val}"]
     data = data_module(f"+dataset=movi_{variant}", *sizes)
     videos = samples(data.train_dataloader())
@@ -104,7 +104,7 @@ def test_movi(tmp_path, data_module, variant, counts, most):
 
 def test_boxes_are_there_for_who_asks(tmp_path, data_module):
     write_movi(tmp_path / "raw", "c", {"train": 1, "validation": 8})
-    main(["movi", str(tmp_path / "raw"), str(tmp_path), "--size", str(SIDE), "--workers", "1"])
+    main(["convert", "movi", str(tmp_path / "raw"), str(tmp_path), "--size", str(SIDE), "--workers", "1"])
     asking = {"a": DuplicateFields({"instance_bbox": "boxes"}, batch_transform=False)}
     data = data_module("+dataset=movi_c", "dataset.val_size=8", eval_transforms=asking)
     boxes = samples(data.val_dataloader())["0000007"]["boxes"]
@@ -120,7 +120,7 @@ def test_coco(tmp_path, data_module):
         split.update({1000 + number: plain for number in range(count - len(split))})
     raw.write_folder(tmp_path / "raw")
     convert = ["coco", str(tmp_path / "raw"), str(tmp_path), "--no-filter", "--oclf-layout", "--size", "32"]
-    main([*convert, "--workers", "1"])
+    main(["convert", *convert, "--workers", "1"])
     sizes = ["dataset.train_size=413", "dataset.val_size=18", "experiment.image_size=32"]
     data = data_module("+experiment=slate/coco", *sizes)
     train = samples(data.train_dataloader())
@@ -140,7 +140,7 @@ def test_voc(tmp_path, data_module):
         split.update({f"{year}_{number:06d}": plain for number in range(count - len(split))})
     raw.write_folder(tmp_path / "raw")
     convert = ["voc", str(tmp_path / "raw"), str(tmp_path), "--variant", "trainaug", "--no-filter", "--oclf-layout"]
-    main([*convert, "--size", "32", "--workers", "1"])
+    main(["convert", *convert, "--size", "32", "--workers", "1"])
     fields = ("image", "segmentation-instance", "segmentation-class")
     one_hot = SimpleTransform({"segmentation-instance": IntegerToOneHotMask(output_axis=-4)}, batch_transform=False)
     masks = Map(VOCInstanceMasksToDenseMasks(), fields=fields, batch_transform=False)
@@ -159,4 +159,4 @@ def test_voc(tmp_path, data_module):
 
 def test_what_the_framework_has_no_config_for_is_named(tmp_path):
     with pytest.raises(SystemExit, match="no config for clevrtex, only for coco_panoptic, movi_c"):
-        main(["clevrtex", str(tmp_path), str(tmp_path), "--oclf-layout"])
+        main(["convert", "clevrtex", str(tmp_path), str(tmp_path), "--oclf-layout"])

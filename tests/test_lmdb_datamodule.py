@@ -10,8 +10,8 @@ from ocl.transforms import Filter, Map, SampleConsecutive, SimpleTransform
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ocl_msf.cli import main
 from ocl_msf.data import LMDBDataModule, ShardDataModule
-from ocl_msf.data.convert import main
 from ocl_msf.data.synthetic.scenes import make_scenes
 
 
@@ -22,7 +22,7 @@ def prefix(tmp_path_factory):
     make_scenes(folder / "raw", 30, size=(32, 24), workers=1)
     options = ["--splits", "train=:23", "val=23:", "--size", "8", "--workers", "1"]
     for form, name in (("lmdb", "clevrtex_lmdb"), ("webdataset", "clevrtex")):
-        main(["clevrtex", str(folder / "raw"), str(folder), *options, "--format", form, "--name", name])
+        main(["convert", "clevrtex", str(folder / "raw"), str(folder), *options, "--format", form, "--name", name])
     return str(folder)
 
 

@@ -9,7 +9,7 @@ from hydra import initialize_config_module
 from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array
 from ocl_msf.data.synthetic.scenes import make_scenes
@@ -66,7 +66,7 @@ def prefix(tmp_path_factory):
         "--name",
         "clevrtex_lmdb",
     ]
-    main(["clevrtex", str(folder / "raw"), str(folder), *options])
+    main(["convert", "clevrtex", str(folder / "raw"), str(folder), *options])
     videos = Conversion({}, {"train": range(5), "val": range(8, 11)}, encode_video)
     write_lmdb(folder / "movi_c_lmdb", videos, workers=1)
     return folder

@@ -1,7 +1,6 @@
 import io
 import json
 import runpy
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.raw import movi
 from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import Rejected
@@ -89,7 +88,7 @@ def write_shards(raw, shards, split="train", variant="c"):
 
 
 def prepare(raw, variant="c", max_objects=None, size=SIDE):
-    return movi.prepare(Namespace(raw=raw, variant=variant, max_objects=max_objects, size=size))
+    return movi.prepare(raw, variant, max_objects, size)
 
 
 def encode(tmp_path, features, **options):
@@ -110,7 +109,7 @@ def test_every_video_arrives_whole(tmp_path, variant, most):
     write_shards(tmp_path / "raw", [[record(3, 4)]], "validation", variant)
     write_shards(tmp_path / "raw", [[]], "test", variant)
     options = ["--variant", variant, "--size", str(SIDE), "--workers", "1"]
-    main(["movi", str(tmp_path / "raw"), str(tmp_path), *options])
+    main(["convert", "movi", str(tmp_path / "raw"), str(tmp_path), *options])
     folder = tmp_path / f"movi_{variant}"
     summary = json.loads((folder / "summary.json").read_text())
     counts = {name: split["samples"] for name, split in summary["splits"].items()}

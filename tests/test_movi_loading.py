@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from ocl.transforms import Map, SampleConsecutive
 from omegaconf import OmegaConf
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.synthetic.moving_scenes import make_moving_scenes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
@@ -40,7 +40,8 @@ def samples(loader):
 def test_training_reads_aligned_windows_and_evaluation_whole_videos(tmp_path, monkeypatch, variant, boxes):
     monkeypatch.setenv("DATASET_PREFIX", str(tmp_path))
     make_moving_scenes(tmp_path / "raw", 6, 3, variant, size=16, workers=1)
-    main(["movi", str(tmp_path / "raw"), str(tmp_path), "--variant", variant, "--size", "16", "--workers", "1"])
+    options = ["--variant", variant, "--size", "16", "--workers", "1"]
+    main(["convert", "movi", str(tmp_path / "raw"), str(tmp_path), *options])
     data = data_module(variant, window=6)
     assert (data.train_size, data.val_size, data.test_size) == (6, 3, None)
     assert sorted(key for key, _ in samples(data.val_dataloader())) == [f"{i:07d}" for i in range(3)]

@@ -1,14 +1,14 @@
 import hashlib
 import io
-from argparse import Namespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ocl_msf.cli import main
 from ocl_msf.data.raw import movi
 from ocl_msf.data.synthetic._sprites import WALLS, MovingObject
-from ocl_msf.data.synthetic.moving_scenes import main, make_moving_scenes, make_video, tight_boxes
+from ocl_msf.data.synthetic.moving_scenes import make_moving_scenes, make_video, tight_boxes
 from ocl_msf.files import DataError
 
 
@@ -137,13 +137,13 @@ def test_what_is_there_stays_and_the_rest_is_made(tmp_path):
 
 def test_the_command_writes_what_the_converter_reads(tmp_path):
     options = ["--videos", "3", "--frames", "5", "--size", "16", "--variant", "e", "--workers", "1"]
-    main([str(tmp_path), *options])
+    main(["videos", str(tmp_path), *options])
     folder = tmp_path / "movi_e" / "16x16" / "1.0.0"
     assert sorted(contents(folder)) == [
         "movi_e-train.tfrecord-00000-of-00001",
         "movi_e-validation.tfrecord-00000-of-00001",
     ]
-    conversion = movi.prepare(Namespace(raw=tmp_path, variant="e", max_objects=None, size=16))
+    conversion = movi.prepare(tmp_path, variant="e", size=16)
     assert {name: len(items) for name, items in conversion.splits.items()} == {"train": 3, "val": 1}
     for items in conversion.splits.values():
         for item in items:

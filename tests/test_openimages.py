@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.raw import openimages
 from ocl_msf.data.workers import Filtered
 from ocl_msf.files import DataError
@@ -206,7 +206,7 @@ def test_a_line_without_an_image_is_named_by_its_number(own):
 
 
 def test_strict_stops_at_damage_and_not_at_the_filter(own, tmp_path, subset):
-    command = ["openimages", str(own), str(tmp_path / "out"), "--ids", subset, "--workers", "1", "--strict"]
+    command = ["convert", "openimages", str(own), str(tmp_path / "out"), "--ids", subset, "--workers", "1", "--strict"]
     main(command)
     (own / "train" / f"{CHAIR}.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=rf"{CHAIR}: damaged image .* without --strict"):
@@ -246,8 +246,8 @@ def test_zips_and_folders_give_the_same_bytes(raw, tmp_path, form):
     found = []
     for source, workers in ((raw, "1"), (tmp_path / "zips", "1"), (tmp_path / "zips", "2")):
         out = tmp_path / f"out{len(found)}"
-        main(["openimages", str(source), str(out), "--size", "24", "--workers", workers, "--format", form])
-        main(["openimages", str(source), str(out), "--format", form, "--verify"])
+        main(["convert", "openimages", str(source), str(out), "--size", "24", "--workers", workers, "--format", form])
+        main(["convert", "openimages", str(source), str(out), "--format", form, "--verify"])
         found.append(SHARED.contents(out))
     folder, zips, parallel = found
     name = "openimages/train/shard-000000.tar" if form == "webdataset" else "openimages/train.lmdb"

@@ -15,7 +15,7 @@ from hydra import initialize_config_module
 from hydra.utils import instantiate
 from ocl.cli.train import train
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_openimages.py"))))  # the fixture's maker
 TINY = [
@@ -47,7 +47,7 @@ def prefix(raw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prefix")
     for form, name in (("webdataset", "openimages"), ("lmdb", "openimages_lmdb")):
         options = ["--size", "96", "--workers", "1", "--format", form, "--name", name]
-        main(["openimages", str(raw), str(folder), *options])
+        main(["convert", "openimages", str(raw), str(folder), *options])
     return folder
 
 
@@ -111,8 +111,8 @@ def contents(out):
 @pytest.mark.parametrize("form", ["webdataset", "lmdb"])
 def test_a_killed_conversion_goes_on_to_the_same_bytes(raw, tmp_path, form):
     options = ["--size", "24", "--samples-per-shard", "1", "--workers", "1", "--format", form]
-    main(["openimages", str(raw), str(tmp_path / "whole"), *options])
-    command = [sys.executable, "-m", "ocl_msf.data.convert", "openimages", str(raw), str(tmp_path / "killed"), *options]
+    main(["convert", "openimages", str(raw), str(tmp_path / "whole"), *options])
+    command = [sys.executable, "-m", "ocl_msf", "convert", "openimages", str(raw), str(tmp_path / "killed"), *options]
     for shards in (1, 4):  # the second run goes on with the first one's
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while len(list((tmp_path / "killed").rglob("*.tar"))) < shards and process.poll() is None:

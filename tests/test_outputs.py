@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.synthetic.scenes import make_scenes
 from ocl_msf.results.figures import read_scenes
 from ocl_msf.results.outputs import SaveOutputs, read_outputs
@@ -147,7 +147,7 @@ def test_wrong_use_is_named(tmp_path):
 PROCESS = """
 import sys, torch
 from types import SimpleNamespace
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.synthetic.scenes import make_scenes
 from ocl_msf.results.outputs import SaveOutputs
 rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -205,7 +205,7 @@ def test_two_processes_score_and_save_what_one_does(run_program, tmp_path):
         "--name",
         "clevrtex_lmdb",
     ]
-    main(["clevrtex", str(tmp_path / "raw"), str(tmp_path), *options])
+    main(["convert", "clevrtex", str(tmp_path / "raw"), str(tmp_path), *options])
 
     def call(program, *overrides):
         done = run_program(f"ocl.cli.{program}", *overrides, cwd=tmp_path, DATASET_PREFIX=str(tmp_path))

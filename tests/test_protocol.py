@@ -10,6 +10,7 @@ import torch
 from ocl.cli.train import train as train_config
 from omegaconf import OmegaConf
 
+from ocl_msf.cli import main
 from ocl_msf.experiments import protocol
 from ocl_msf.experiments.runs import Run
 
@@ -94,7 +95,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_best_last_and_mean_are_reported(fake, capsys):
-    protocol.main([str(fake)])
+    main(["protocol", str(fake)])
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in capsys.readouterr().out.splitlines()[-5:]}
     assert [title.strip() for title in rows[""][:-1]] == ["ari", "ari_fg"]
     assert [float(x) for x in rows["last"][:2]] == [20, 10]
@@ -111,27 +112,27 @@ def test_best_last_and_mean_are_reported(fake, capsys):
 def test_after_an_interruption_only_what_is_missing_is_scored(fake, monkeypatch, capsys):
     monkeypatch.setenv("FAILS", "4")
     with pytest.raises(SystemExit, match=r"(?s)step 4 ended with status 3.*Run the same command again"):
-        protocol.main([str(fake)])
+        main(["protocol", str(fake)])
     assert not (fake / "protocol" / "val.json").exists()
     monkeypatch.setenv("FAILS", "2")  # which has been scored
-    protocol.main([str(fake), "--dry-run"])
+    main(["protocol", str(fake), "--dry-run"])
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert [line.startswith("finished: ocl_eval ") for line in lines] == [True, False, False]
-    protocol.main([str(fake), "--gpus", "2"])
+    main(["protocol", str(fake), "--gpus", "2"])
     assert (fake / "protocol" / "val.json").exists()
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is missing"))
-    protocol.main([str(fake)])
+    main(["protocol", str(fake)])
 
 
 def test_the_best_on_test_is_the_best_on_validation(fake, monkeypatch, capsys):
-    protocol.main([str(fake), "--split", "test"])
+    main(["protocol", str(fake), "--split", "test"])
     assert "best by ari+ari_fg on test, step 4" in capsys.readouterr().out
-    protocol.main([str(fake), "--by", "ari"])
+    main(["protocol", str(fake), "--by", "ari"])
     other = {step: (1 - ari, ari_fg) for step, (ari, ari_fg) in SCORES.items()}
     for path in (fake / "protocol" / "test").glob("*.json"):
         path.unlink()
     monkeypatch.setenv("SCORES", json.dumps(other))
-    protocol.main([str(fake), "--split", "test"])
+    main(["protocol", str(fake), "--split", "test"])
     found = json.loads((fake / "protocol" / "test.json").read_text())
     assert (found["best_on"], found["best_step"], found["best"]["ari"]) == ("val", 4, 0.5)
     assert "best by ari+ari_fg on val, step 4" in capsys.readouterr().out
@@ -146,7 +147,7 @@ def test_what_is_not_there_is_named(fake, tmp_path):
         ([str(fake), "--gpus", "all"], "gpus is a number"),
     ]:
         with pytest.raises(SystemExit, match=message):
-            protocol.main(arguments)
+            main(["protocol", *arguments])
 
 
 TINY = [
@@ -180,7 +181,7 @@ def test_the_protocol_of_a_real_run(shards, run_program, tmp_path, monkeypatch, 
     monkeypatch.setenv("DATASET_PREFIX", str(shards))
     assert run_program("ocl.cli.train", *TINY, cwd=tmp_path).returncode == 0
     (run,) = (tmp_path / "outputs" / "msf" / "vqvae_clevrtex").iterdir()
-    protocol.main([str(run), "--last", "2"])
+    main(["protocol", str(run), "--last", "2"])
     found = json.loads((run / "protocol" / "val.json").read_text())
     assert list(found["checkpoints"]) == ["8", "9"] and found["by"] == "inter"
     assert found["best"]["inter"] == max(scores["inter"] for scores in found["checkpoints"].values()) > 0

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ocl_msf.cli import main
 from ocl_msf.experiments.logs import Event
 from ocl_msf.results.figures.segmentations import Scenes
-from ocl_msf.results.report.__main__ import main
 from ocl_msf.results.report.comparison import paper_value
 from ocl_msf.results.rows import collect, name_rows
 
@@ -105,7 +105,7 @@ def runs(tmp_path):
 
 
 def test_scores_are_means_over_seeds_beside_the_paper(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
     (row,) = [line for line in lines if line.startswith("| msf (+MSF) | 3 |")]
     spread = statistics.stdev([25, 35, 50])
@@ -119,7 +119,7 @@ def test_scores_are_means_over_seeds_beside_the_paper(runs, tmp_path):
 
 
 def test_the_page_has_the_numbers_of_the_table(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
     rows = [[text.strip() for text in line.strip("| ").split(" | ")] for line in lines if line.startswith("| msf ")]
     shown = [[text.strip() for text in row] for row in read(tmp_path / "report").rows]
@@ -129,7 +129,7 @@ def test_the_page_has_the_numbers_of_the_table(runs, tmp_path):
 
 
 def test_the_page_is_whole_and_needs_no_network(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     page, checker = (tmp_path / "report" / "index.html").read_text(encoding="utf-8"), read(tmp_path / "report")
     assert checker.open == []
     inside = [address[1:] for address in checker.addresses if address.startswith("#")]
@@ -142,7 +142,7 @@ def test_the_page_is_whole_and_needs_no_network(runs, tmp_path):
 
 def test_the_page_can_be_heard(runs, tmp_path):
     """Every picture says what it shows, and headings nest."""
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     checker = read(tmp_path / "report")
     assert checker.alternatives and all(len(text) > 20 for text in checker.alternatives)
     assert checker.headings.count(1) == 1 and checker.headings[0] == 1
@@ -150,7 +150,7 @@ def test_the_page_can_be_heard(runs, tmp_path):
 
 
 def test_the_gallery_goes_from_the_best_to_the_worst(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "report"), "--scenes", "2"])
+    main(["report", str(runs), "--out", str(tmp_path / "report"), "--scenes", "2"])
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     gallery = re.findall(
         r'src="data:image/png;base64,([^"]*)" alt="Input, true[^"]*scene (\d+), place (\d+) of 7', page
@@ -162,7 +162,7 @@ def test_the_gallery_goes_from_the_best_to_the_worst(runs, tmp_path):
         assert np.array(Image.open(io.BytesIO(b64decode(data))))[0, 0, 0] == int(name)
     scores = re.findall(r"<b>ARI_fg ([-\d.]+)</b> scene", page)
     assert scores == [f"{100 * FOUND[ranking[p]]:.1f}" for p in places]
-    main([str(runs), "--out", str(tmp_path / "all"), "--scenes", "3"])
+    main(["report", str(runs), "--out", str(tmp_path / "all"), "--scenes", "3"])
     assert len(re.findall("<b>ARI_fg", (tmp_path / "all" / "index.html").read_text(encoding="utf-8"))) == 7
 
 
@@ -176,7 +176,7 @@ def test_the_page_has_every_figure(runs, tmp_path):
             writer.add_scalar("codebooks/codebook.perplexity", step + 1, step)
             writer.add_scalar("train/reconstruction", 1 / (step + 1), step)
     for name in "ab":
-        main([str(runs), "--out", str(tmp_path / name), "--date", "2025-01-01"])
+        main(["report", str(runs), "--out", str(tmp_path / name), "--date", "2025-01-01"])
     titles = [text.split(".")[0] for text in read(tmp_path / "a").alternatives]
     assert titles[:5] == [
         "Segmentations, slate_clevrtex",
@@ -190,15 +190,15 @@ def test_the_page_has_every_figure(runs, tmp_path):
 
 
 def test_scenes_of_another_checkpoint_are_noticed(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "a")])
+    main(["report", str(runs), "--out", str(tmp_path / "a")])
     assert "two checkpoints" in read(tmp_path / "a").text
     make_scenes(runs / "s0" / "slate" / "now", [0.25, 0.75])  # their mean is the score
-    main([str(runs), "--out", str(tmp_path / "b")])
+    main(["report", str(runs), "--out", str(tmp_path / "b")])
     assert "two checkpoints" not in read(tmp_path / "b").text
 
 
 def test_what_is_missing_is_said(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     text = read(tmp_path / "report").text
     assert "slate_clevrtex, vq, seed 0: training is at step 10 of 1000." in text
     assert "slate_clevrtex, vq, seed 0: no metrics.json." in text
@@ -208,7 +208,7 @@ def test_what_is_missing_is_said(runs, tmp_path):
 def test_names_are_no_html(tmp_path):
     run = make_run(tmp_path / "runs" / "now", [*SLATE, "+note=<img src=x>&amp;", "seed='\"<b>'"], {"ari": 0.5})
     make_scenes(run, [0.5, 0.25])
-    main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
     checker = read(tmp_path / "report")
     assert checker.open == [] and "x" not in checker.addresses
     assert "+note=<img src=x>&amp;" in checker.text and "note: a<b" in checker.text
@@ -216,7 +216,7 @@ def test_names_are_no_html(tmp_path):
 
 def test_every_row_has_its_commands(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     text = read(tmp_path / "report").text
     for line in [
         "ocl_train +experiment=msf/slate_clevrtex seed=2 +experiment.root_output_folder=s2",
@@ -229,7 +229,7 @@ def test_every_row_has_its_commands(runs, tmp_path, monkeypatch):
 
 def test_the_same_runs_make_the_same_bytes_but_for_the_date(runs, tmp_path):
     for name, date in [("a", "2025-01-01"), ("b", "2025-01-01"), ("c", "2025-01-02")]:
-        main([str(runs), "--out", str(tmp_path / name), "--date", date])
+        main(["report", str(runs), "--out", str(tmp_path / name), "--date", date])
     first, second, third = ((tmp_path / name / "index.html").read_bytes() for name in "abc")
     assert first == second != third
     assert third.replace(b"2025-01-02", b"2025-01-01") == first
@@ -242,7 +242,7 @@ def test_environments_are_shown_once_and_by_run(runs, tmp_path):
     for folder, device in zip(folders, ("1 x <GPU>", "2 x another", "1 x <GPU>")):
         (folder / "environment.json").write_text(json.dumps({**kept, "device": device}))
     for name in "ab":
-        main([str(runs), "--out", str(tmp_path / name), "--date", "2025-01-01"])
+        main(["report", str(runs), "--out", str(tmp_path / name), "--date", "2025-01-01"])
     assert (tmp_path / "a" / "index.html").read_bytes() == (tmp_path / "b" / "index.html").read_bytes()
     shown = read(tmp_path / "a")
     assert "3 of 5 runs" in shown.text
@@ -257,11 +257,11 @@ def test_environments_are_shown_once_and_by_run(runs, tmp_path):
     assert "| runs | 2 | 1 | - |" in lines and "| slate_clevrtex, msf, seed 1 | 2 |" in lines
     (folders[0] / "environment.json").write_text("{")
     with pytest.raises(SystemExit, match=r"environment\.json is damaged"):
-        main([str(runs), "--out", str(tmp_path / "report")])
+        main(["report", str(runs), "--out", str(tmp_path / "report")])
 
 
 def test_runs_without_a_record_of_their_environment_are_said_to_have_none(runs, tmp_path):
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     shown = read(tmp_path / "report")
     assert "none recorded: what follows is where this report was made" in shown.text
     assert ["", "this report"] in shown.rows
@@ -293,7 +293,7 @@ def test_settings_too_long_for_a_name_are_numbered_and_told(tmp_path):
         make_run(tmp_path / "runs" / f"{number}" / "now", [*SLATE, *own, "seed=0"], {"ari": 0.5})
     names = [name for name, _ in name_rows(collect([tmp_path / "runs"]))]
     assert sorted(names) == ["msf", "msf dataset.batch_size=2", "msf settings 1", "msf settings 2", "vq settings 1"]
-    main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
     shown = " ".join(read(tmp_path / "report").text.split())
     written = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8")
     for number, own in enumerate(long, 1):
@@ -307,7 +307,7 @@ def test_the_last_checkpoints_have_a_table_of_their_own(runs, tmp_path):
         folder = runs / f"s{seed}" / "slate" / "now" / "protocol"
         folder.mkdir()
         (folder / "val.json").write_text(json.dumps({"by": "ari", **kinds}))
-    main([str(runs), "--out", str(tmp_path / "report")])
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
     text = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8")
     spread = f"{statistics.stdev([12.5, 25]):.2f}"
     assert f"| msf, mean | 2 | 18.75 ± {spread} | 50.00 ± 0.00 | 68.75 ± {spread} |" in text
@@ -326,7 +326,7 @@ def test_competitors_have_their_own_numbers_in_the_paper(tmp_path):
 def test_a_damaged_report_is_named(runs, tmp_path):
     (runs / "s1" / "slate" / "now" / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"metrics\.json is damaged"):
-        main([str(runs), "--out", str(tmp_path / "report")])
+        main(["report", str(runs), "--out", str(tmp_path / "report")])
 
 
 def test_speed_is_that_between_two_entries_of_the_log(runs):
@@ -348,14 +348,14 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, message in [("empty", "No run of ocl_train"), ("nowhere", "no folder")]:
         with pytest.raises(SystemExit, match=message):
-            main([str(tmp_path / folder), "--out", str(tmp_path / "report")])
+            main(["report", str(tmp_path / folder), "--out", str(tmp_path / "report")])
     assert not (tmp_path / "report").exists()
 
 
 def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr("subprocess.call", lambda command: called.append(command[3:]) or 0)
-    main([str(runs), "--out", str(tmp_path / "report"), "--evaluate"])
+    main(["report", str(runs), "--out", str(tmp_path / "report"), "--evaluate"])
     made = sorted((command[0], command[1].split("outputs/")[1].split("/")[0]) for command in called)
     assert made == [("+evaluation=msf/guidance_maps", "vae"), *(("+evaluation=msf/scenes", s) for s in ("s1", "s2"))]
     assert all("step=1000.ckpt" in command[2] for command in called)
@@ -369,8 +369,8 @@ def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeyp
     scenes = runs / "s0" / "slate" / "now"
     called.clear()
     monkeypatch.setattr("subprocess.call", make_all)  # one evaluation makes the scores and the scenes
-    main([str(runs / "s1"), "--out", str(tmp_path / "report"), "--evaluate"])
+    main(["report", str(runs / "s1"), "--out", str(tmp_path / "report"), "--evaluate"])
     assert [command[0] for command in called] == ["+evaluation=msf/scores"]
     monkeypatch.setattr("subprocess.call", lambda command: 3)
     with pytest.raises(SystemExit, match="status 3"):
-        main([str(runs), "--out", str(tmp_path / "report"), "--evaluate"])
+        main(["report", str(runs), "--out", str(tmp_path / "report"), "--evaluate"])

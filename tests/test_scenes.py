@@ -12,9 +12,10 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from ocl_msf.cli import main
 from ocl_msf.data.synthetic._render import _lit
 from ocl_msf.data.synthetic._shapes import BOUND, SHAPES, Body
-from ocl_msf.data.synthetic.scenes import MIN_VISIBLE, main, make_scenes, sample_scene, scene_path
+from ocl_msf.data.synthetic.scenes import MIN_VISIBLE, make_scenes, sample_scene, scene_path
 from ocl_msf.files import DataError
 
 SMALL = (64, 48)
@@ -71,15 +72,15 @@ def test_a_scene_depends_on_its_index_alone(tmp_path):
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
 def test_an_interrupted_run_is_completed(tmp_path, kind):
     folder = tmp_path / "interrupted"
-    command = [sys.executable, "-m", "ocl_msf.data.synthetic.scenes", str(folder), "--size", "64x48", "--count", "9000"]
+    command = [sys.executable, "-m", "ocl_msf", "scenes", str(folder), "--size", "64x48", "--count", "9000"]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it would be ignored
     process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, preexec_fn=heed)
     while not list(folder.glob("*/*/*.json")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(getattr(signal, kind))
     message = process.communicate()[1].decode()  # returns when the workers, who share the pipe, have ended too
-    assert process.returncode == (1 if kind == "SIGINT" else -signal.SIGKILL)
-    assert ("interrupted: run the same command again" in message.splitlines()[-1]) == (kind == "SIGINT")
+    assert process.returncode == (130 if kind == "SIGINT" else -signal.SIGKILL)
+    assert ("Interrupted. Run the same command again" in message.splitlines()[-1]) == (kind == "SIGINT")
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*.json")}
     count = max(int(path.stem.rsplit("_", 1)[1]) for path in done) + 12
     assert make_scenes(folder, count, size=SMALL, workers=1) == count - len(done)
@@ -107,9 +108,9 @@ def test_scenes_of_other_settings_are_not_mixed(tmp_path, capsys):
     with pytest.raises(DataError, match=r"CLEVRTEX_full_000000\.json .*other settings"):
         make_scenes(tmp_path, 2, seed=1, size=SMALL, workers=1)
     with pytest.raises(SystemExit, match="other settings"):
-        main([str(tmp_path), "--count", "2", "--workers", "1"])
+        main(["scenes", str(tmp_path), "--count", "2", "--workers", "1"])
     with pytest.raises(SystemExit):
-        main([str(tmp_path), "--size", "64"])
+        main(["scenes", str(tmp_path), "--size", "64"])
     assert "--size" in capsys.readouterr().err
 
 

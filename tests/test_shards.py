@@ -122,7 +122,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, form):
         assert left == whole
 
 
-RUN = "import sys; from ocl_msf.data.convert import main; print('ready', flush=True); main(sys.argv[1:])"
+RUN = "import sys; from ocl_msf.cli import main; print('ready', flush=True); main(['convert', *sys.argv[1:]])"
 
 
 def test_what_a_filter_leaves_out_is_counted_but_no_error_to_strict(tmp_path):

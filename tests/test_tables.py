@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ocl_msf.data.convert import main as convert
+from ocl_msf.cli import main
 from ocl_msf.experiments import paper, tables
 from ocl_msf.experiments.paper import TABLES
 
@@ -106,7 +106,7 @@ def test_what_has_no_experiment_is_said_to_be_missing(tmp_path, monkeypatch, cap
     cells = tables.plan(TABLES["table1"][""], "voc", [0], tmp_path)
     assert [cell.row.label for cell in cells] == ["SLATE_r", "+GDR@g2", "+MSF"]
     monkeypatch.setattr(tables, "estimate", lambda *_: "")
-    tables.main(["table1", "--dataset", "voc", "--out", str(tmp_path), "--dry-run"])
+    main(["tables", "table1", "--dataset", "voc", "--out", str(tmp_path), "--dry-run"])
     assert "+SysBind@2 is left out: there is no sysbinder_voc yet." in capsys.readouterr().out
 
 
@@ -167,10 +167,9 @@ def test_the_estimate_counts_what_is_left(tmp_path, monkeypatch):
     "arguments, message",
     [(["table5", "--part", "middle"], "upper-left"), (["table2"], "no rows of clevrtex"), (["table9"], "table8")],
 )
-def test_what_is_not_there_is_named(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        tables.main(arguments)
-    assert message in capsys.readouterr().err
+def test_what_is_not_there_is_named(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["tables", *arguments])
 
 
 def test_the_speed_of_a_run_that_went_on_is_that_of_its_own_steps(tmp_path):
@@ -244,7 +243,8 @@ def runner(tmp_path, monkeypatch):
         (tmp_path / "calls").write_text("")
         message = ""
         try:
-            tables.main(["table5", "--part", "upper-left", "--seeds", "0", "--out", str(tmp_path / "out"), *arguments])
+            part = ["table5", "--part", "upper-left", "--seeds", "0", "--out", str(tmp_path / "out")]
+            main(["tables", *part, *arguments])
         except SystemExit as error:
             message = str(error)
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -298,7 +298,7 @@ def test_guidances_of_one_variant_wait_for_each_other(tmp_path):
 def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, "estimate", lambda *_: "")
     place = tmp_path / "a place"
-    tables.main(["table6", "--seeds", "0", "--out", str(place), "--dry-run"])
+    main(["tables", "table6", "--seeds", "0", "--out", str(place), "--dry-run"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ocl_")]
     cells = tables.plan(TABLES["table6"][""], "clevrtex", [0], place)
     jobs = [cell.jobs for cell in cells]
@@ -308,7 +308,7 @@ def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
 
 
 def test_a_reader_may_leave(tmp_path):
-    command = f"{sys.executable} -m ocl_msf.experiments.tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
+    command = f"{sys.executable} -m ocl_msf tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.startswith("6 of 6 runs")
 
@@ -317,14 +317,14 @@ def test_a_reader_may_leave(tmp_path):
 def test_table_four_from_nothing(tmp_path, shards, monkeypatch, capfd):
     monkeypatch.setenv("DATASET_PREFIX", str(shards))
     command = ["table4", "--part", "c256", "--seeds", "0", "--preset", "cpu", "--out", str(tmp_path), "--set", *TINY]
-    tables.main([*command, "--dry-run"])
+    main(["tables", *command, "--dry-run"])
     assert "2 of 2 runs to train, 4 steps" in capfd.readouterr().out
-    tables.main(command)
+    main(["tables", *command])
     rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")][-2:]
     assert [row[0] for row in rows] == ["| VQ-VAE", "| +MSF"]
     assert all(float(row[1]) >= 0 and float(row[3]) >= 0 and row[5] == "1 |" for row in rows)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is missing"))
-    tables.main(command)
+    main(["tables", *command])
 
 
 @pytest.mark.slow
@@ -332,13 +332,13 @@ def test_table_seven_from_a_miniature_of_coco(tmp_path, monkeypatch, capfd):
     """Both stages of both rows, on 4 images, and mIoU of small, medium, large and all things of 3."""
     raw = runpy.run_path(str(Path(__file__).with_name("raw_coco.py")))
     raw["write_folder"](tmp_path / "raw")
-    convert(["coco", str(tmp_path / "raw"), str(tmp_path), "--workers", "1"])
+    main(["convert", "coco", str(tmp_path / "raw"), str(tmp_path), "--workers", "1"])
     monkeypatch.setenv("DATASET_PREFIX", str(tmp_path))
     settings = [*TINY, "dataset.batch_size=2", "experiment.slots={number:3,dim:8}", "experiment.encoder.dim=4"]
     settings += ["experiment.training={steps:2,warmup_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}"]
     settings += ["experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}"]
     command = ["table7", "--dataset", "coco", "--seeds", "0", "--preset", "cpu", "--out", str(tmp_path / "out")]
-    tables.main([*command, "--set", *settings])
+    main(["tables", *command, "--set", *settings])
     rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")][-2:]
     assert [row[0] for row in rows] == ["| SLATE", "| +MSF"]
     for row in rows:

@@ -82,7 +82,8 @@ def test_lines_of_progress_are_repeated_and_all_lines_logged(tmp_path, capfd):
 SCRIPT = """
 import sys
 from pathlib import Path
-from ocl_msf.experiments.tasks import Task, command_line, run_all
+from ocl_msf.experiments.tasks import Task, run_all
+from ocl_msf.cli._app import ending_in_order
 folder = Path(sys.argv[1])
 code = '''
 import signal, sys, time
@@ -100,7 +101,7 @@ time.sleep(0.1)
 open(sys.argv[1] + "/started", "w")
 time.sleep(60)
 '''
-with command_line():
+with ending_in_order():
     run_all([Task("long", lambda: [sys.executable, "-c", code, str(folder)], folder / "log")])
 """
 
@@ -122,8 +123,8 @@ def test_what_runs_may_save_before_all_ends(tmp_path, number):
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, complaint = process.communicate(timeout=600)
     assert process.returncode == 128 + number and (tmp_path / "saved").exists()
-    interrupted = "Interrupted. Run the same command again to go on from here.\n"
-    assert complaint == ("" if number == signal.SIGTERM else interrupted)
+    ended = "Terminated" if number == signal.SIGTERM else "Interrupted"
+    assert complaint == f"{ended}. Run the same command again to go on from here.\n"
 
 
 def test_a_single_task_may_draw_bars_on_the_terminal_and_nothing_else(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from ocl_msf.data.convert import main
+from ocl_msf.cli import main
 from ocl_msf.data.raw import voc
 from ocl_msf.files import DataError
 
@@ -131,8 +131,8 @@ def test_tars_and_folders_give_the_same_bytes_in_both_formats(raw, tmp_path):
     for source, out, workers in zip((raw, *[tmp_path / "tars"] * 2), outs, "112"):
         for kind in ("webdataset", "lmdb"):
             options = ["--variant", "trainaug", "--size", "24", "--no-filter", "--workers", workers, "--format", kind]
-            main(["voc", str(source), str(out), *options, "--name", kind])
-            main(["voc", "nowhere", str(out), "--variant", "trainaug", "--name", kind, "--verify"])
+            main(["convert", "voc", str(source), str(out), *options, "--name", kind])
+            main(["convert", "voc", "nowhere", str(out), "--variant", "trainaug", "--name", kind, "--verify"])
     folder, tars, workers = map(SHARED.contents, outs)
     assert {"webdataset/val/shard-000002.tar", "lmdb/train.lmdb"} <= set(folder)
     assert folder == tars == workers
@@ -141,15 +141,15 @@ def test_tars_and_folders_give_the_same_bytes_in_both_formats(raw, tmp_path):
 def test_a_killed_conversion_goes_on_to_the_same_bytes(raw, tmp_path):
     RAW.write_tars(raw, tmp_path / "tars")
     options = ["--size", "400", "--samples-per-shard", "1", "--workers", "1"]
-    main(["voc", str(raw), str(tmp_path / "whole"), *options])
+    main(["convert", "voc", str(raw), str(tmp_path / "whole"), *options])
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "ocl_msf.data.convert", "voc", str(tmp_path / "tars"), str(killed), *options]
+    command = [sys.executable, "-m", "ocl_msf", "convert", "voc", str(tmp_path / "tars"), str(killed), *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not list(killed.rglob("shard-000001.tar")) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not list(killed.rglob("summary.json"))
-    main(["voc", str(tmp_path / "tars"), str(killed), *options])
+    main(["convert", "voc", str(tmp_path / "tars"), str(killed), *options])
     left = {name: content for name, content in SHARED.contents(killed).items() if not name.endswith(".partial")}
     assert left == SHARED.contents(tmp_path / "whole")
 
@@ -178,7 +178,7 @@ def test_odd_samples_are_read_or_named(own):
         "2011_003271": "class mask with a class that VOC does not have",
     }
     with pytest.raises(SystemExit, match=r"2007_000032: damaged image .*2007_000032\.jpg.*--strict"):
-        main(["voc", str(own), str(own / "out"), "--strict", "--workers", "1"])
+        main(["convert", "voc", str(own), str(own / "out"), "--strict", "--workers", "1"])
 
 
 def test_masks_that_differ_are_made_one(own):
@@ -269,7 +269,7 @@ def test_swapped_types_in_sbd_end_in_a_named_rejection(own, folder, variable):
 
 
 def test_the_summary_tells_the_options(raw, tmp_path):
-    main(["voc", str(raw), str(tmp_path), "--workers", "1", "--count", "objects"])
+    main(["convert", "voc", str(raw), str(tmp_path), "--workers", "1", "--count", "objects"])
     options = json.loads((tmp_path / "voc" / "summary.json").read_text())["options"]
     assert options["variant"] == "train" and options["size"] == 128
     expected = {"max_objects": 10, "min_box_area": 16.0, "small": "image", "count": "objects", "measure": "resized"}

@@ -17,8 +17,8 @@ from ocl.preprocessing import IntegerToOneHotMask, VOCInstanceMasksToDenseMasks
 from ocl.transforms import Map
 from sklearn.metrics import adjusted_rand_score
 
+from ocl_msf.cli import main
 from ocl_msf.data import LMDBDataModule, ShardDataModule
-from ocl_msf.data.convert import main
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_voc.py"))))  # the fixture's maker
 TINY = [
@@ -41,7 +41,7 @@ def prefix(tmp_path_factory):
     prefix = tmp_path_factory.mktemp("voc")
     RAW.write_folder(prefix / "raw")
     for options in (["--format", "lmdb", "--name", "voc_lmdb"], [], ["--variant", "trainaug"]):
-        main(["voc", str(prefix / "raw"), str(prefix), "--workers", "1", *options])
+        main(["convert", "voc", str(prefix / "raw"), str(prefix), "--workers", "1", *options])
     return prefix
 
 

@@ -1,85 +1,71 @@
-"""Convert a raw download to shards or LMDB: `python -m ocl_msf.data.convert DATASET RAW OUT`.
+"""Convert a raw download to shards or LMDB; the command is `ocl-msf convert`."""
 
-OUT is the folder of all data sets; the environment variable DATASET_PREFIX names it to the experiments.
-"""
-
-import argparse
 import dataclasses
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Dict, Optional, Tuple
 
 from ocl_msf.data.catalog import OCLF_LAYOUTS, Layout
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
-from ocl_msf.data.shards import SAMPLES, write_dataset
-from ocl_msf.data.summary import FORMATS, describe, verify
-from ocl_msf.files import DataError, command_line, positive
+from ocl_msf.data.shards import write_dataset
+from ocl_msf.data.summary import verify
+from ocl_msf.files import DataError
 
-# Each module has `add_arguments(parser)`, `folder_name(options)` and `prepare(options) -> Conversion`.
+# Each module has `folder_name([variant])` and `prepare(raw, ...) -> Conversion`.
 DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ocl_msf.data.convert", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="dataset", metavar="DATASET", required=True)
-    for name, module in DATASETS.items():
-        summary = module.__doc__.splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("raw", type=Path, help="folder of the raw data")
-        command.add_argument("out", type=Path, help="folder of all data sets, DATASET_PREFIX")
-        module.add_arguments(command)
-        command.add_argument(
-            "--samples-per-shard",
-            type=positive,
-            help=f"at most (default: {SAMPLES}, or by OCLF's layout where that holds)",
-        )
-        command.add_argument(
-            "--oclf-layout",
-            action="store_true",
-            help="name folders and cut shards as the configs of OCLF expect, dataset=coco or voc2012_trainaug; "
-            "MOVi-C and E are so anyway. They count on all samples: --no-filter",
-        )
-        command.add_argument(
-            "--format",
-            choices=FORMATS,
-            default="webdataset",
-            help="shards, or one LMDB file per split (default: %(default)s)",
-        )
-        command.add_argument("--name", help="folder below OUT (default: the name of the data set)")
-        command.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-        command.add_argument("--strict", action="store_true", help="stop at the first sample that is damaged")
-        command.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
-        command.add_argument("--verify", action="store_true", help="only compare the shards with their checksums")
-    return parser
+def convert(
+    dataset: str,
+    raw: Path,
+    out: Path,
+    samples_per_shard: Optional[int] = None,
+    oclf_layout: bool = False,
+    format: str = "webdataset",
+    name: Optional[str] = None,
+    workers: int = 2,
+    strict: bool = False,
+    overwrite: bool = False,
+    verify_only: bool = False,
+    **options: Any,
+) -> Tuple[Path, Dict[str, Any]]:
+    """Convert a data set, or go on with a conversion that was interrupted.
+
+    Args:
+        dataset: One of `DATASETS`.
+        raw: Folder of the raw data.
+        out: Folder of all data sets, DATASET_PREFIX.
+        samples_per_shard: At most; by default `ocl_msf.data.shards.SAMPLES`, or by OCLF's layout where that holds.
+        oclf_layout: Name folders and cut shards as the configs of OCLF expect.
+        format: "webdataset" or "lmdb".
+        name: Folder below `out`; by default the name of the data set.
+        workers: Processes.
+        strict: Stop at the first sample that is damaged.
+        overwrite: Replace an earlier conversion.
+        verify_only: Only compare what was converted with its checksums; `raw` need not be there.
+        options: Of the data set: the parameters of its `prepare`.
+
+    Returns:
+        The data set's folder and its summary.
+
+    Raises:
+        DataError: The raw data, the options or the folder are not as they have to be.
+    """
+    module = DATASETS[dataset]
+    variant = {"variant": options["variant"]} if "variant" in options else {}
+    layout = _layout(module.folder_name(**variant), oclf_layout)
+    folder = out / (name or layout.folder)
+    if verify_only:
+        return folder, verify(folder)
+    conversion = dataclasses.replace(module.prepare(raw, **options), layout=layout.splits)
+    write = write_lmdb if format == "lmdb" else write_dataset
+    return folder, write(folder, conversion, samples_per_shard, workers, overwrite, strict)
 
 
-def _layout(options: argparse.Namespace) -> Layout:
-    """Where the data set goes, below `options.out`."""
-    name = DATASETS[options.dataset].folder_name(options)
-    if options.oclf_layout and name not in OCLF_LAYOUTS:
+def _layout(name: str, oclf_layout: bool) -> Layout:
+    """Where a data set goes, below the folder of all."""
+    if oclf_layout and name not in OCLF_LAYOUTS:
         known = ", ".join(sorted(OCLF_LAYOUTS))
         raise DataError(f"OCLF has no config for {name}, only for {known}. Omit --oclf-layout.")
     layout = OCLF_LAYOUTS.get(name, Layout(name))
-    if layout.folder != name and not options.oclf_layout:
-        layout = Layout(name)
-    return layout._replace(folder=options.name or layout.folder)
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """The command line."""
-    options = _parser().parse_args(arguments)
-    with command_line():
-        layout = _layout(options)
-        folder = options.out / layout.folder
-        if options.verify:
-            summary = verify(folder)
-        else:
-            conversion = dataclasses.replace(DATASETS[options.dataset].prepare(options), layout=layout.splits)
-            parts, workers = options.samples_per_shard, options.workers
-            write = write_lmdb if options.format == "lmdb" else write_dataset
-            summary = write(folder, conversion, parts, workers, options.overwrite, options.strict)
-    print(f"{folder}: {describe(summary)}{', all checksums right' if options.verify else ''}")
-
-
-if __name__ == "__main__":
-    main()
+    return layout if oclf_layout or layout.folder == name else Layout(name)

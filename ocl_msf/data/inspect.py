@@ -1,10 +1,9 @@
-"""The data card of a converted data set: `python -m ocl_msf.data.inspect PATH`.
+"""The data card of a converted data set; the command is `ocl-msf inspect`.
 
-Prints counts and histograms of the numbers and sizes of objects, and draws samples with their masks into a PNG; of
+Counts and histograms of the numbers and sizes of objects, and samples with their masks in a PNG; of
 videos some frames in a row, with their masks below. Boxes are drawn, too, where there are some.
 """
 
-import argparse
 import tarfile
 import zlib
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from ocl_msf.data.lmdb import LMDBFile, decode_files
 from ocl_msf.data.summary import SUMMARY, check_files, describe, read_summary
-from ocl_msf.files import DataError, command_line, positive, replacing
+from ocl_msf.files import DataError, replacing
 
 MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # the first there is
 BOXES = ("instance_bbox", "bbox")
@@ -184,31 +183,32 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image
     return sheet
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ocl_msf.data.inspect", description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path, help="folder of one converted data set")
-    parser.add_argument("--sheet", type=Path, help="the PNG (default: PATH/samples.png)")
-    parser.add_argument("--samples", type=positive, default=16, help="drawn of each split (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    with command_line():
-        summary = open_summary(options.path)
-        print(f"{summary['dataset']}: {describe(summary)}")
-        tiles: List[Image.Image] = []
-        for name, split in summary["splits"].items():
-            card = Card()
-            samples = tqdm(read_samples(options.path, split), desc=name, total=split["samples"])
-            for position, sample in enumerate(samples):
-                card.add(sample)
-                tiles += [tile(sample)] if position < options.samples else []
-            print("\n".join(["", f"{name}, {len(card.numbers)} samples", *card.lines()]))
-        if not tiles:
-            raise DataError(f"{options.path} has no samples to draw.")
-        sheet = options.sheet or options.path / "samples.png"
-        with replacing(sheet) as file:
-            contact_sheet(tiles).save(file, "png")
-    print(f"\n{sheet}: {len(tiles)} samples with their masks")
+def inspect(path: Path, sheet: Optional[Path] = None, samples: int = 16) -> str:
+    """Count what a converted data set holds, and draw samples of each split.
 
+    Args:
+        path: Its folder.
+        sheet: The PNG; by default samples.png in that folder.
+        samples: How many to draw of each split.
 
-if __name__ == "__main__":
-    main()
+    Returns:
+        The data card, lines of text.
+
+    Raises:
+        DataError: The folder is none of a converted data set, a file is damaged, or there is nothing to draw.
+    """
+    summary = open_summary(path)
+    lines = [f"{summary['dataset']}: {describe(summary)}"]
+    tiles: List[Image.Image] = []
+    for name, split in summary["splits"].items():
+        card = Card()
+        for position, sample in enumerate(tqdm(read_samples(path, split), desc=name, total=split["samples"])):
+            card.add(sample)
+            tiles += [tile(sample)] if position < samples else []
+        lines += ["", f"{name}, {len(card.numbers)} samples", *card.lines()]
+    if not tiles:
+        raise DataError(f"{path} has no samples to draw.")
+    sheet = sheet or path / "samples.png"
+    with replacing(sheet) as file:
+        contact_sheet(tiles).save(file, "png")
+    return "\n".join([*lines, "", f"{sheet}: {len(tiles)} samples with their masks"])

@@ -1,14 +1,12 @@
 """The paper's protocol (section A.5): score the last 25 checkpoints of a run, report their mean and the best of them.
 
-    python -m ocl_msf.experiments.protocol outputs/msf/slate_clevrtex/TIME
-
-Every checkpoint has its own report in RUN/protocol/<split>, so repeating the command does only what is missing; the
-result is also in RUN/protocol/<split>.json. The paper does not say which measure decides what the best checkpoint is:
-here ARI + ARI_fg, its measure in ablations (stage 1: the distance between clusters). On the test set, the best
-checkpoint is the one that is best on the validation set, provided that this has been scored before.
+The command is `ocl-msf protocol`. Every checkpoint has its own report in RUN/protocol/<split>, so repeating the
+command does only what is missing; the result is also in RUN/protocol/<split>.json. The paper does not say which
+measure decides what the best checkpoint is: here ARI + ARI_fg, its measure in ablations (stage 1: the distance between
+clusters). On the test set, the best checkpoint is the one that is best on the validation set, provided that this has
+been scored before.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,8 +17,8 @@ import hydra
 from ocl_msf._host import require_host
 from ocl_msf.experiments.paper import format_scores, format_value, mean_and_deviation, value_of
 from ocl_msf.experiments.runs import Run, Scores
-from ocl_msf.experiments.tasks import Task, command_line, gpu_workers, pasteable, run_all
-from ocl_msf.files import DataError, positive, replacing
+from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
+from ocl_msf.files import DataError, replacing
 
 with require_host():
     import ocl.cli.eval  # noqa: F401  registers the configs that evaluations are composed of
@@ -149,35 +147,38 @@ def report(run: Run, split: str, steps: Sequence[int], by: Optional[str]) -> str
     return markdown(summary, f"{by} on {on}")
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Score what is missing, and print."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m ocl_msf.experiments.protocol", description=__doc__, formatter_class=raw
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val")
-    parser.add_argument("--last", type=positive, default=25, help="how many checkpoints (default: %(default)s)")
-    parser.add_argument("--by", help='what the best has most of (default: "ari+ari_fg"; stage 1: "inter")')
-    parser.add_argument("--gpus", default="", metavar="N", help="N at a time, one on each GPU; or their numbers, 0,3")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every evaluation")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands")
-    options = parser.parse_args(arguments)
-    try:
-        workers = gpu_workers(options.gpus)
-        runs = [Run.open(folder.resolve()) for folder in options.runs]
-        plans = {run: scorings(run, options.split, options.last, options.set) for run in runs}
-        if options.dry_run:
-            for task in (task for plan in plans.values() for task in plan.values()):
-                print(("finished: " if task.done() else "") + pasteable(["ocl_eval", *task.command()[3:]]))
-            return
-        run_all([task for plan in plans.values() for task in plan.values()], workers)
-        for run, plan in plans.items():
-            print(f"\n{run.folder}, {options.split}\n\n{report(run, options.split, list(plan), options.by)}")
-    except (DataError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def score_checkpoints(
+    folders: Sequence[Path],
+    split: str = "val",
+    last: int = 25,
+    by: Optional[str] = None,
+    gpus: str = "",
+    settings: Sequence[str] = (),
+    dry_run: bool = False,
+) -> None:
+    """Score the last checkpoints of runs where that is missing, and print their mean and the best.
 
+    Args:
+        folders: of runs.
+        split: train, val or test.
+        last: how many checkpoints.
+        by: the score that decides which is the best; by default "ari+ari_fg", in stage 1 "inter".
+        gpus: see `gpu_workers`.
+        settings: overrides for every evaluation.
+        dry_run: print the commands instead.
 
-if __name__ == "__main__":
-    with command_line():
-        main()
+    Raises:
+        DataError: a folder is no run, or has no checkpoints, or these have no such score.
+        ValueError: `gpus` is not understood.
+    """
+    workers = gpu_workers(gpus)
+    runs = [Run.open(folder.resolve()) for folder in folders]
+    plans = {run: scorings(run, split, last, settings) for run in runs}
+    tasks = [task for plan in plans.values() for task in plan.values()]
+    if dry_run:
+        for task in tasks:
+            print(("finished: " if task.done() else "") + pasteable(["ocl_eval", *task.command()[3:]]))
+        return
+    run_all(tasks, workers)
+    for run, plan in plans.items():
+        print(f"\n{run.folder}, {split}\n\n{report(run, split, list(plan), by)}")

@@ -1,16 +1,13 @@
 """Make one of the paper's tables: plan its runs, run what is missing, print it with the paper's numbers beside.
 
-    python -m ocl_msf.experiments.tables table4 --dataset clevrtex --seeds 0 1 --preset cpu --dry-run
+The command is `ocl-msf tables`. Stage 1, stage 2 and evaluation of a row and a seed go to
+OUT/<dataset>/<variant>/seed<n>. A finished run of the same command is reused, an unfinished one continued from its
+last checkpoint, so the same command again goes on.
 
-Stage 1, stage 2 and evaluation of a row and a seed go to OUT/<dataset>/<variant>/seed<n>. A finished run of the same
-command is reused, an unfinished one continued from its last checkpoint, so the same command again goes on.
-
---gpus 4 runs four commands at a time, one on each GPU. --slurm hands every command to SLURM, as a job with one GPU; it
-needs hydra-submitit-launcher, and takes settings of that: --slurm hydra.launcher.partition=NAME. Training stays on one
-GPU, because the paper's batches are those of one.
+Several GPUs run as many commands at a time, one on each. SLURM gets every command as a job with one GPU, which needs
+hydra-submitit-launcher. Training stays on one GPU, because the paper's batches are those of one.
 """
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -25,7 +22,7 @@ from omegaconf import DictConfig
 from ocl_msf._host import require_host
 from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores
 from ocl_msf.experiments.runs import REPORTS, Run, find_runs, furthest
-from ocl_msf.experiments.tasks import Task, command_line, gpu_workers, pasteable, run_all
+from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
 
 with require_host():
     import ocl.cli.train  # noqa: F401  registers the configs that experiments are composed of
@@ -251,69 +248,76 @@ def markdown(part: TablePart, dataset: str, plans: Sequence[PlannedRow]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Plan, run and print."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    parts = TABLES[options.table]
-    if options.part is not None and options.part not in parts:
-        parser.error(f"{options.table} has the parts {', '.join(parts)}, not {options.part}")
-    parts = {name: part for name, part in parts.items() if options.part in (None, name)}
-    parts = {name: part for name, part in parts.items() if any(r.dataset == options.dataset for r in part.rows)}
-    if not parts:
-        parser.error(f"{options.table} has no rows of {options.dataset}")
-    choices = options.dataset, options.seeds, options.out, options.preset, options.set
-    cells = {name: plan(part, *choices) for name, part in parts.items()}
-    for part in parts.values():
-        for row in (row for row in part.rows if row.dataset == options.dataset and missing(part, row)):
-            print(f"{row.label} is left out: there is no {', no '.join(missing(part, row))} yet.")
-    try:
-        _work([cell for planned in cells.values() for cell in planned], options)
-    except ValueError as error:
-        parser.error(str(error))
-    for name, part in parts.items():
-        print("\n" + markdown(part, options.dataset, cells[name]))
+def make_tables(
+    table: str,
+    part: Optional[str] = None,
+    dataset: str = "clevrtex",
+    seeds: Sequence[int] = (0, 1, 2),
+    preset: str = "",
+    settings: Sequence[str] = (),
+    out: Path = Path("outputs/tables"),
+    gpus: str = "",
+    slurm: Optional[Sequence[str]] = None,
+    dry_run: bool = False,
+) -> None:
+    """Plan the runs of one of the paper's tables, run what is missing, and print it.
 
-
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m ocl_msf.experiments.tables", description=__doc__, formatter_class=raw
-    )
-    parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--part", help="of the table, such as upper-left of table 5 (default: all)")
-    parser.add_argument("--dataset", default="clevrtex")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", default="", help="an msf/preset, such as cpu")
-    settings = "overrides for the runs of both stages; take another --out for other ones"
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    parser.add_argument("--out", type=Path, default=Path("outputs/tables"), help="where runs go (default: %(default)s)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--gpus", default="", metavar="N", help="N at a time, one on each GPU; or their numbers, 0,3")
-    where.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="through SLURM, with these overrides")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and what there is")
-    return parser
-
-
-def _work(cells: List[PlannedRow], options: argparse.Namespace) -> None:
-    """Print what it will cost; the commands or, unless it is dry, run them.
+    Args:
+        table: one of `TABLES`.
+        part: of the table, such as "upper-left" of table 5; by default all.
+        dataset: as in the names of experiments.
+        seeds: of the runs of each row.
+        preset: an `msf/preset`, such as "cpu".
+        settings: overrides for the runs of both stages; take another `out` for other ones.
+        out: where runs go.
+        gpus: see `gpu_workers`.
+        slurm: overrides for SLURM, through which the commands run then; None runs them here.
+        dry_run: print the commands and what there is.
 
     Raises:
-        ValueError: --gpus is not understood.
+        ValueError: there is no such table or part, or `gpus` is not understood.
     """
-    launcher = [] if options.slurm is None else [*SLURM, *options.slurm, "--multirun"]  # Hydra wants flags at the end
+    parts = _parts(table, part, dataset)
+    cells = {name: plan(chosen, dataset, seeds, out, preset, settings) for name, chosen in parts.items()}
+    for chosen in parts.values():
+        for row in (row for row in chosen.rows if row.dataset == dataset and missing(chosen, row)):
+            print(f"{row.label} is left out: there is no {', no '.join(missing(chosen, row))} yet.")
+    _work([cell for planned in cells.values() for cell in planned], gpus, slurm, dry_run)
+    for name, chosen in parts.items():
+        print("\n" + markdown(chosen, dataset, cells[name]))
+
+
+def _parts(table: str, name: Optional[str], dataset: str) -> Dict[str, TablePart]:
+    """The parts of a table with rows of a data set, or the one of this name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if table not in TABLES:
+        raise ValueError(f"There is no {table}: choose one of {', '.join(sorted(TABLES))}.")
+    if name is not None and name not in TABLES[table]:
+        raise ValueError(f"{table} has the parts {', '.join(TABLES[table])}, not {name}")
+    parts = {key: part for key, part in TABLES[table].items() if name in (None, key)}
+    parts = {key: part for key, part in parts.items() if any(row.dataset == dataset for row in part.rows)}
+    if not parts:
+        raise ValueError(f"{table} has no rows of {dataset}")
+    return parts
+
+
+def _work(cells: List[PlannedRow], gpus: str, slurm: Optional[Sequence[str]], dry_run: bool) -> None:
+    """Print what it will cost; the commands or, unless `dry_run`, run them.
+
+    Raises:
+        ValueError: `gpus` is not understood.
+    """
+    launcher = [] if slurm is None else [*SLURM, *slurm, "--multirun"]  # Hydra wants flags at the end
     tasks = tasks_of(cells, launcher)
-    workers = gpu_workers(options.gpus) if options.slurm is None else [[]] * max(len(tasks), 2)
+    workers = gpu_workers(gpus) if slurm is None else [[]] * max(len(tasks), 2)
     jobs = list(dict.fromkeys(job for cell in cells for job in cell.jobs))
-    print(estimate(jobs, len(workers) if options.gpus else 1), flush=True)
-    if not options.dry_run:
+    print(estimate(jobs, len(workers) if gpus else 1), flush=True)
+    if not dry_run:
         run_all(tasks, workers)
         return
     for task in tasks:
         _, _, module, *words = task.command()
         print(("finished: " if task.done() else "") + pasteable([PROGRAMS[module], *words]))
-
-
-if __name__ == "__main__":
-    with command_line():
-        main()

@@ -6,7 +6,6 @@ import os
 import pty
 import shlex
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 AGAIN = "Run the same command again to go on from here."
 PROGRESS = "[ocl_msf.training.progress]"  # marks the lines of output that are repeated; their text follows " - "
@@ -38,21 +37,6 @@ class Task:
     log: Path
     done: Optional[Callable[[], bool]] = None
     needs: List["Task"] = field(default_factory=list)
-
-
-@contextlib.contextmanager
-def command_line() -> Iterator[None]:
-    """End a program in order: on SIGTERM, on Ctrl-C, and when what reads its output, such as `head`, has enough."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(f"Interrupted. {AGAIN}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
-        sys.exit(1)
 
 
 def pasteable(words: Sequence[str]) -> str:

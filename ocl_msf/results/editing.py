@@ -1,15 +1,7 @@
-"""Swap or drop slots of two images, and decode what is left.
+"""Swap or drop slots of two images, and decode what is left; the command is `ocl-msf edit`."""
 
-    python -m ocl_msf.results.editing RUN A.png B.png --out slots.png         # numbers the slots
-    python -m ocl_msf.results.editing RUN A.png B.png --swap 2:3 --drop 1 --out edit.png
-
-RUN is the folder of a finished run of stage 2, or one of its checkpoints.
-"""
-
-import argparse
-import sys
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -160,31 +152,28 @@ def draw(images: torch.Tensor, edited: Edit, path: Path) -> None:
     save(figure, path)
 
 
-def _pair(text: str) -> Tuple[int, int]:
-    try:
-        first, second = map(int, text.split(":"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not of the form A:B, such as 2:3") from None
-    return first, second
+def edit_pictures(
+    run: Path,
+    pictures: Sequence[Path],
+    swaps: Sequence[Tuple[int, int]] = (),
+    drops: Sequence[int] = (),
+    out: Path = Path("edit.png"),
+) -> int:
+    """Edit the slots of two pictures by the model of a run, and draw what its decoder makes of them.
 
+    Args:
+        run: folder of a run of stage 2, or a checkpoint in it.
+        pictures: two files.
+        swaps, drops: see `edit_slots`.
+        out: the PNG.
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ocl_msf.results.editing", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a run of stage 2, or a checkpoint in it")
-    parser.add_argument("images", type=Path, nargs=2, metavar="IMAGE", help="two pictures, A and B")
-    parser.add_argument("--swap", type=_pair, nargs="+", default=[], metavar="A:B", help="slot of A for slot of B")
-    parser.add_argument("--drop", type=int, nargs="+", default=[], metavar="A", help="slots of A to leave out")
-    parser.add_argument("--out", type=Path, default=Path("edit.png"), help="the picture (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        model, config = load_model(options.run)
-        images = load_images(options.images, config)
-        draw(images, edit(model, images, options.swap, options.drop), options.out)
-    except (ValueError, FileNotFoundError, DataError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{options.out}: {images.shape[-1]}x{images.shape[-1]} pixels each, slots 0 and up in the second row")
+    Returns:
+        The side of the model's images in pixels.
 
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        DataError, ValueError: see `load_model`, `load_images`, `edit_slots` and `draw`.
+    """
+    model, config = load_model(run)
+    images = load_images(pictures, config)
+    draw(images, edit(model, images, swaps, drops), out)
+    return images.shape[-1]

@@ -5,11 +5,10 @@ whose pixel values are object numbers, 0 the background. Other files are ignored
 are read from `clevrtex_<variant>.tar.gz` or `clevrtex_<variant>_part1.tar.gz`, `..._part2.tar.gz` and so on.
 """
 
-import argparse
 import functools
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from ocl_msf.data.raw._tars import SUFFIXES, list_members
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.summary import SPLITS
 from ocl_msf.data.workers import Rejected
-from ocl_msf.files import DataError, positive
+from ocl_msf.files import DataError
 
 VARIANTS = ("full", "outd", "camo", "pbg", "vbg", "grassbg")
 MAX_OBJECTS = 10
@@ -33,46 +32,35 @@ class Scene(NamedTuple):
     mask: AnySource
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that only this data set has."""
-    parser.add_argument("--variant", choices=VARIANTS, default="full", help="default: %(default)s")
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        metavar="NAME=START:STOP",
-        help="ranges of scenes by index, as in Python slices; default: the benchmark's for full (the first "
-        "tenth is test, the second val, the rest train), test=: for the other variants",
-    )
-    parser.add_argument(
-        "--crop",
-        type=float,
-        default=1.0,
-        help="side of the central square, by the image height: 1 or the benchmark's 0.8",
-    )
-    parser.add_argument(
-        "--size", type=positive, default=128, help="side of the output in pixels (default: %(default)s)"
-    )
-
-
-def folder_name(options: argparse.Namespace) -> str:
+def folder_name(variant: str = "full") -> str:
     """Name of the converted data set."""
-    return "clevrtex" if options.variant == "full" else f"clevrtex_{options.variant}"
+    return "clevrtex" if variant == "full" else f"clevrtex_{variant}"
 
 
-def prepare(options: argparse.Namespace) -> Conversion:
-    """Find the scenes in `options.raw` and plan their conversion.
+def prepare(
+    raw: Path, variant: str = "full", splits: Optional[List[str]] = None, crop: float = 1.0, size: int = 128
+) -> Conversion:
+    """Find the scenes in `raw` and plan their conversion.
+
+    Args:
+        raw: Folder of the download.
+        variant: One of `VARIANTS`.
+        splits: Ranges of scenes by index, such as "train=0:100"; by default the benchmark's for full (the first tenth
+            is test, the second val, the rest train) and "test=:" for the others.
+        crop: Side of the central square, by the image height: 1, or the benchmark's 0.8.
+        size: Side of the output in pixels.
 
     Raises:
         DataError: There are no scenes, some are missing or doubled, or the splits do not fit them.
     """
-    if not 0 < options.crop <= 1:
-        raise DataError(f"--crop {options.crop} is not a share of the image height. Choose a number in (0, 1].")
-    scenes = find_scenes(options.raw, options.variant)
-    ranges = _split_ranges(options.splits or _default_splits(options.variant, len(scenes)), len(scenes))
+    if not 0 < crop <= 1:
+        raise DataError(f"--crop {crop} is not a share of the image height. Choose a number in (0, 1].")
+    scenes = find_scenes(raw, variant)
+    ranges = _split_ranges(splits or _default_splits(variant, len(scenes)), len(scenes))
     return Conversion(
-        options={"variant": options.variant, "splits": ranges, "crop": options.crop, "size": options.size},
+        options={"variant": variant, "splits": ranges, "crop": crop, "size": size},
         splits={name: scenes[start:stop] for name, (start, stop) in ranges.items()},
-        encode=functools.partial(encode_scene, options.crop, options.size),
+        encode=functools.partial(encode_scene, crop, size),
     )
 
 

@@ -4,8 +4,8 @@ Raw: a folder with `{train,val}2017.zip` and `panoptic_annotations_trainval2017.
 wherever it lies; with `annotations_trainval2017.zip` instances are converted too.
 """
 
-import argparse
 import functools
+from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -13,12 +13,12 @@ from PIL import Image
 
 from ocl_msf.data.raw import _coco_annotations as annotations
 from ocl_msf.data.raw._coco_annotations import Record, Segment
-from ocl_msf.data.raw._filter import ObjectFilter, add_filter_arguments
 from ocl_msf.data.raw._images import box_area, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data.raw._sources import Source, Sources
+from ocl_msf.data.raw.filter import PAPER, ObjectFilter
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.workers import Rejected
-from ocl_msf.files import DataError, positive
+from ocl_msf.files import DataError
 
 SPLITS = ("train", "val")  # the test images have no annotations
 
@@ -41,58 +41,50 @@ class Item(NamedTuple):
     record: Record
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that only this data set has."""
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: those that are in RAW")
-    parser.add_argument("--size", type=positive, default=128, help="side of the output (default: %(default)s)")
-    add_filter_arguments(parser)
-    parser.add_argument(
-        "--count",
-        choices=("all", "things"),
-        default="all",
-        help="objects of the filter: things and stuff, which 11 slots have to hold, or things only "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--measure",
-        choices=("resized", "original"),
-        default="resized",
-        help="where the filter counts and measures: in the sample, as the paper's remark on its resolution "
-        "suggests, or in the original image (default: %(default)s)",
-    )
-
-
-def folder_name(options: argparse.Namespace) -> str:
+def folder_name() -> str:
     """Name of the converted data set."""
     return "coco_panoptic"
 
 
-def prepare(options: argparse.Namespace) -> Conversion:
-    """Find images and annotations in `options.raw` and plan their conversion; the images go by their ids.
+def prepare(
+    raw: Path,
+    splits: Optional[List[str]] = None,
+    size: int = 128,
+    objects: Optional[ObjectFilter] = PAPER,
+    count: str = "all",
+    measure: str = "resized",
+) -> Conversion:
+    """Find images and annotations in `raw` and plan their conversion; the images go by their ids.
+
+    Args:
+        raw: Folder of the download.
+        splits: Some of `SPLITS`; by default those that are in `raw`.
+        size: Side of the output in pixels.
+        objects: Which images and objects to keep; None keeps all.
+        count: Objects of the filter: "all", things and stuff, which 11 slots have to hold, or "things" only.
+        measure: Where the filter counts and measures: "resized", in the sample, as the paper's remark on its
+            resolution suggests, or "original", in the original image.
 
     Raises:
         DataError: They are not there, an archive is damaged, or annotations are not as they have to be.
     """
-    objects = None
-    if not options.no_filter:
-        objects = ObjectFilter(options.max_objects, options.min_box_area, options.small)
-    settings = Settings(options.size, objects, options.count, options.measure)
+    settings = Settings(size, objects, count, measure)
     kinds = ("panoptic", "instances")
     sources = Sources(
-        options.raw,
+        raw,
         folders=[name for split in SPLITS for name in (f"{split}2017", f"panoptic_{split}2017")],
         files=[f"{kind}_{split}2017.json" for split in SPLITS for kind in kinds],
     )
-    splits = options.splits or [split for split in SPLITS if sources.find(f"panoptic_{split}2017.json")]
+    splits = splits or [split for split in SPLITS if sources.find(f"panoptic_{split}2017.json")]
     if not splits:
         raise DataError(
-            f"No panoptic_train2017.json or panoptic_val2017.json in {options.raw}. Give the folder with "
+            f"No panoptic_train2017.json or panoptic_val2017.json in {raw}. Give the folder with "
             "panoptic_annotations_trainval2017.zip or what it contains."
         )
     items = {split: _find_items(sources, split) for split in splits}
-    described = {"size": options.size, "filter": None}
+    described = {"size": size, "filter": None}
     if objects is not None:
-        described["filter"] = {**objects._asdict(), "count": options.count, "measure": options.measure}
+        described["filter"] = {**objects._asdict(), "count": count, "measure": measure}
     described["instances"] = [split for split in splits if sources.find(f"instances_{split}2017.json")]
     return Conversion(described, items, functools.partial(encode_image, settings))
 

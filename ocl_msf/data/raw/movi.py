@@ -6,13 +6,12 @@ computed at 256 pixels, so that a tiny object may have a box and no pixel; and m
 are those of the odd rows and columns (nearest exact), where MOVi's own files of 128 pixels hold the even ones.
 """
 
-import argparse
 import functools
 import io
 import re
 import warnings
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -21,7 +20,7 @@ from ocl_msf.data.raw._images import crop_mask
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.tfrecord import Feature, parse_example, read_record, record_offsets
 from ocl_msf.data.workers import Rejected
-from ocl_msf.files import DataError, positive
+from ocl_msf.files import DataError
 
 MAX_OBJECTS = {"c": 10, "d": 23, "e": 23}
 VARIANTS = tuple(MAX_OBJECTS)
@@ -34,41 +33,34 @@ _KINDS = {VIDEO: list, MASKS: list, BOXES: "f", BOX_COUNTS: "i", FRAMES: "i", FR
 Item = Tuple[str, int, int]  # shard, byte offset, number within the split
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that only this data set has."""
-    parser.add_argument("--variant", choices=VARIANTS, default="c", help="default: %(default)s")
-    parser.add_argument(
-        "--max-objects",
-        type=positive,
-        help="boxes and mask numbers kept, those of the objects that show most; the others become background "
-        "(default: all that the variant can have, 10 for c, 23 for d and e)",
-    )
-    parser.add_argument(
-        "--size", type=positive, default=128, help="side of the output in pixels (default: %(default)s)"
-    )
-
-
-def folder_name(options: argparse.Namespace) -> str:
+def folder_name(variant: str = "c") -> str:
     """Name of the converted data set."""
-    return f"movi_{options.variant}"
+    return f"movi_{variant}"
 
 
-def prepare(options: argparse.Namespace) -> Conversion:
-    """Find the records in `options.raw` and plan their conversion.
+def prepare(raw: Path, variant: str = "c", max_objects: Optional[int] = None, size: int = 128) -> Conversion:
+    """Find the records in `raw` and plan their conversion.
+
+    Args:
+        raw: Folder of the download.
+        variant: One of `VARIANTS`.
+        max_objects: Boxes and mask numbers kept, those of the objects that show most; the others become background.
+            By default all that the variant can have, 10 for c, 23 for d and e.
+        size: Side of the output in pixels.
 
     Raises:
         DataError: There are no videos, a shard of a set is missing, or one is cut off.
     """
-    splits = {SPLITS[split]: _items(paths) for split, paths in find_shards(options.raw, options.variant).items()}
+    splits = {SPLITS[split]: _items(paths) for split, paths in find_shards(raw, variant).items()}
     if not any(splits.values()):
-        raise DataError(f"The shards in {options.raw} hold no videos. Download them again.")
-    max_objects = options.max_objects or MAX_OBJECTS[options.variant]
+        raise DataError(f"The shards in {raw} hold no videos. Download them again.")
+    max_objects = max_objects or MAX_OBJECTS[variant]
     if max_objects > 255:
         raise DataError(f"--max-objects {max_objects} does not fit masks of 8 bits. Choose 255 or less.")
     return Conversion(
-        options={"variant": options.variant, "max_objects": max_objects, "size": options.size},
+        options={"variant": variant, "max_objects": max_objects, "size": size},
         splits={name: items for name, items in splits.items() if items},
-        encode=functools.partial(encode_video, max_objects, options.size),
+        encode=functools.partial(encode_video, max_objects, size),
     )
 
 

@@ -5,7 +5,6 @@ images, `train_{0..f}.tar.gz`, `{validation,test}.tar.gz` or `<id>.jpg`, and `{t
 or what they contain, wherever it lies; with `{train,validation,test}-annotations-bbox.csv` boxes are converted too.
 """
 
-import argparse
 import functools
 import hashlib
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, Collection, Dict, FrozenSet, Iterable, List, NamedTuple,
 import numpy as np
 
 from ocl_msf.data.raw import _openimages_annotations as annotations
-from ocl_msf.data.raw._filter import ObjectFilter, add_filter_arguments
 from ocl_msf.data.raw._images import Box, box_area, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data.raw._openimages_annotations import Record
 from ocl_msf.data.raw._sources import AnySource, Source, Sources
+from ocl_msf.data.raw.filter import PAPER, ObjectFilter
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.workers import Filtered, Rejected
-from ocl_msf.files import DataError, positive
+from ocl_msf.files import DataError
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # ours: OpenImages'
 CLASSES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
@@ -47,66 +46,55 @@ class Item(NamedTuple):
     boxes: bool
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that only this data set has."""
-    parser.add_argument("--splits", nargs="+", choices=list(SPLITS), help="default: those whose masks' CSV is in RAW")
-    parser.add_argument(
-        "--ids",
-        type=Path,
-        help="text file with an image id in each line, as `id` or `split/id`: the subset to convert (default: all "
-        "images with masks)",
-    )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        default=256,
-        help="side of the output; the paper trains at 256 and 128, which experiments make of it (default: %(default)s)",
-    )
-    add_filter_arguments(parser)
-    parser.add_argument(
-        "--measure",
-        choices=("resized", "original"),
-        default="resized",
-        help="where the filter counts and measures: in the sample, or by the boxes in the original image "
-        "(default: %(default)s)",
-    )
-
-
-def folder_name(options: argparse.Namespace) -> str:
+def folder_name() -> str:
     """Name of the converted data set."""
     return "openimages"
 
 
-def prepare(options: argparse.Namespace) -> Conversion:
-    """Find images and annotations in `options.raw` and plan their conversion; the images go by their ids.
+def prepare(
+    raw: Path,
+    splits: Optional[List[str]] = None,
+    ids: Optional[Path] = None,
+    size: int = 256,
+    objects: Optional[ObjectFilter] = PAPER,
+    measure: str = "resized",
+) -> Conversion:
+    """Find images and annotations in `raw` and plan their conversion; the images go by their ids.
+
+    Args:
+        raw: Folder of the download.
+        splits: Some of `SPLITS`; by default those whose masks' CSV is in `raw`.
+        ids: Text file with an image id in each line, as `id` or `split/id`: the subset to convert; by default all
+            images with masks.
+        size: Side of the output in pixels.
+        objects: Which images and objects to keep; None keeps all.
+        measure: Where the filter counts and measures: "resized", in the sample, or "original", by the boxes in the
+            original image.
 
     Raises:
         DataError: They are not there, an archive is damaged, or annotations are not as they have to be.
     """
     tables = [table.format(split) for split in SPLITS.values() for table in (MASKS, *BOXES)]
-    sources = Sources(options.raw, folders=(), files=[*CLASSES, *tables])
-    splits = options.splits or [split for split in SPLITS if sources.find(MASKS.format(SPLITS[split]))]
+    sources = Sources(raw, folders=(), files=[*CLASSES, *tables])
+    splits = splits or [split for split in SPLITS if sources.find(MASKS.format(SPLITS[split]))]
     if not splits:
-        raise DataError(f"No {MASKS.format('train')} in {options.raw}, nor another split's. Download it into there.")
+        raise DataError(f"No {MASKS.format('train')} in {raw}, nor another split's. Download it into there.")
     file = _first(sources, CLASSES)
     if file is None:
-        raise DataError(f"No {CLASSES[0]} in {options.raw}. Download it into there: it has the names of the classes.")
+        raise DataError(f"No {CLASSES[0]} in {raw}. Download it into there: it has the names of the classes.")
     classes = annotations.read_classes(file)
-    ids = None if options.ids is None else annotations.read_ids(options.ids)
+    chosen = None if ids is None else annotations.read_ids(ids)
     boxes = {split: _first(sources, [name.format(SPLITS[split]) for name in BOXES]) for split in splits}
-    records = {split: _read_split(sources, split, boxes[split], classes, ids) for split in splits}
-    objects = None
-    if not options.no_filter:
-        objects = ObjectFilter(options.max_objects, options.min_box_area, options.small)
-    described: Dict[str, Any] = {"size": options.size, "filter": None, "ids": None}
+    records = {split: _read_split(sources, split, boxes[split], classes, chosen) for split in splits}
+    described: Dict[str, Any] = {"size": size, "filter": None, "ids": None}
     if objects is not None:
-        described["filter"] = {**objects._asdict(), "measure": options.measure}
-    if ids is not None:
-        described["ids"] = _identity(sorted(ids))
+        described["filter"] = {**objects._asdict(), "measure": measure}
+    if chosen is not None:
+        described["ids"] = _identity(sorted(chosen))
     described["classes"] = _identity(classes)
     described["boxes"] = [split for split in splits if boxes[split]]
-    encode = functools.partial(encode_image, Settings(options.size, objects, options.measure))
-    return Conversion(described, _find_files(options.raw, records, boxes), encode)
+    encode = functools.partial(encode_image, Settings(size, objects, measure))
+    return Conversion(described, _find_files(raw, records, boxes), encode)
 
 
 def _first(sources: Sources, names: Iterable[str]) -> Optional[Source]:

@@ -4,20 +4,20 @@ Raw: a folder with `VOCtrainval_11-May-2012.tar`, or with what it contains, wher
 (trainaug) also the Semantic Boundaries Dataset, SBD: `benchmark.tgz`, or what it contains.
 """
 
-import argparse
 import functools
 import io
 import re
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ocl_msf.data.raw._filter import ObjectFilter, add_filter_arguments
 from ocl_msf.data.raw._images import bounding_box, box_area, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data.raw._sources import READ_ERRORS, AnySource, Sources
+from ocl_msf.data.raw.filter import PAPER, ObjectFilter
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.workers import Rejected
-from ocl_msf.files import DataError, positive
+from ocl_msf.files import DataError
 
 VARIANTS = ("train", "trainaug")
 SPLITS = ("train", "val")
@@ -48,63 +48,52 @@ class Item(NamedTuple):
     from_sbd: bool
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that only this data set has."""
-    parser.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        default="train",
-        help="images of the train split: VOC's, or also those of SBD that are not in VOC's val (default: %(default)s)",
-    )
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all")
-    parser.add_argument("--size", type=positive, default=128, help="side of the output (default: %(default)s)")
-    add_filter_arguments(parser)
-    parser.add_argument(
-        "--count",
-        choices=("classes", "objects"),
-        default="classes",
-        help="what the filter takes for an object: all pixels of a class, as the paper's semantic masks do, or an "
-        "object (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--measure",
-        choices=("resized", "original"),
-        default="resized",
-        help="where the filter counts and measures: in the sample, as the paper's remark on its resolution "
-        "suggests, or in the original image (default: %(default)s)",
-    )
-
-
-def folder_name(options: argparse.Namespace) -> str:
+def folder_name(variant: str = "train") -> str:
     """Name of the converted data set."""
-    return "voc" if options.variant == "train" else f"voc_{options.variant}"
+    return "voc" if variant == "train" else f"voc_{variant}"
 
 
-def prepare(options: argparse.Namespace) -> Conversion:
-    """Find images and masks in `options.raw` and plan their conversion, in the order of VOC's lists.
+def prepare(
+    raw: Path,
+    variant: str = "train",
+    splits: Sequence[str] = SPLITS,
+    size: int = 128,
+    objects: Optional[ObjectFilter] = PAPER,
+    count: str = "classes",
+    measure: str = "resized",
+) -> Conversion:
+    """Find images and masks in `raw` and plan their conversion, in the order of VOC's lists.
+
+    Args:
+        raw: Folder of the download.
+        variant: Images of the train split: "train", VOC's, or "trainaug", also those of SBD that are not in VOC's val.
+        splits: Some of `SPLITS`.
+        size: Side of the output in pixels.
+        objects: Which images and objects to keep; None keeps all.
+        count: What the filter takes for an object: "classes", all pixels of a class, as the paper's semantic masks
+            do, or "objects".
+        measure: Where the filter counts and measures: "resized", in the sample, as the paper's remark on its
+            resolution suggests, or "original", in the original image.
 
     Raises:
         DataError: Lists or images are not there, an archive is damaged, or a list is not one of ids.
     """
-    objects = None
-    if not options.no_filter:
-        objects = ObjectFilter(options.max_objects, options.min_box_area, options.small)
-    settings = Settings(options.size, objects, options.count, options.measure)
-    augmented = options.variant == "trainaug"
+    settings = Settings(size, objects, count, measure)
+    augmented = variant == "trainaug"
     folders, tars = (_FOLDERS + _SBD_FOLDERS, _TARS + _SBD_TARS) if augmented else (_FOLDERS, _TARS)
-    sources = Sources(options.raw, folders, tars=tars, without=["VOC2007"])
+    sources = Sources(raw, folders, tars=tars, without=["VOC2007"])
     if not sources.count("JPEGImages"):
         raise DataError(
-            f"No files of a folder JPEGImages in {options.raw}. Give the folder with VOCtrainval_11-May-2012.tar or "
+            f"No files of a folder JPEGImages in {raw}. Give the folder with VOCtrainval_11-May-2012.tar or "
             "what it contains."
         )
     names = {split: _read_list(sources, f"Segmentation/{split}.txt") for split in SPLITS}
-    items = {split: [_voc_item(sources, name) for name in names[split]] for split in dict.fromkeys(options.splits)}
+    items = {split: [_voc_item(sources, name) for name in names[split]] for split in dict.fromkeys(splits)}
     if augmented and "train" in items:
         items["train"] += _sbd_items(sources, leave_out={*names["train"], *names["val"]})
-    described = {"variant": options.variant, "size": options.size, "filter": None}
+    described = {"variant": variant, "size": size, "filter": None}
     if objects is not None:
-        described["filter"] = {**objects._asdict(), "count": options.count, "measure": options.measure}
+        described["filter"] = {**objects._asdict(), "count": count, "measure": measure}
     return Conversion(described, items, functools.partial(encode_image, settings))
 
 

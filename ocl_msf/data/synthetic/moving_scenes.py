@@ -1,20 +1,19 @@
-"""Make videos like MOVi's, without any download: `python -m ocl_msf.data.synthetic.moving_scenes OUT --videos 1000`.
+"""Make videos like MOVi's, without any download; the command is `ocl-msf videos`.
 
 Files are laid out as MOVi-C, D and E (https://github.com/google-research/kubric), so that
-`python -m ocl_msf.data.convert movi` reads them. The videos are far simpler: flat pieces with the texture and
+`ocl-msf convert movi` reads them. The videos are far simpler: flat pieces with the texture and
 shading of bodies glide over a textured ground, cover each other, turn, bounce off walls around the frame, and
 leave it and return. Casting rays, as `ocl_msf.data.synthetic.scenes` does, would take about six times as long.
 
 c: 3 to 10 objects, all moving. d: 10 to 20 that rest and 1 to 3 that move. e: as d, and the camera moves.
 """
 
-import argparse
 import functools
 import io
 import json
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -23,7 +22,7 @@ from ocl_msf.data.synthetic._sprites import OUTLINES, WALLS, MovingObject, Movin
 from ocl_msf.data.synthetic._textures import Material, sample_material
 from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import run_tasks
-from ocl_msf.files import DataError, command_line, positive, replacing
+from ocl_msf.files import DataError, replacing
 
 VERSION = 1  # of the generator: videos of different versions differ and must not be mixed
 VARIANTS = ("c", "d", "e")
@@ -194,28 +193,3 @@ def make_moving_scenes(
     for _ in run_tasks(write, tasks, workers, f"shards of up to {_PER_SHARD} videos"):
         pass
     return folder
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ocl_msf.data.synthetic.moving_scenes", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("out", type=Path, help="folder for the videos")
-    parser.add_argument("--videos", type=positive, default=1000, help="for training (default: %(default)s)")
-    parser.add_argument("--validation", type=positive, help="for validation (default: a tenth of --videos)")
-    parser.add_argument("--variant", choices=VARIANTS, default="c", help="default: %(default)s")
-    parser.add_argument("--frames", type=positive, default=24, help="per video (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=128, help="side in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    validation = options.validation or max(options.videos // 10, 1)
-    settings = (options.variant, options.frames, options.size, options.seed, options.workers)
-    with command_line():
-        folder = make_moving_scenes(options.out, options.videos, validation, *settings)
-    print(f"{folder}: {options.videos} videos for training, {validation} for validation")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,17 @@
-"""Make scenes like ClevrTex's, without any download: `python -m ocl_msf.data.synthetic.scenes OUT --count 2400`.
+"""Make scenes like ClevrTex's, without any download; the command is `ocl-msf scenes`.
 
 Three to ten textured bodies of very different sizes stand on a textured ground. Files are laid out as in
-ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so that `python -m ocl_msf.data.convert clevrtex`
+ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so that `ocl-msf convert clevrtex`
 reads them.
 """
 
-import argparse
 import functools
 import io
 import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -21,7 +20,7 @@ from ocl_msf.data.synthetic._render import Camera, Light, Scene, render, trace
 from ocl_msf.data.synthetic._shapes import SHAPES, Body
 from ocl_msf.data.synthetic._textures import Material, sample_material
 from ocl_msf.data.workers import run_tasks
-from ocl_msf.files import DataError, command_line, positive, replacing
+from ocl_msf.files import DataError, replacing
 
 VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
 SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.22, 0.33)}
@@ -230,30 +229,3 @@ def make_scenes(out: Path, count: int, seed: int = 0, size: Tuple[int, int] = (3
     missing = [index for index in range(count) if not _is_complete(out, seed, size, index)]
     task = functools.partial(write_scene, out, seed, size)
     return sum(1 for _ in run_tasks(task, missing, workers, "scenes", chunk=4))
-
-
-def _size(text: str) -> Tuple[int, int]:
-    width, height = (int(part) for part in text.split("x"))
-    if min(width, height) < 32:
-        raise argparse.ArgumentTypeError("width and height are 32 or more")
-    return width, height
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ocl_msf.data.synthetic.scenes", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("out", type=Path, help="folder for the scenes")
-    parser.add_argument("--count", type=positive, default=2400, help="number of scenes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=_size, default=(320, 240), help="WIDTHxHEIGHT in pixels (default: 320x240)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    with command_line():
-        made = make_scenes(options.out, options.count, options.seed, options.size, options.workers)
-    print(f"{options.count} scenes in {options.out / 'clevrtex_full'}, {made} of them new")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,89 @@
+"""Commands that run experiments."""
+
+from pathlib import Path
+from typing import List, Optional
+
+import typer
+from typer import Argument, Option
+from typing_extensions import Annotated, Literal
+
+from ocl_msf.cli._app import command
+from ocl_msf.experiments.paper import TABLES
+
+Gpus = Annotated[str, Option(metavar="N", help="N at a time, one on each GPU; or their numbers, 0,3.")]
+
+
+def _known_tables(incomplete: str) -> List[str]:
+    return [name for name in sorted(TABLES) if name.startswith(incomplete)]
+
+
+def add_experiment_commands(app: typer.Typer) -> None:
+    """Add them to the program."""
+
+    @command(app, "demo", "ocl-msf demo --folder demo")
+    def demo(
+        folder: Annotated[Path, Option(help="Where everything goes.")] = Path("demo"),
+        scenes: Annotated[int, Option(min=201, help="Scenes to make, 200 of them held out.")] = 2000,
+    ) -> None:
+        """Make scenes, train both stages on a CPU, score them before and after, and draw a picture."""
+        from ocl_msf.demo import run_demo
+
+        run_demo(folder, scenes)
+
+    @command(
+        app,
+        "tables",
+        "ocl-msf tables table4 --dataset clevrtex --seeds 0 1 --preset cpu --dry-run",
+        "ocl-msf tables table1 --dataset coco --gpus 4",
+    )
+    def tables(
+        table: Annotated[str, Argument(help=f"One of {', '.join(sorted(TABLES))}.", autocompletion=_known_tables)],
+        part: Annotated[Optional[str], Option(help="Of the table, such as upper-left; by default all.")] = None,
+        dataset: Annotated[str, Option(help="As in the names of experiments.")] = "clevrtex",
+        seeds: Annotated[List[int], Option(help="Of the runs of each row.")] = [0, 1, 2],  # noqa: B006
+        preset: Annotated[str, Option(help="An msf/preset, such as cpu.", show_default=False)] = "",
+        settings: Annotated[
+            Optional[List[str]],
+            Option("--set", metavar="KEY=VALUE...", help="Overrides for both stages; other ones need another --out."),
+        ] = None,
+        out: Annotated[Path, Option(help="Where runs go.")] = Path("outputs/tables"),
+        gpus: Gpus = "",
+        slurm: Annotated[
+            Optional[List[str]], Option(metavar="[KEY=VALUE]...", help="Through SLURM, with these overrides.")
+        ] = None,
+        dry_run: Annotated[bool, Option("--dry-run", help="Print the commands and what there is.")] = False,
+    ) -> None:
+        """Make one of the paper's tables: run what is missing, print it with the paper's numbers beside.
+
+        A finished run of the same command is reused, an unfinished one continued from its last checkpoint, so the same
+        command again goes on. --slurm needs hydra-submitit-launcher, and takes settings of that, such as
+        hydra.launcher.partition=NAME.
+        """
+        from ocl_msf.experiments.tables import make_tables
+
+        if gpus and slurm:
+            raise typer.BadParameter("choose --gpus or --slurm, not both")
+        launcher = [word for word in slurm if word] if slurm else None
+        make_tables(table, part, dataset, seeds, preset, settings or [], out, gpus, launcher, dry_run)
+
+    @command(app, "protocol", "ocl-msf protocol outputs/msf/slate_clevrtex/TIME --last 25")
+    def protocol(
+        runs: Annotated[List[Path], Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+        split: Literal["train", "val", "test"] = "val",
+        last: Annotated[int, Option(min=1, help="How many checkpoints.")] = 25,
+        by: Annotated[
+            Optional[str], Option(help="What the best has most of; by default ari+ari_fg, in stage 1 inter.")
+        ] = None,
+        gpus: Gpus = "",
+        settings: Annotated[
+            Optional[List[str]], Option("--set", metavar="KEY=VALUE...", help="Overrides for every evaluation.")
+        ] = None,
+        dry_run: Annotated[bool, Option("--dry-run", help="Print the commands.")] = False,
+    ) -> None:
+        """Score the last checkpoints of runs as the paper does, and print their mean and the best of them.
+
+        Every checkpoint has a report of its own in RUN/protocol/SPLIT, so the same command again does what is missing.
+        """
+        from ocl_msf.experiments.protocol import score_checkpoints
+
+        score_checkpoints(runs, split, last, by, gpus, settings or [], dry_run)

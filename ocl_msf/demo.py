@@ -1,0 +1,122 @@
+"""A demonstration on data made here: scenes, shards, both stages, scores, a picture; the command is `ocl-msf demo`.
+
+A second run in the same folder reuses what is there.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Callable, Dict, List, Optional
+
+from ocl_msf._host import require_host
+from ocl_msf.experiments.runs import Run, find_runs
+from ocl_msf.experiments.tasks import Task, run_all
+
+with require_host():
+    import ocl.cli.train  # noqa: F401  without it, the steps after the scenes would fail
+
+SCORES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO"}
+HELD_OUT = 200  # scenes
+
+Scores = Dict[str, float]
+
+
+def run_demo(folder: Path = Path("demo"), scenes: int = 2000) -> None:
+    """Make scenes and train both stages on them, score before and after, and print the scores.
+
+    Args:
+        folder: where everything goes.
+        scenes: how many to make; the first 200 are held out.
+
+    Raises:
+        ValueError: there are no scenes to train on.
+        SystemExit: a step failed.
+    """
+    if scenes <= HELD_OUT:
+        raise ValueError(f"The demo needs more scenes than the {HELD_OUT} that are held out, not {scenes}.")
+    folder = folder.resolve()
+    workers = ["--workers", str(os.cpu_count() or 1)]
+    make = ["ocl_msf", "scenes", str(folder / "raw"), "--count", str(scenes), *workers]
+    _run(folder, "making scenes", make, folder / "scenes.log")
+    splits = [f"val=0:{HELD_OUT}", f"train={HELD_OUT}:"]
+    paths = [str(folder / "raw" / "clevrtex_full"), str(folder / "shards")]
+    convert = ["ocl_msf", "convert", "clevrtex", *paths, "--splits", *splits, *workers]
+    _run(folder, "converting them", convert, folder / "shards.log")
+
+    _train(folder, "vqvae_clevrtex")
+    slate = _train(folder, "slate_clevrtex")
+    untrained = _find_untrained(folder / "outputs" / "msf" / "slate_clevrtex")
+    reports = folder / "untrained" / "metrics.json", slate.folder / "metrics.json"
+    before = _evaluate(folder, "scoring before training", slate.folder, untrained, reports[0])
+    after = _evaluate(folder, "scoring after training", slate.folder, slate.checkpoint, reports[1])
+    shutil.copyfile(slate.folder / "scenes.png", folder / "scenes.png")
+    print("\n".join(["", *_table(before, after), "", *_next_steps(folder)]))
+
+
+def _run(folder: Path, title: str, module: List[str], log: Path, done: Optional[Callable[[], bool]] = None) -> None:
+    """Run a module with its arguments on the demo's data, unless its result is there; its failure ends the demo."""
+    data = ["env", f"DATASET_PREFIX={folder / 'shards'}"]
+    run_all([Task(title, lambda: [sys.executable, "-m", *module], log, done)], [data])
+
+
+def _train(folder: Path, experiment: str) -> Run:
+    """Train an experiment unless a finished run is there; go on from the furthest checkpoint of an unfinished one."""
+    outputs = folder / "outputs"
+
+    def furthest() -> Optional[Run]:
+        runs = [run for run in find_runs(outputs / "msf" / experiment) if run.checkpoint]
+        return max(runs, key=lambda run: run.step, default=None)
+
+    def done() -> bool:
+        return bool(furthest() and furthest().finished)
+
+    resume = [f"load_checkpoint='{furthest().checkpoint}'"] if furthest() else []
+    overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", "seed=0"]
+    overrides += [f"+experiment.root_output_folder='{outputs}'", *resume]
+    _run(folder, f"training {experiment}", ["ocl.cli.train", *overrides], outputs / f"{experiment}.log", done)
+    return furthest()
+
+
+def _find_untrained(folder: Path) -> Path:
+    """The model as it was before the first step, in whichever run that was."""
+    return max(folder.glob("*/lightning_logs/version_*/untrained.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def _evaluate(folder: Path, title: str, run: Path, checkpoint: Path, report: Path) -> Scores:
+    """Score a checkpoint of SLATE on the held-out scenes; the report says which checkpoint it is of."""
+
+    def done() -> bool:
+        return report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)
+
+    report.parent.mkdir(parents=True, exist_ok=True)
+    overrides = ["+evaluation=msf/slate_clevrtex", f"train_config_path='{run}/config/config.yaml'"]
+    overrides += [f"checkpoint_path='{checkpoint}'", f"output_dir='{report.parent}'", f"report_filename={report.name}"]
+    _run(folder, title, ["ocl.cli.eval", *overrides], report.with_suffix(".log"), done)
+    return json.loads(report.read_text())["metrics"]["val"]
+
+
+def _table(before: Scores, after: Scores) -> List[str]:
+    """The scores in percent."""
+    lines = [f"{f'{HELD_OUT} held-out scenes':24}" + "".join(f"{label:>9}" for label in SCORES.values())]
+    for label, scores in (("before training", before), ("after training", after)):
+        lines.append(f"{label:24}" + "".join(f"{100 * scores[name]:9.1f}" for name in SCORES))
+    return lines
+
+
+def _next_steps(folder: Path) -> List[str]:
+    """What to look at, and how to do the same with ClevrTex."""
+    return [
+        f"Scenes, true masks, predicted masks, reconstructions: {folder / 'scenes.png'}",
+        f"Curves and pictures over time: tensorboard --logdir {folder / 'outputs'}",
+        "",
+        "With the real ClevrTex (download and unpack it, https://www.robots.ox.ac.uk/~vgg/data/clevrtex/) and a GPU:",
+        "",
+        *([] if shutil.which("ocl-msf") else [f"  source {sys.prefix}/bin/activate"]),
+        "  export DATASET_PREFIX=$PWD/data",
+        "  ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
+        "  ocl_train +experiment=msf/vqvae_clevrtex",
+        "  ocl_train +experiment=msf/slate_clevrtex",
+        "  ocl_eval +evaluation=msf/slate_clevrtex train_config_path=RUN/config/config.yaml",
+    ]
