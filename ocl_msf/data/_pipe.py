@@ -1,4 +1,4 @@
-"""What the host's transforms need of a pipe, over any iterable of samples."""
+"""The pipe interface that host transforms use, over any iterable of samples."""
 
 import itertools
 import random
@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 
 class Pipe:
-    """A stream of samples; every method returns a new one, and nothing runs before it is iterated over.
+    """A stream of samples; every method returns a new one, and nothing is read before iteration.
 
     Args:
         source: Samples, dicts from field to value.
@@ -19,7 +19,7 @@ class Pipe:
         return iter(self.source)
 
     def then(self, stage: Callable[[Iterable[Any]], Iterator[Any]]) -> "Pipe":
-        """The samples that `stage` makes of the stream."""
+        """The stream that `stage` makes of this one."""
         return Pipe(_Stage(stage, self))
 
     def map(self, function: Callable[[Any], Any]) -> "Pipe":
@@ -27,7 +27,7 @@ class Pipe:
         return self.then(lambda stream: map(function, stream))
 
     def map_dict(self, functions: Dict[str, Callable[[Any], Any]]) -> "Pipe":
-        """Replace the named fields by a function of each.
+        """Apply a function to each of the named fields.
 
         Raises:
             KeyError: A sample lacks a field.
@@ -42,11 +42,11 @@ class Pipe:
         return self.map(apply)
 
     def filter(self, predicate: Callable[[Any], bool]) -> "Pipe":
-        """The samples for which `predicate` holds."""
+        """The samples for which `predicate` is true."""
         return self.then(lambda stream: filter(predicate, stream))
 
     def shuffle(self, buffer_size: int) -> "Pipe":
-        """Mix samples that are at most about `buffer_size` apart."""
+        """Shuffle with a buffer of this many samples."""
         return self.then(lambda stream: _shuffled(stream, buffer_size))
 
     def batch(self, batch_size: int, drop_last: bool = False) -> "Pipe":
@@ -54,12 +54,12 @@ class Pipe:
         return self.then(lambda stream: _batches(stream, batch_size, drop_last))
 
     def collate(self, collate_fn: Callable[[List[Any]], Any]) -> "Pipe":
-        """One value from each list."""
+        """`collate_fn` of each list of samples."""
         return self.map(collate_fn)
 
 
 class _Stage:
-    """A generator function and its input, so that it can be iterated over again."""
+    """A generator function and its input, to be iterated over any number of times."""
 
     def __init__(self, function: Callable[[Iterable[Any]], Iterator[Any]], source: Iterable[Any]) -> None:
         self.function, self.source = function, source
@@ -69,16 +69,16 @@ class _Stage:
 
 
 def _shuffled(stream: Iterable[Any], size: int) -> Iterator[Any]:
-    held: List[Any] = []
+    buffer: List[Any] = []
     for sample in stream:
-        if len(held) < size:
-            held.append(sample)
+        if len(buffer) < size:
+            buffer.append(sample)
             continue
         place = random.randrange(size)
-        sample, held[place] = held[place], sample
+        sample, buffer[place] = buffer[place], sample
         yield sample
-    random.shuffle(held)
-    yield from held
+    random.shuffle(buffer)
+    yield from buffer
 
 
 def _batches(stream: Iterable[Any], size: int, drop_last: bool) -> Iterator[List[Any]]:

@@ -1,4 +1,4 @@
-"""States of the random generators, and streams that draw from generators of their own."""
+"""States of the random generators, and streams with random generators of their own."""
 
 import random
 from typing import Any, Dict, Iterator
@@ -11,7 +11,7 @@ def random_state(with_device: bool = True) -> Dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators, in tensors and plain values.
 
     Args:
-        with_device: Include that of the current CUDA device where one is in use.
+        with_device: Include that of the current CUDA device, if one is in use.
     """
     name, words, *rest = np.random.get_state()
     state = {"python": random.getstate(), "numpy": (name, torch.from_numpy(words.astype(np.int64)), *rest)}
@@ -22,7 +22,7 @@ def random_state(with_device: bool = True) -> Dict[str, Any]:
 
 
 def set_random_state(state: Dict[str, Any]) -> None:
-    """Go back to what `random_state` returned."""
+    """Restore what `random_state` returned."""
     random.setstate(state["python"])
     name, words, *rest = state["numpy"]
     np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
@@ -32,14 +32,14 @@ def set_random_state(state: Dict[str, Any]) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators, but none of a device: those belong to the model."""
+    """Seed Python's, NumPy's and torch's generators on the CPU; those of devices belong to the model."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
 
 
-def drawn_apart(stream: Iterator[Any], seed: int) -> Iterator[Any]:
-    """The elements of a stream that draws from generators seeded with `seed`; outside, nothing was drawn."""
+def with_own_rng(stream: Iterator[Any], seed: int) -> Iterator[Any]:
+    """The elements of a stream whose random numbers come from `seed`; the generators outside it do not change."""
     inside = None
     while True:
         outside = random_state(with_device=False)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ocl_msf._host import require_host
 from ocl_msf.data._pipe import Pipe
-from ocl_msf.data._randomness import drawn_apart, random_state, seed_all, set_random_state
+from ocl_msf.data._randomness import random_state, seed_all, set_random_state, with_own_rng
 from ocl_msf.data.datamodule import find_files
 from ocl_msf.data.lmdb import LMDBFile
 from ocl_msf.data.summary import SPLITS
@@ -152,7 +152,7 @@ class _Loader(DataLoader):
         self.generator = torch.Generator().manual_seed(seed)  # gives the workers their seeds
         batches = super().__iter__()
         if self.num_workers == 0:
-            batches = drawn_apart(batches, seed)
+            batches = with_own_rng(batches, seed)
         if done:
             log.info("Reading over the %d batches of this epoch that are done", done)
         return itertools.islice(batches, done, None)

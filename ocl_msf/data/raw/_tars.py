@@ -1,8 +1,8 @@
 """Members of tar archives, compressed by gzip or not, read at random without unpacking.
 
 `tarfile` lists the members. Jumping within gzip is written here: `tarfile` by itself decompresses from the start for
-each member before the last one read, and indexed_gzip (1.10) does not notice archives that are cut off or damaged while it
-seeks, and can crash.
+each member before the last one read, and indexed_gzip (1.10) does not notice archives that are cut off or damaged
+while it seeks, and can crash.
 """
 
 import bisect
