@@ -11,8 +11,8 @@ class AddEmptyMasks:
     """Add masks of zeros to samples that lack them.
 
     Args:
-        mask_keys: one field or a list of fields; each is uint8 (1, h, w, 1).
-        take_size_from: field of the image (h, w, ...).
+        mask_keys: One field or a list of fields; each is uint8 (1, h, w, 1).
+        take_size_from: Field of the image (h, w, ...).
     """
 
     def __init__(self, mask_keys: Union[str, list[str]], take_size_from: str = "image"):
@@ -29,8 +29,8 @@ class AddEmptyBboxes:
     """Add one placeholder box, float32 (1, 4), to samples without boxes.
 
     Args:
-        keys: one field or a list of fields.
-        empty_value: all coordinates of the placeholder.
+        keys: One field or a list of fields.
+        empty_value: All coordinates of the placeholder.
     """
 
     def __init__(self, keys: Union[str, list[str]] = "instance_bbox", empty_value: float = -1.0):
@@ -46,8 +46,8 @@ class AddImageSize:
     """Add the size of the image as int64 `[height, width]`.
 
     Args:
-        key: field of the image (h, w, ...).
-        target_key: field to add.
+        key: Field of the image (h, w, ...).
+        target_key: Field to add.
     """
 
     def __init__(self, key: str = "image", target_key: str = "image_size"):
@@ -62,7 +62,7 @@ class CanonicalizeBboxes:
     """Convert boxes (i, 4) to the corners x1, y1, x2, y2.
 
     Args:
-        key: field of the boxes; samples without it are not changed.
+        key: Field of the boxes; samples without it are not changed.
         format: `xywh`, corner and size, or `yxyx`, corners with the row first.
     """
 
@@ -86,8 +86,8 @@ class RescaleBboxes:
     """Scale boxes x1, y1, x2, y2 from the unit square to pixels.
 
     Args:
-        key: field of the boxes; samples without it are not changed.
-        take_size_from: field of the image (h, w, ...).
+        key: Field of the boxes; samples without it are not changed.
+        take_size_from: Field of the image (h, w, ...).
     """
 
     def __init__(self, key: str = "instance_bbox", take_size_from: str = "image"):

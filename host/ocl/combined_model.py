@@ -1,4 +1,4 @@
-"""The LightningModule that trains and evaluates a model put together from routed modules."""
+"""The LightningModule that trains and evaluates a model of routed modules."""
 
 import functools
 import operator
@@ -23,7 +23,7 @@ class CombinedModel(pl.LightningModule):
             `inputs={"input": batch, "model": self}`.
         optimizers: Name to `OptimizationWrapper`, or to a function from parameters to an optimizer.
         losses: Name to module, called with `inputs=outputs`; returns a scalar, or a scalar and further
-            outputs, which are then found under `losses.<name>`.
+            outputs, which go to `losses.<name>`.
         visualizations: Name to visualization method, called with `inputs=outputs`.
         training_metrics: Name to metric, logged every step. Metrics get the outputs as keywords, so no model
             may be named like an argument of a metric's `update` (such as `prediction` or `target`).

@@ -1,4 +1,4 @@
-"""From the bytes of a stored field to its value, as told by the extension of its name."""
+"""Decoding of stored fields by the extensions of their names."""
 
 import gzip
 import io

@@ -48,7 +48,7 @@ class PatchReconstructionOutput:
     Attributes:
         reconstruction: (b, n, d).
         masks: (b, k, n).
-        masks_as_image: (b, k, s, s), the masks in the size of the image.
+        masks_as_image: (b, k, s, s), the masks at the size of the image.
         target: (b, n, d), what is to be reconstructed.
     """
 

@@ -11,7 +11,7 @@ from ocl.typing import ConditioningOutput, FeatureExtractorOutput, PerceptualGro
 class SlotAttention(nn.Module):
     """Slot attention (Locatello et al., 2020) with several heads that compete jointly.
 
-    Keys and values of the n features are never formed: projecting the few queries and read-outs instead gives
+    Keys and values of the n features are never formed: projecting the queries and the weighted means instead gives
     the same result for a fraction of the memory and of the multiplications.
 
     Args:

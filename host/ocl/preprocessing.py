@@ -45,7 +45,7 @@ class RenameFields:
     """Rename fields of a sample.
 
     Args:
-        mapping: new name by old name.
+        mapping: New name by old name.
     """
 
     def __init__(self, mapping: Mapping[str, str]):
@@ -55,7 +55,7 @@ class RenameFields:
         """Return a new dict.
 
         Raises:
-            KeyError: a field is missing.
+            KeyError: If a field is missing.
         """
         renamed = {new: get_field(data, old) for old, new in self.mapping.items()}
         return {**{key: value for key, value in data.items() if key not in self.mapping}, **renamed}
@@ -65,7 +65,7 @@ class DropEntries:
     """Remove fields from a sample, if present.
 
     Args:
-        keys: names of the fields.
+        keys: Names of the fields.
     """
 
     def __init__(self, keys: Iterable[str]):
@@ -104,8 +104,8 @@ class NormalizeVideo(Normalize):
     """Subtract a mean from and divide by a standard deviation per channel, for float videos (t, c, h, w).
 
     Args:
-        mean: one number per channel.
-        std: one number per channel.
+        mean: One number per channel.
+        std: One number per channel.
     """
 
 
@@ -113,8 +113,8 @@ class Denormalize(nn.Module):
     """Undo a normalization with a mean and a standard deviation per channel.
 
     Args:
-        mean: one number per channel.
-        std: one number per channel.
+        mean: One number per channel.
+        std: One number per channel.
     """
 
     mean: Tensor
@@ -143,7 +143,7 @@ class ResizeNearestExact(Resize):
 
     Args:
         size: [height, width], or the size of the shorter edge.
-        max_size: limit of the longer edge if only the shorter is given. A call raises a `ValueError` if it is not
+        max_size: Limit of the longer edge if only the shorter is given. A call raises a `ValueError` if it is not
             larger than `size`.
     """
 
@@ -167,9 +167,9 @@ class CheckFormat:
     """Check the shape of a tensor and, if asked for, that it is one-hot.
 
     Args:
-        shape: expected shape.
-        one_hot: whether the values have to be 0 and 1 with a single 1 along `class_dim`.
-        class_dim: axis of the classes.
+        shape: Expected shape.
+        one_hot: Require values 0 and 1, with a single 1 along `class_dim`.
+        class_dim: Axis of the classes.
     """
 
     def __init__(self, shape: Sequence[int], one_hot: bool = False, class_dim: int = 0):
@@ -179,7 +179,7 @@ class CheckFormat:
         """Return the tensor itself.
 
         Raises:
-            ValueError: it does not have the expected format.
+            ValueError: If it does not have the expected format.
         """
         if tuple(input.shape) != self.shape:
             raise ValueError(f"Expected the shape {self.shape}, got {tuple(input.shape)}.")
@@ -200,7 +200,7 @@ class MaskToTensor:
     """Convert per-object masks into float32 tensors of zeros and ones.
 
     Args:
-        singleton_dim_last: whether there is a last axis of size 1 to remove.
+        singleton_dim_last: Remove a last axis of size 1.
     """
 
     def __init__(self, singleton_dim_last: bool = True):
@@ -224,7 +224,7 @@ class MultiMaskToTensor:
     """Make overlapping per-object masks exclusive: each pixel goes to the object with the largest value.
 
     Args:
-        axis: axis of the objects.
+        axis: Axis of the objects.
     """
 
     def __init__(self, axis: int = -4):
@@ -241,9 +241,9 @@ class IntegerToOneHotMask:
     """Convert an integer mask into one mask per id.
 
     Args:
-        ignore_typical_background: whether the ids 0 and 255 are background and get no mask.
-        output_axis: where the new axis goes.
-        max_instances: largest id to expect; by default the largest in the mask.
+        ignore_typical_background: Take the ids 0 and 255 for background, which gets no mask.
+        output_axis: Position of the new axis.
+        max_instances: Largest id to expect; by default the largest in the mask.
     """
 
     def __init__(
@@ -286,8 +286,8 @@ class InstanceMasksToDenseMasks:
     """Multiply binary instance masks with the categories of the instances.
 
     Args:
-        instance_mask_key: field of the masks (i, h, w, 1); samples without it are not changed.
-        category_key: field of the categories (i,).
+        instance_mask_key: Field of the masks (i, h, w, 1); samples without it are not changed.
+        category_key: Field of the categories (i,).
     """
 
     def __init__(self, instance_mask_key: str = "instance_mask", category_key: str = "instance_category"):
@@ -297,7 +297,7 @@ class InstanceMasksToDenseMasks:
         """Return the sample with uint8 masks.
 
         Raises:
-            ValueError: a category is not in 1 ... 255.
+            ValueError: If a category is not in 1 ... 255.
         """
         if self.instance_mask_key not in data:
             return data
@@ -312,8 +312,8 @@ class AddSegmentationMaskFromInstanceMask:
     """Add masks per class, made of dense instance masks; where these overlap, the highest class wins.
 
     Args:
-        instance_mask_key: field of the masks (i, h, w, 1); samples without it are not changed.
-        target_key: field of the new masks (k, h, w, 1).
+        instance_mask_key: Field of the masks (i, h, w, 1); samples without it are not changed.
+        target_key: Field of the new masks (k, h, w, 1).
     """
 
     def __init__(self, instance_mask_key: str = "instance_mask", target_key: str = "segmentation_mask"):
@@ -331,11 +331,11 @@ class VOCInstanceMasksToDenseMasks:
     """Give the instances of PASCAL VOC their classes.
 
     Args:
-        instance_mask_key: field of the one-hot instance masks, replaced by masks of class ids.
-        class_mask_key: field of the class ids (h, w, 1), 255 is void.
-        classes_key: field to add with the class of each instance (i,).
-        ignore_mask_key: field to add with the void pixels (1, h, w, 1), bool.
-        instance_axis: axis of the instances.
+        instance_mask_key: Field of the one-hot instance masks, replaced by masks of class ids.
+        class_mask_key: Field of the class ids (h, w, 1), 255 is void.
+        classes_key: Field to add with the class of each instance (i,).
+        ignore_mask_key: Field to add with the void pixels (1, h, w, 1), bool.
+        instance_axis: Axis of the instances.
     """
 
     def __init__(
@@ -353,7 +353,7 @@ class VOCInstanceMasksToDenseMasks:
         """Return the sample with the new fields.
 
         Raises:
-            ValueError: an instance has pixels of no class or of several.
+            ValueError: If an instance has pixels of no class or of several.
         """
         class_mask = np.expand_dims(get_field(data, self.class_mask_key), self.instance_axis)
         masks = get_field(data, self.instance_mask_key) * class_mask

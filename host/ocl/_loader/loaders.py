@@ -106,7 +106,7 @@ class EvaluationLoader(_BatchLoader):
     def __iter__(self) -> Iterator:  # type: ignore[override]  # a generator does for torch's own iterator
         batches = self.read(new_pass(draw_seed(advance=False)))
         first = next(batches, None)
-        if first is None and world_size() > 1:  # this rank could not take part when metrics are put together
+        if first is None and world_size() > 1:  # this rank could not take part in reducing metrics
             raise ShardError("A rank has no sample to evaluate: there are too few for so many ranks.")
         return batches if first is None else itertools.chain([first], batches)
 
@@ -120,8 +120,8 @@ class EvaluationLoader(_BatchLoader):
 class TrainingLoader(_BatchLoader):
     """Yields full batches only, equally many on each rank, and every sample at most once.
 
-    What is left by the readers is put together to further full batches, at the end also across ranks: only the
-    samples that do not fill a batch on each rank are dropped.
+    The samples that readers have left over form further full batches, at the end across ranks: only those that do
+    not fill a batch on each rank are dropped.
 
     Args:
         dataset: See `_BatchLoader`, like `size`, `on_damage` and `options`.
@@ -143,7 +143,7 @@ class TrainingLoader(_BatchLoader):
     def __iter__(self) -> Iterator:  # type: ignore[override]
         seed, n_seen = self.begin_pass()
         if n_seen:
-            log.info("Reading over the %d batches of this epoch that are done", n_seen)
+            log.info("Skipping the first %d batches of this epoch, which were trained on before", n_seen)
         yield from itertools.islice(self._as_many_as_declared(new_pass(seed)), n_seen, None)
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class TrainingLoader(_BatchLoader):
             current_pass = dataclasses.replace(current_pass, seed=current_pass.seed + 1)
 
     def _in_step(self, current_pass: Pass) -> Iterator:
-        """Yield as many batches as the other ranks; the last ones are shared out evenly."""
+        """Yield as many batches as every other rank; the last ones are distributed evenly."""
         rest: list = []
         batches = self._whole(self.read(current_pass), rest)
         batch = next(batches, None)

@@ -31,7 +31,7 @@ class ShardError(RuntimeError):
 
 
 class Damage(str):
-    """What is said about a damaged shard or sample that was skipped."""
+    """Message about a damaged shard or sample that was skipped."""
 
 
 class RawSample(NamedTuple):
@@ -55,9 +55,9 @@ def expand_shards(shards: Shards) -> list[str]:
 class ShardReader:
     """The samples of this reader's share of the shards, in an order that is new in each pass.
 
-    A reader is one worker process of one rank. Shards are dealt to the readers in turn. Those that do not go round
-    evenly between several ranks are read by all readers, each taking every n-th sample, so that every rank gets its
-    share however few shards there are.
+    A reader is one worker process of one rank. Shards are assigned to the readers in turn. With several ranks, the
+    shards left over when all readers have equally many are read by all of them, each taking every n-th sample, so that
+    every rank gets its share however few shards there are.
 
     Args:
         shards: Local paths and fsspec URLs.
@@ -82,7 +82,7 @@ class ShardReader:
         worker = get_worker_info()
         current = self.current_pass
         if current is None:
-            # Workers of a foreign loader agree at least on the seed of their loader.
+            # Not our loader: its workers have only its seed in common.
             current = new_pass(draw_seed()) if worker is None else Pass(worker.seed - worker.id)
         n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
         order = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(current.seed)).tolist()
@@ -92,7 +92,7 @@ class ShardReader:
 
     @contextlib.contextmanager
     def tolerance(self) -> Iterator[None]:
-        """Leave the block at a `ShardError`: note it if damage is to be skipped, and raise it otherwise."""
+        """Catch a `ShardError` and record it, if damage is to be skipped."""
         try:
             yield
         except ShardError as error:
@@ -107,7 +107,7 @@ def share_of_reader(n_shards: int, current_pass: Pass, worker_id: int, n_workers
     reader = current_pass.rank * n_workers + worker_id
     n_whole = n_shards if current_pass.world_size == 1 else n_shards - n_shards % n_readers
     whole = [(index, 0, 1) for index in range(reader, n_whole, n_readers)]
-    # Rotating the parts evens out who gets one sample more.
+    # The parts rotate, so that no reader is always the one with a sample more.
     return whole + [(index, (reader + index) % n_readers, n_readers) for index in range(n_whole, n_shards)]
 
 

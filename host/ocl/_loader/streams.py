@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 log = logging.getLogger(__name__)
 
 WAITS = (0.5, 2, 8)  # seconds before each further attempt
-HOPELESS = (FileNotFoundError, IsADirectoryError, PermissionError)
+NOT_RETRIED = (FileNotFoundError, IsADirectoryError, PermissionError)
 Result = TypeVar("Result")
 
 
@@ -33,7 +33,7 @@ def retry(action: Callable[[], Result], name: str) -> Result:
     while True:
         try:
             return action()
-        except HOPELESS:
+        except NOT_RETRIED:
             raise
         except Exception as error:  # clients of file systems raise errors of their own
             wait = next(waits, None)

@@ -139,7 +139,7 @@ def extend_model(model: CombinedModel, config: DictConfig) -> None:
 
 
 def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
-    """Build the trainer of the training, on one device unless told otherwise, and writing nothing.
+    """Build the trainer of the training, on one device by default; it writes no files.
 
     Raises:
         ValueError: If outputs are to be stored by several processes, which cannot number them together.

@@ -62,7 +62,7 @@ def limit_samples(batches: Any, count: int) -> Iterator:
 class ExtractDataFromPredictions(pl.Callback):
     """Collect some of the outputs of the model while it predicts or is validated.
 
-    Validation only hands out outputs if the model's `return_outputs_on_validation` is set.
+    In validation there are outputs only if the model's `return_outputs_on_validation` is set.
 
     Args:
         paths: Dotted paths into the outputs.

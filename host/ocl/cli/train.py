@@ -98,7 +98,7 @@ def build_trainer(config: DictConfig) -> pl.Trainer:
 
 
 def use_progress_bar(config: DictConfig) -> bool:
-    """Return what the config says or, without saying, whether there is a terminal instead of a log file."""
+    """Return what the config says; by default, whether the output is a terminal."""
     configured = config.trainer.get("enable_progress_bar")
     return sys.stdout.isatty() if configured is None else configured
 

@@ -47,7 +47,7 @@ def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool)
 
 def _count_common_pixels(first: Tensor, second: Tensor) -> Tensor:
     """Count the pixels that bool masks (b, c, n) and (b, k, n) share, as (b, c, k) in double precision."""
-    # Products in single precision are at the mercy of autocast; those in double precision are exact.
+    # Autocast would round products in single precision; in double precision they are exact.
     return first.to(torch.float64) @ second.to(torch.float64).transpose(1, 2)
 
 

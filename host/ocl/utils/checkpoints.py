@@ -94,7 +94,7 @@ def select_weights(checkpoint: dict[str, Any], path: str, source_path: str = "")
     return selected
 
 
-def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
+def check_weights(module: nn.Module, state: dict[str, torch.Tensor], message: str) -> None:
     """Raise a `CheckpointError` with the first differences unless keys and shapes are those of the module.
 
     A module's extra state, which has no shape, is left to the module.
@@ -111,11 +111,11 @@ def check_weights(module: nn.Module, state: dict[str, torch.Tensor], complaint: 
     }
     problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in differences.items() if names]
     if problems:
-        raise CheckpointError(f"{complaint}: {', '.join(problems)}.")
+        raise CheckpointError(f"{message}: {', '.join(problems)}.")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way of storing checkpoints, made safe against kills, full disks and foreign files.
+    """Lightning's way of storing checkpoints, safe against interruptions, full disks and untrusted files.
 
     Files appear under their name only when complete, loading never unpickles, and only files that this
     process has written are removed: after resuming, the names that Lightning remembers are of another run.

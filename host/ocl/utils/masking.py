@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class CreateSlotMask(nn.Module):
-    """Tell which slots are surplus."""
+    """Masks of the slots beyond the number that a sample needs."""
 
     def __init__(self, max_slots: int):
         super().__init__()
