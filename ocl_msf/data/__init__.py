@@ -1,6 +1,31 @@
 """Synthetic scenes, converters from raw downloads to shards or LMDB, and the data modules that read them."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
+
+
+def open_dataset(prefix: Optional[str], name: str, seed: Optional[int] = 0, **settings: Any) -> Any:
+    """Make the data module of a converted data set, according to its format.
+
+    Args:
+        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
+        name: Folder of this one below it.
+        seed: Of `LMDBDataModule`; reading shards follows the seed of the run.
+        **settings: Other arguments of `ShardDataModule` or `LMDBDataModule`.
+
+    Returns:
+        An `LMDBDataModule` if the folder has LMDB files, otherwise a `ShardDataModule`.
+
+    Raises:
+        ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
+    """
+    if prefix and any(Path(prefix, name).glob("*.lmdb")):
+        from ocl_msf.data.lmdb_datamodule import LMDBDataModule
+
+        return LMDBDataModule(prefix, name, seed=seed, **settings)
+    from ocl_msf.data.datamodule import ShardDataModule
+
+    return ShardDataModule(prefix, name, **settings)
 
 
 def __getattr__(name: str) -> Any:

@@ -20,12 +20,8 @@ class ShardDataModule(WebdatasetDataModule):
         name: Folder of this one below it.
         train_transforms: The host's transforms by name, for training samples.
         eval_transforms: The same for validation and test samples.
-        batch_size: Of training.
-        eval_batch_size: `batch_size` where None.
-        num_workers: Processes that read.
-        shuffle_train: Shuffle training samples in a buffer, besides the order of the shards.
-        shuffle_buffer_size: Four batches where None.
-        use_autopadding: Fill up samples of different shapes with zeros.
+        **settings: Of the host's data module: `batch_size`, `eval_batch_size` (None: the same), `num_workers`,
+            `shuffle_train`, `shuffle_buffer_size` (None: four batches), `use_autopadding`.
 
     Raises:
         ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
@@ -37,28 +33,13 @@ class ShardDataModule(WebdatasetDataModule):
         name: str,
         train_transforms: Optional[Dict[str, Any]] = None,
         eval_transforms: Optional[Dict[str, Any]] = None,
-        batch_size: int = 32,
-        eval_batch_size: Optional[int] = None,
-        num_workers: int = 2,
-        shuffle_train: bool = True,
-        shuffle_buffer_size: Optional[int] = None,
-        use_autopadding: bool = False,
+        **settings: Any,
     ) -> None:
         splits = find_files(prefix, name, ".tar")
         shards = {f"{split}_shards": splits[split]["paths"] if split in splits else None for split in SPLITS}
         sizes = {f"{split}_size": splits[split]["samples"] if split in splits else None for split in SPLITS}
-        super().__init__(
-            **shards,
-            **sizes,
-            train_transforms=train_transforms,
-            eval_transforms=eval_transforms,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            shuffle_train=shuffle_train,
-            shuffle_buffer_size=shuffle_buffer_size,
-            use_autopadding=use_autopadding,
-        )
+        transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
+        super().__init__(**shards, **sizes, **transforms, **settings)
 
 
 def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[str, Any]]:
@@ -88,7 +69,7 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
         paths: List[str] = []
         for file in content["shards"]:
             if not file["name"].endswith(suffix):
-                raise ValueError(f"{folder / file['name']} is not a {suffix} file: choose the other data module.")
+                raise ValueError(f"{folder / file['name']} is not a {suffix} file: use ocl_msf.data.open_dataset, which reads both formats.")
             what = damage(folder, file, checksum=False)
             if what:
                 raise ValueError(f"{folder / file['name']} {what}. Make it again: `{command}`, options as before.")

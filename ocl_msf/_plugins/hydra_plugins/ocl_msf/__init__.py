@@ -1,16 +1,80 @@
-"""Tells every Hydra application of this environment where the configs of `ocl_msf` are."""
+"""Tells every Hydra application of this environment what `ocl_msf` has: its configs and resolvers."""
 
 import importlib.util
 from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import to_absolute_path
+from omegaconf import DictConfig, OmegaConf
+
+FORMER_DATASETS = {
+    **{f"movi_{variant}_boxes": f"movi dataset.name=movi_{variant}" for variant in "cde"},
+    **{f"movi_{variant}_boxes_lmdb": f"movi dataset.name=movi_{variant}_lmdb" for variant in "cde"},
+    **{f"{name}_lmdb": f"{name} dataset.name={name}_lmdb" for name in ("clevrtex", "clevrtex_camo", "openimages")},
+    **{f"{name}_lmdb": f"{name} dataset.name={name}_lmdb" for name in ("coco_panoptic", "voc", "voc_trainaug")},
+    "clevrtex_ood_lmdb": "clevrtex_ood dataset.name=clevrtex_outd_lmdb",
+}
 
 
 class MSFSearchPathPlugin(SearchPathPlugin):
     """Appends the configs of `ocl_msf` to the search path, after those of the application."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        package = Path(importlib.util.find_spec("ocl_msf").origin).parent
-        installed, checkout = package / "configs", package.parent / "configs"
-        search_path.append("ocl-msf", f"file://{installed if installed.is_dir() else checkout}")
+        search_path.append("ocl-msf", f"file://{configs()}")
+        OmegaConf.register_new_resolver("msf_evaluation", part_of_evaluation, replace=True)
+        OmegaConf.register_new_resolver("msf_former", refuse, replace=True)
+        store = ConfigStore.instance().store
+        for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
+            scores = {"defaults": ["/evaluation/msf/scores"]}
+            store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")
+        for name in FORMER_DATASETS:
+            store(name, {"defaults": [f"${{msf_former:{name}}}"]}, group="dataset", provider="ocl-msf")
+
+
+def configs() -> Path:
+    """The folder of the configs, in an installed package or a checkout."""
+    package = Path(importlib.util.find_spec("ocl_msf").origin).parent
+    installed, checkout = package / "configs", package.parent / "configs"
+    return installed if installed.is_dir() else checkout
+
+
+def refuse(name: str) -> NoReturn:
+    """Say what a data set's config is called now."""
+    raise ValueError(
+        f"dataset={name} is gone: one config reads shards and LMDB. Data converted before are read by "
+        f"dataset={FORMER_DATASETS[name]}"
+    )
+
+
+def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    """Part of the evaluation that fits a run, for `+evaluation=msf/scores`.
+
+    The run's own config says in `experiment.evaluation` which file of `evaluation/msf` that is.
+
+    Args:
+        key: Where in that file, such as `modules.scenes`.
+        default: If the run needs no more than its own losses and metrics, or the file has no such part.
+        _root_: The config of the evaluation, whose `train_config_path` says where the run's is.
+    """
+    run = OmegaConf.load(_train_config(_root_))
+    name = OmegaConf.select(run, "experiment.evaluation")
+    if "stage" not in run.get("experiment", {}):  # trained before runs said it themselves
+        is_image = "guidance" in run.models and "frames" not in run.models
+        name = "separability" if "vqvae" in run.models else "images" if is_image else None
+    file = configs() / "evaluation" / "msf" / f"{name}.yaml"
+    part = OmegaConf.select(OmegaConf.load(file), key) if name else None
+    if not OmegaConf.is_dict(part):
+        return default if part is None else part
+    return OmegaConf.create(OmegaConf.to_container(part), parent=_root_)
+
+
+def _train_config(evaluation: DictConfig) -> Path:
+    """The file that `ocl_eval` takes, a path relative to where it was launched, or a folder and a name."""
+    path, name = Path(to_absolute_path(evaluation.train_config_path)), evaluation.get("train_config_name")
+    if name:
+        return path / (name if name.endswith(".yaml") else f"{name}.yaml")
+    in_run = path / "config" / "config.yaml"
+    return path if path.suffix in (".yaml", ".yml") else in_run if in_run.is_file() else path / "config.yaml"
