@@ -3,25 +3,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from ocl.cli.train import build_and_register_datamodule_from_config
 
 from ocl_msf.cli import main
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py"))))  # the fixture's maker
 
 
 def test_the_data_module_reads_samples_with_the_experiments_transforms(tmp_path):
     RAW.write_folder(tmp_path / "raw")
     main(["convert", "coco", str(tmp_path / "raw"), str(tmp_path), "--workers", "1"])
-    config = OmegaConf.merge(
-        {"experiment": {"image_size": 64}},
-        OmegaConf.load(CONFIGS / "experiment/msf/_preprocessing_coco.yaml"),
-        {"dataset": OmegaConf.load(CONFIGS / "dataset/coco_panoptic.yaml")},
-        {"dataset": {"prefix": str(tmp_path), "num_workers": 0, "batch_size": 3}},
-    )
-    data = instantiate(config, _convert_="all")["dataset"]
+    numbers = ["dataset.num_workers=0", "dataset.batch_size=3", "experiment.image_size=64"]
+    chosen = ["+experiment=msf/slate_coco", f"dataset.prefix={tmp_path}", *numbers]
+    with initialize_config_module("configs", version_base="1.3"):
+        data = build_and_register_datamodule_from_config(compose("training_config", overrides=chosen))
     assert (data.train_size, data.val_size) == (4, 3)  # without the image of eleven things
     (batch,) = data.val_dataloader()
     assert sorted(batch["__key__"]) == ["139", "285", "632"]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from ocl.transforms import Map
-from omegaconf import OmegaConf
 
 from ocl_msf.cli import main
 from ocl_msf.data.datamodule import ShardDataModule
 from ocl_msf.data.synthetic.scenes import make_scenes
 
-CONFIG = Path(__file__).parent.parent / "configs" / "dataset" / "clevrtex.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def to_tensors(sample):
@@ -105,12 +105,13 @@ def test_an_unknown_format_is_refused(prefix):
 
 def test_the_config_takes_the_prefix_from_the_environment(prefix, monkeypatch):
     monkeypatch.delenv("DATASET_PREFIX", raising=False)
-    config = OmegaConf.load(CONFIG)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(overrides=["+dataset=clevrtex", "+seed=3"])
     with pytest.raises(InstantiationException, match="DATASET_PREFIX is not set"):
-        instantiate(config)
+        instantiate(config.dataset)
     monkeypatch.setenv("DATASET_PREFIX", str(prefix))
-    config.eval_batch_size = 7  # what OCLF's evaluation overrides has to be there
-    data = instantiate(config)
+    config.dataset.eval_batch_size = 7  # what OCLF's evaluation overrides has to be there
+    data = instantiate(config.dataset)
     assert (data.train_size, data.batch_size, data.eval_batch_size) == (9, 32, 7)
 
 

@@ -171,11 +171,20 @@ def test_every_leaf_builds_at_its_own_size(compose, experiment):
     config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}"])
     with torch.device("meta"):
         model = build_model_from_config(config)
-    stage_two = "vqvae" not in experiment
+    stage_two = config.experiment.stage == 2
     assert config.trainer.max_steps == (50000 if stage_two else 30000)
     assert stage_two == any("vit.network" in name for name, _ in model.named_parameters())
-    batch = {"movi": (16, 8)}.get(experiment.split("_")[1], (64, 32))[stage_two]
+    batch = (16, 8)[stage_two] if config.experiment.video else (64, 32)[stage_two]
     assert (config.dataset.batch_size, config.dataset.num_workers) == (batch, 4)
+
+
+@pytest.mark.parametrize("experiment", LEAVES)
+def test_every_leaf_records_what_it_is(compose, experiment):
+    """And no other choice does it: model and data are words of its name."""
+    recorded = compose(f"+experiment=msf/{experiment}").experiment
+    assert {recorded.model, *recorded.data.split("_")} <= set(experiment.split("_"))
+    assert recorded.stage == (1 if recorded.model == "vqvae" else 2)
+    assert recorded.video == recorded.data.startswith("movi")
 
 
 def test_sizes_are_areas_of_things_in_the_original_image(compose):
@@ -189,13 +198,37 @@ def test_sizes_are_areas_of_things_in_the_original_image(compose):
     assert sizes == {"miou": float("inf"), "miou_small": 1024, "miou_medium": 9216, "miou_large": float("inf")}
 
 
-@pytest.mark.parametrize("experiment", [name for name in LEAVES if "vqvae" not in name])
-def test_every_model_of_stage_two_has_its_evaluation(compose, experiment):
-    chosen = [f"+evaluation=msf/{experiment}", "train_config_path=RUN/config/config.yaml", "output_dir=RUN"]
+@pytest.mark.parametrize("name", ["scores", "leaf"])
+@pytest.mark.parametrize("experiment", LEAVES)
+def test_every_leaf_has_its_evaluation(compose, tmp_path, experiment, name):
+    """Which one its recorded config says, whatever the evaluation is called by."""
+    run = tmp_path / "config" / "config.yaml"
+    run.parent.mkdir()
+    training = compose(f"+experiment=msf/{experiment}")
+    OmegaConf.save(training, run)
+    name = experiment if name == "leaf" else name
+    chosen = [f"+evaluation=msf/{name}", f"train_config_path={run}", f"output_dir={tmp_path}"]
     config = hydra.compose("evaluation_config", overrides=chosen)
-    assert config.eval_batch_size == (4 if "movi" in experiment else 32)
-    for module in (config.modules or {}).values():
-        instantiate(module)
+    modules = {"separability": {"guidance_maps"}, "images": {"scene_scores", "scenes"}, None: set()}
+    evaluation = training.experiment.evaluation
+    assert set(instantiate(config.modules)) == modules[evaluation]
+    assert config.eval_batch_size == (32 if evaluation == "images" else None)
+    assert config.report_filename == ("separability.json" if evaluation == "separability" else "metrics.json")
+    metrics = instantiate(config.evaluation_metrics)
+    assert (metrics and set(metrics)) == ({"inter", "intra"} if evaluation == "separability" else None)
+
+
+@pytest.mark.parametrize("path, name", [("RUN", None), ("RUN/config", None), ("RUN/config", "config")])
+def test_a_run_is_found_as_the_host_finds_it(compose, tmp_path, path, name):
+    """Relative to where the evaluation is launched; a run of an earlier version is known by its modules."""
+    for model, report in (("vqvae", "separability.json"), ("steve", "metrics.json")):
+        training = compose(f"+experiment=msf/{model}_movi_c")
+        del training.experiment.evaluation, training.experiment.stage
+        (tmp_path / "RUN" / "config").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(training, tmp_path / "RUN" / "config" / "config.yaml")
+        chosen = ["+evaluation=msf/scores", f"train_config_path={path}"]
+        chosen += [f"train_config_name={name}"] if name else []
+        assert hydra.compose("evaluation_config", overrides=chosen).report_filename == report
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "msf"])

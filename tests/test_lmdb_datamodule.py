@@ -286,7 +286,7 @@ def test_errors_say_what_to_do(prefix, tmp_path):
         LMDBDataModule(None, "clevrtex_lmdb")
     with pytest.raises(ValueError, match=r"convert DATASET RAW .* --name clevrtex_lmdb"):
         LMDBDataModule(str(tmp_path), "clevrtex_lmdb")
-    with pytest.raises(ValueError, match=r"not a \.lmdb file"):
+    with pytest.raises(ValueError, match=r"has no \.lmdb files"):
         LMDBDataModule(prefix, "clevrtex")
     with pytest.raises(ValueError, match="no test split, only train, val"):
         module(prefix).test_dataloader()

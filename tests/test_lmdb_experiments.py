@@ -1,26 +1,17 @@
-"""Experiments that read LMDB instead of shards: `dataset=<name>_lmdb`."""
-
-from pathlib import Path
+"""Experiments that read LMDB instead of shards, by the same configs."""
 
 import hydra
 import numpy as np
 import pytest
 from hydra import initialize_config_module
 from ocl.cli.train import train as train_config
-from omegaconf import OmegaConf
 
 from ocl_msf.cli import main
+from ocl_msf.data import LMDBDataModule, ShardDataModule, open_dataset
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array
 from ocl_msf.data.synthetic.scenes import make_scenes
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-LEAVES = sorted(path.stem for path in (CONFIGS / "experiment" / "msf").glob("[!_]*.yaml"))
-SHARDS = sorted(
-    path.stem
-    for path in (CONFIGS / "dataset").glob("*.yaml")
-    if OmegaConf.load(path).get("_target_") == "ocl_msf.data.datamodule.ShardDataModule"
-)
 TINY = [
     "+msf/preset=cpu",
     "dataset.batch_size=2",
@@ -53,19 +44,7 @@ def encode_video(number):
 def prefix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lmdb")
     make_scenes(folder / "raw", 8, size=(48, 36), workers=1)
-    options = [
-        "--splits",
-        "train=:5",
-        "val=5:",
-        "--size",
-        "32",
-        "--workers",
-        "1",
-        "--format",
-        "lmdb",
-        "--name",
-        "clevrtex_lmdb",
-    ]
+    options = ["--splits", "train=:5", "val=5:", "--size", "32", "--workers", "1", "--format", "lmdb"]
     main(["convert", "clevrtex", str(folder / "raw"), str(folder), *options])
     videos = Conversion({}, {"train": range(5), "val": range(8, 11)}, encode_video)
     write_lmdb(folder / "movi_c_lmdb", videos, workers=1)
@@ -73,45 +52,37 @@ def prefix(tmp_path_factory):
 
 
 @pytest.fixture
-def compose(prefix, tmp_path, monkeypatch):
+def train(prefix, tmp_path, monkeypatch):
+    """Train a leaf for two steps; returns the checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATASET_PREFIX", str(prefix))
+
+    def run(leaf, *overrides):
+        config = hydra.compose("training_config", overrides=[f"+experiment=msf/{leaf}", *TINY, *overrides])
+        train_config(config)
+        return max(tmp_path.glob("lightning_logs/version_*/checkpoints/*step=2.ckpt"), key=str)
+
     with initialize_config_module("configs", version_base="1.1"):
-        yield lambda leaf, *overrides: hydra.compose(
-            "training_config", overrides=[f"+experiment=msf/{leaf}", *overrides], return_hydra_config=True
-        )
+        yield run
 
 
-@pytest.mark.parametrize("name", SHARDS)
-def test_every_data_set_in_shards_is_there_in_lmdb(name):
-    shards, lmdb = (OmegaConf.load(CONFIGS / "dataset" / f"{x}.yaml") for x in (name, f"{name}_lmdb"))
-    assert lmdb.name == f"{shards.name}_lmdb" and lmdb._target_ == "ocl_msf.data.LMDBDataModule"
-    assert [shards.batch_size, shards.eval_batch_size] == [lmdb.batch_size, lmdb.eval_batch_size]
+def test_images_train(train):
+    assert train("vqvae_clevrtex").is_file()
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_every_experiment_takes_lmdb_and_keeps_its_settings(compose, leaf):
-    shards = compose(leaf)
-    lmdb = compose(leaf, f"dataset={shards.hydra.runtime.choices.dataset}_lmdb")
-    assert lmdb.dataset._target_ == "ocl_msf.data.LMDBDataModule"
-    assert set(lmdb.dataset) - set(shards.dataset) == {"seed"}
-    plain = [OmegaConf.to_container(config.dataset, resolve=False) for config in (lmdb, shards)]
-    ours, theirs = ({k: v for k, v in x.items() if k not in ("_target_", "name", "seed")} for x in plain)
-    assert ours == theirs
+def test_videos_of_an_earlier_conversion_train_both_stages(train):
+    """Their folder has a suffix."""
+    lmdb = "dataset.name=movi_c_lmdb"
+    first = train("vqvae_movi_c", lmdb)
+    assert train("steve_movi_c", lmdb, f"experiment.vae_checkpoint='{first}'") != first
 
 
-def train(compose, leaf, dataset, *overrides):
-    config = compose(leaf, f"dataset={dataset}_lmdb", *TINY, *overrides)
-    train_config(config)
-
-
-def test_images_train(compose, tmp_path):
-    train(compose, "vqvae_clevrtex", "clevrtex")
-    assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt"))
-
-
-def test_videos_train_both_stages(compose, tmp_path):
-    train(compose, "vqvae_movi_c", "movi_c_boxes")
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
-    train(compose, "steve_movi_c", "movi_c_boxes", f"experiment.vae_checkpoint='{checkpoint}'")
-    assert list(tmp_path.glob("lightning_logs/version_1/checkpoints/*step=2.ckpt"))
+def test_one_door_reads_both_formats(prefix):
+    name = ("clevrtex", "shards")
+    options = ["--splits", "train=:5", "val=5:", "--size", "32", "--workers", "1", "--name", name[1]]
+    main(["convert", "clevrtex", str(prefix / "raw"), str(prefix), *options])
+    lmdb, shards = (open_dataset(str(prefix), x, num_workers=0, batch_size=2, seed=1) for x in name)
+    assert isinstance(lmdb, LMDBDataModule) and isinstance(shards, ShardDataModule)
+    assert (lmdb.train_size, lmdb.val_size, lmdb.batch_size) == (shards.train_size, shards.val_size, shards.batch_size)
+    with pytest.raises(TypeError, match="shuffel"):
+        open_dataset(str(prefix), "shards", shuffel=True)

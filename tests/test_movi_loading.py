@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from ocl.transforms import Map, SampleConsecutive
-from omegaconf import OmegaConf
 
 from ocl_msf.cli import main
 from ocl_msf.data.synthetic.moving_scenes import make_moving_scenes
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
+CONFIGS = Path(__file__).parent.parent / "configs"
 FIELDS = ("video", "segmentations", "instance_bbox")
 
 
@@ -22,7 +22,8 @@ def to_tensors(sample):
 
 def data_module(variant, window=None):
     """The data module of a variant's config; `window` frames of each training video."""
-    config = OmegaConf.load(CONFIGS / f"movi_{variant}_boxes.yaml")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(overrides=["+dataset=movi", f"dataset.name=movi_{variant}"]).dataset
     tensors = {"tensors": Map(to_tensors, fields=FIELDS, batch_transform=False)}
     windows = {"a_window": SampleConsecutive(window, fields=FIELDS)} if window else {}
     numbers = {"batch_size": 1, "eval_batch_size": 2, "num_workers": 0}

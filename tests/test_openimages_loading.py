@@ -61,9 +61,9 @@ def compose(prefix, tmp_path, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("dataset", ["openimages", "openimages_lmdb"])
-def test_the_data_module_reads_samples_with_the_experiments_transforms(compose, dataset):
-    config = compose("slate_openimages", f"dataset={dataset}", "experiment.image_size=48", "dataset.batch_size=3")
+@pytest.mark.parametrize("name", ["openimages", "openimages_lmdb"])
+def test_both_formats_are_read_with_the_experiments_transforms(compose, name):
+    config = compose("slate_openimages", f"dataset.name={name}", "experiment.image_size=48", "dataset.batch_size=3")
     data = instantiate(config.dataset, _convert_="all")
     assert (data.train_size, data.val_size) == (4, 2)  # without tiny and many objects, and no masks
     (batch,) = data.val_dataloader()

@@ -8,9 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment/msf").glob("*.yaml"))
+LEAVES = {name for name in EXPERIMENTS if name[0] != "_"}
 
 ASK_HYDRA = """
 import json, sys
@@ -25,6 +29,7 @@ with initialize_config_dir(sys.argv[1], version_base="1.1"):
         "plugins": [plugin.__name__ for plugin in Plugins.instance().discover(SearchPathPlugin)],
         "paths": {item.provider: item.path for item in loader.get_search_path().get_path()},
         "experiments": loader.get_group_options("experiment/msf"),
+        "evaluations": loader.get_group_options("evaluation/msf"),
         "modules": sorted(sys.modules),
     }))
 """
@@ -52,18 +57,18 @@ def test_a_checkout_offers_its_experiments(tmp_path):
     answer = ask_hydra(tmp_path)
     assert "MSFSearchPathPlugin" in answer["plugins"], "not installed here? pip install -e ."
     assert answer["paths"]["ocl-msf"] == f"file://{ROOT / 'configs'}"
-    assert answer["experiments"] == EXPERIMENTS and EXPERIMENTS
+    assert answer["experiments"] == EXPERIMENTS and LEAVES <= set(answer["evaluations"])
 
 
 def test_a_wheel_offers_its_experiments(tmp_path, wheel):
     answer = ask_hydra(tmp_path, PYTHONPATH=str(wheel))
     assert "MSFSearchPathPlugin" in answer["plugins"]
     assert answer["paths"]["ocl-msf"] == f"file://{wheel / 'ocl_msf/configs'}"
-    assert answer["experiments"] == EXPERIMENTS and EXPERIMENTS
+    assert answer["experiments"] == EXPERIMENTS and LEAVES <= set(answer["evaluations"])
 
 
 def test_a_wheel_holds_every_module_and_config_once(wheel):
-    kinds = ("*.py", "*.css", "*.html")  # the report has a template and a style sheet
+    kinds = ("*.py", "*.css", "*.html")  # the report has a style sheet and a template
     modules = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "ocl_msf").rglob(kind)}
     modules = {path for path in modules if "_plugins" not in path.parts}
     modules.add(Path("hydra_plugins/ocl_msf/__init__.py"))
@@ -78,3 +83,21 @@ def test_start_up_stays_light(tmp_path):
 
 def test_configs_hide_no_package():
     assert not list((ROOT / "configs").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize(
+    "name, now",
+    [
+        ("clevrtex_lmdb", "dataset=clevrtex dataset.name=clevrtex_lmdb"),
+        ("clevrtex_ood_lmdb", "dataset=clevrtex_ood dataset.name=clevrtex_outd_lmdb"),
+        ("movi_d_boxes", "dataset=movi dataset.name=movi_d"),
+        ("movi_e_boxes_lmdb", "dataset=movi dataset.name=movi_e_lmdb"),
+    ],
+)
+def test_a_data_set_that_was_renamed_is_refused_with_its_new_name(tmp_path, name, now):
+    with initialize_config_dir(str(tmp_path), version_base="1.1"):
+        with pytest.raises(OmegaConfBaseException, match=rf"dataset={name} is gone: .* {now}\n"):
+            instantiate(compose(overrides=[f"+dataset={name}", "dataset.batch_size=2"]).dataset)
+        old, new = now.split()[0].split("=")[1], now.split("=")[-1]
+        config = compose(overrides=[f"+dataset={old}", f"dataset.name={new}"]).dataset
+        assert config._target_ == "ocl_msf.data.open_dataset" and config.name == new

@@ -18,7 +18,7 @@ from ocl.transforms import Map
 from sklearn.metrics import adjusted_rand_score
 
 from ocl_msf.cli import main
-from ocl_msf.data import LMDBDataModule, ShardDataModule
+from ocl_msf.data import open_dataset
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_voc.py"))))  # the fixture's maker
 TINY = [
@@ -62,9 +62,9 @@ def classes_of(prefix, name):
     return mask[top:, left:][np.ix_(places, places)]
 
 
-@pytest.mark.parametrize("dataset", ["voc", "voc_lmdb"])
-def test_void_pixels_are_in_no_mask(compose, prefix, dataset):
-    config = compose("slate_voc", f"dataset={dataset}", "experiment.image_size=128")
+@pytest.mark.parametrize("name", ["voc", "voc_lmdb"])
+def test_void_pixels_are_in_no_mask(compose, prefix, name):
+    config = compose("slate_voc", f"dataset.name={name}", "experiment.image_size=128")
     data = instantiate(config.dataset, _convert_="all")
     assert (data.train_size, data.val_size) == (5, 2)  # without the image of eleven classes
     (batch,) = data.val_dataloader()
@@ -104,8 +104,8 @@ def test_void_pixels_take_no_part_in_the_scores(compose, prefix):
     assert float(metrics["ari"].compute()) == pytest.approx(np.mean(indices))
 
 
-@pytest.mark.parametrize("module, name", [(ShardDataModule, "voc"), (LMDBDataModule, "voc_lmdb")])
-def test_the_hosts_transforms_for_voc_take_the_samples(prefix, module, name):
+@pytest.mark.parametrize("name", ["voc", "voc_lmdb"])
+def test_the_hosts_transforms_for_voc_take_the_samples(prefix, name):
     """They raise where an object has pixels of no class or of several."""
 
     def transform(sample):
@@ -119,16 +119,17 @@ def test_the_hosts_transforms_for_voc_take_the_samples(prefix, module, name):
         return {"__key__": sample["__key__"]}
 
     fields = ("image", "segmentation-class", "segmentation-instance", "instance_category")
-    data = module(str(prefix), name, None, {"a": Map(remember, fields, False)}, batch_size=2, num_workers=0)
+    remembering = {"a": Map(remember, fields, False)}
+    data = open_dataset(str(prefix), name, eval_transforms=remembering, batch_size=2, num_workers=0)
     list(data.val_dataloader())
     assert seen["2011003271"]["instance_category"].tolist() == [RAW.CAT, RAW.MONITOR]
     assert seen["2007000042"]["instance_category"].tolist() == [RAW.PERSON] * 11
     assert seen["2007000042"]["ignore_mask"].dtype == bool
 
 
-@pytest.mark.parametrize("dataset", ["voc", "voc_lmdb", "voc_trainaug"])
-def test_stage_one_trains(compose, tmp_path, dataset):
-    train_config(compose("vqvae_voc", f"dataset={dataset}"))
+@pytest.mark.parametrize("choice", ["dataset=voc", "dataset.name=voc_lmdb", "dataset=voc_trainaug"])
+def test_stage_one_trains(compose, tmp_path, choice):
+    train_config(compose("vqvae_voc", choice))
     assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt"))
 
 

@@ -69,7 +69,7 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
         paths: List[str] = []
         for file in content["shards"]:
             if not file["name"].endswith(suffix):
-                raise ValueError(f"{folder / file['name']} is not a {suffix} file: use ocl_msf.data.open_dataset, which reads both formats.")
+                raise ValueError(f"{folder} has no {suffix} files. ocl_msf.data.open_dataset reads both formats.")
             what = damage(folder, file, checksum=False)
             if what:
                 raise ValueError(f"{folder / file['name']} {what}. Make it again: `{command}`, options as before.")

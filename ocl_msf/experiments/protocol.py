@@ -12,16 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-import hydra
-
-from ocl_msf._host import require_host
 from ocl_msf.experiments.paper import format_scores, format_value, mean_and_deviation, value_of
 from ocl_msf.experiments.runs import Run, Scores
 from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
 from ocl_msf.files import DataError, replacing
-
-with require_host():
-    import ocl.cli.eval  # noqa: F401  registers the configs that evaluations are composed of
 
 MEASURES = ("ari", "ari_fg", "mbo", "inter", "intra")  # and all kinds of mIoU; losses are only in the files
 
@@ -51,10 +45,7 @@ def scorings(run: Run, split: str, count: int = 25, settings: Sequence[str] = ()
         DataError: the run has no checkpoints, or is outdated.
     """
     checkpoints, reports = last_checkpoints(run, count), run.folder / "protocol" / split
-    with hydra.initialize_config_module("configs", version_base="1.3"):
-        chosen = [f"+evaluation={run.evaluation}", f"train_config_path='{run.folder}/config/config.yaml'"]
-        modules = hydra.compose("evaluation_config", overrides=chosen).modules or {}
-    chosen += [f"~modules.{name}" for name in modules if "folder" in modules[name]]
+    chosen = [f"+evaluation={run.evaluation}", f"train_config_path='{run.folder}/config/config.yaml'", "modules=null"]
     chosen += ["eval_val=false", f"eval_{split}=true"] if split != "val" else []
     chosen += [f"output_dir='{reports}'", *settings, f"hydra.run.dir='{reports}'", "hydra.output_subdir=null"]
 

@@ -31,7 +31,8 @@ class MSFSearchPathPlugin(SearchPathPlugin):
             scores = {"defaults": ["/evaluation/msf/scores"]}
             store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")
         for name in FORMER_DATASETS:
-            store(name, {"defaults": [f"${{msf_former:{name}}}"]}, group="dataset", provider="ocl-msf")
+            former = {"defaults": ["_converted", "_self_"], "name": f"${{msf_former:{name}}}"}
+            store(name, former, group="dataset", provider="ocl-msf")
 
 
 def configs() -> Path:
@@ -61,7 +62,7 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
     """
     run = OmegaConf.load(_train_config(_root_))
     name = OmegaConf.select(run, "experiment.evaluation")
-    if "stage" not in run.get("experiment", {}):  # trained before runs said it themselves
+    if "evaluation" not in run.get("experiment", {}):  # trained before runs said it themselves
         is_image = "guidance" in run.models and "frames" not in run.models
         name = "separability" if "vqvae" in run.models else "images" if is_image else None
     file = configs() / "evaluation" / "msf" / f"{name}.yaml"
