@@ -54,7 +54,6 @@ COMMANDS = {
 # Classes and functions by their full names, as a config's `_target_` gives them. A module that had some of them says
 # `__getattr__ = refuse_old_names(__name__)`.
 TARGETS = {
-    "ocl_msf.composition.present": "ocl_msf.composition.drop_nulls",
     "ocl_msf.losses.Weighted": "ocl_msf.losses.WeightedLoss",
     "ocl_msf.losses.join": "ocl_msf.indices.ravel_codes",
     "ocl_msf.composition.present": "ocl_msf.composition.drop_nulls",

@@ -91,7 +91,7 @@ def _evaluate(folder: Path, title: str, run: Path, checkpoint: Path, report: Pat
         return report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)
 
     report.parent.mkdir(parents=True, exist_ok=True)
-    overrides = ["+evaluation=msf/slate_clevrtex", f"train_config_path='{run}/config/config.yaml'"]
+    overrides = ["+evaluation=msf/scores", f"train_config_path='{run}/config/config.yaml'"]
     overrides += [f"checkpoint_path='{checkpoint}'", f"output_dir='{report.parent}'", f"report_filename={report.name}"]
     _run(folder, title, ["ocl.cli.eval", *overrides], report.with_suffix(".log"), done)
     return json.loads(report.read_text())["metrics"]["val"]
@@ -118,5 +118,5 @@ def _next_steps(folder: Path) -> List[str]:
         "  ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
         "  ocl_train +experiment=msf/vqvae_clevrtex",
         "  ocl_train +experiment=msf/slate_clevrtex",
-        "  ocl_eval +evaluation=msf/slate_clevrtex train_config_path=RUN/config/config.yaml",
+        "  ocl_eval +evaluation=msf/scores train_config_path=RUN/config/config.yaml",
     ]

@@ -96,7 +96,7 @@ def test_configs_hide_no_package():
 )
 def test_a_data_set_that_was_renamed_is_refused_with_its_new_name(tmp_path, name, now):
     with initialize_config_dir(str(tmp_path), version_base="1.1"):
-        with pytest.raises(OmegaConfBaseException, match=rf"dataset={name} is gone: .* {now}\n"):
+        with pytest.raises(OmegaConfBaseException, match=rf"dataset={name} is gone: .* {now}$"):
             instantiate(compose(overrides=[f"+dataset={name}", "dataset.batch_size=2"]).dataset)
         old, new = now.split()[0].split("=")[1], now.split("=")[-1]
         config = compose(overrides=[f"+dataset={old}", f"dataset.name={new}"]).dataset
