@@ -1,4 +1,4 @@
-"""What `benchmark.py stage2` and `generate` time: stage 2, and the same from plain parts of torch."""
+"""The benchmarks `stage2` and `generate`: our stage 2, and one built from plain parts of torch."""
 
 import argparse
 from typing import Callable, Sequence
@@ -29,7 +29,7 @@ class PlainTokenDecoder(nn.Module):
     def __init__(self, dim: int, num_tokens: int, num_layers: int):
         super().__init__()
         layer = nn.TransformerDecoderLayer(dim, HEADS, 4 * dim, 0.1, batch_first=True, norm_first=True)
-        layer.dropout = nn.Identity()  # one inside the MLP, which SLATE has not
+        layer.dropout = nn.Identity()  # inside the MLP, where SLATE has none
         self.transformer = nn.TransformerDecoder(layer, num_layers, nn.LayerNorm(dim))
         self.project_slots = nn.Linear(dim, dim, bias=False)
         self.project_tokens = nn.Linear(dim, dim, bias=False)
@@ -50,8 +50,8 @@ class PlainTokenDecoder(nn.Module):
 
     @torch.no_grad()
     def take(self, decoder: TokenDecoder) -> "PlainTokenDecoder":
-        """Take the weights of a TokenDecoder; the biases that it lacks are zero."""
-        self.load_state_dict(decoder.state_dict(), strict=False)  # what has the same name
+        """Copy the weights of a TokenDecoder; biases that it lacks stay zero."""
+        self.load_state_dict(decoder.state_dict(), strict=False)  # those of equal names
         self.transformer.norm.load_state_dict(decoder.norm.state_dict())
         for ours, theirs in zip(decoder.blocks, self.transformer.layers):
             for norm, name in ((theirs.norm1, "self"), (theirs.norm2, "cross"), (theirs.norm3, "mlp")):
@@ -66,7 +66,7 @@ class PlainTokenDecoder(nn.Module):
 
 
 class Slate(nn.Module):
-    """Image -> slots; image -> frozen guidance; slots -> loss, as msf/slate_clevrtex puts it together."""
+    """Image -> slots; image -> frozen guidance; slots and guidance -> loss, as in msf/slate_clevrtex."""
 
     def __init__(self, decoder: nn.Module, dim: int):
         super().__init__()
@@ -81,14 +81,14 @@ class Slate(nn.Module):
         self.loss = GroupedCrossEntropy()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Images -> the loss."""
+        """Images (b, 3, h, w) -> loss, a scalar."""
         slots = self.grouping(self.encoder(image), self.queries(len(image))).objects
         guidance = self.guidance(image)
         return self.loss(self.decoder(slots, guidance.features).logits, guidance.indices)[0]
 
 
 def build_decoder(name: str, options: argparse.Namespace) -> nn.Module:
-    """Ours, or the plain one."""
+    """Build our decoder or the plain one, with the same weights."""
     side = options.size // 4
     sizes = dict(dim=options.dim, num_layers=options.layers, num_heads=HEADS)
     decoder = TokenDecoder(options.dim, options.dim, [CODES, CODES], side, **sizes)
@@ -131,7 +131,7 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
 
 
 def build_generation(name: str, options: argparse.Namespace) -> Callable[[], None]:
-    """Write a batch of images from slots, with the cache or without."""
+    """Generate a batch of images from slots, with or without the cache."""
     torch.manual_seed(0)
     decoder = build_decoder(name, options).to(options.device).eval()
     slots = torch.randn(options.batch, SLOTS, options.dim, device=options.device)
@@ -153,13 +153,13 @@ def build_generation(name: str, options: argparse.Namespace) -> Callable[[], Non
 def generate_without_cache(
     decoder: TokenDecoder, slots: torch.Tensor, written: torch.Tensor, positions: Sequence[int]
 ) -> torch.Tensor:
-    """Choose the codes at some positions behind those written, the whole past passing the transformer for each.
+    """Predict the codes at some positions from those before them, running the transformer on all of these each time.
 
     Args:
         decoder: with its `lookup`.
         slots: (b, k, d).
         written: codes (b, g, h, w).
-        positions: in raster order; all of them is what an image costs.
+        positions: in raster order; a whole image takes all of them.
 
     Returns:
         Codes (b, g, number of positions).

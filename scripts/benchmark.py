@@ -1,23 +1,17 @@
-"""Time what this project is for, and print medians and ratios of one run: `python scripts/benchmark.py quantizer`."""
+"""Benchmarks; each prints medians and ratios as a table: `python scripts/benchmark.py quantizer`."""
 
 import argparse
-import io
 import multiprocessing
 import statistics
-import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
 import _stage2
-import numpy as np
 import torch
-import webdataset
 from _data import add_data_options, data
-from ocl.data_decoding import decode_field
-from ocl.datasets import WebdatasetDataModule
-from ocl.transforms import SimpleTransform
-from PIL import Image
+from _loader import add_loader_options, loader
 from torch.nn import functional as F
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
@@ -52,8 +46,8 @@ def literal_algorithm_1(weight: torch.Tensor, codebooks: List[torch.Tensor], map
         shared = numbers.gather(0, winner[None])[0]
         index = winner[None, :, None].expand(1, -1, channels, -1, -1)
         features = torch.cat([torch.stack(brought).gather(0, index)[0], target[:, channels:]], 1)
-        specific = match(target[:, channels:], codebooks[1 + i])[1]
-        codes = torch.cat([codebooks[0][shared], codebooks[1 + i][specific]], -1).permute(0, 3, 1, 2)
+        variant = match(target[:, channels:], codebooks[1 + i])[1]
+        codes = torch.cat([codebooks[0][shared], codebooks[1 + i][variant]], -1).permute(0, 3, 1, 2)
         passed = features + (codes - features).detach()
         quantized.append(torch.einsum("buhw,uc->bchw", passed, weight))
         loss = loss + F.mse_loss(codes, features.detach()) + F.mse_loss(features, codes.detach())
@@ -122,18 +116,18 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def peak_memory(build: Callable, name: str, options: argparse.Namespace, answer) -> None:
-    """Send the bytes that steps need beyond what was held before; meant for a fresh process."""
+def peak_memory(build: Callable, name: str, options: argparse.Namespace, sender: Connection) -> None:
+    """Send the peak memory of steps, in bytes, beyond what is held before them; to run in a fresh process."""
     torch.set_num_threads(options.threads)
-    before = held_at_most(options.device)
+    before = peak_of_process(options.device)
     step = build(name, options)
     for _ in range(min(2, options.warmup + options.repeat)):  # Adam's state exists from the first step on
         step()
-    answer.send(held_at_most(options.device) - before)
+    sender.send(peak_of_process(options.device) - before)
 
 
-def held_at_most(device: str) -> int:
-    """Peak memory of this process in bytes; on Linux the kernel's own count, which a parent does not touch."""
+def peak_of_process(device: str) -> int:
+    """Peak memory of this process in bytes; on a CPU that of the Linux kernel, which does not count the parent's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
@@ -143,14 +137,18 @@ def held_at_most(device: str) -> int:
 def compare(
     build: Callable, names: List[str], unit: str, options: argparse.Namespace, parts: Optional[Dict[str, int]] = None
 ) -> None:
-    """Print time and peak memory of the steps that `build(name, options)` makes, or parts of them, so many in one."""
-    memory = {}  # first, while this process holds none itself
+    """Print time and peak memory of the steps that `build(name, options)` makes.
+
+    Args:
+        parts: by name, if a step does only a part of the work: the number that its time is multiplied by.
+    """
+    memory: Dict[str, float] = {}  # measured first, while this process itself holds little
     for name in names:
-        ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(build, name, options, theirs))
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(build, name, options, sender))
         process.start()
-        theirs.close()
-        memory[name] = ours.recv()
+        sender.close()
+        memory[name] = receiver.recv()
         process.join()
     times = time_in_turns({name: build(name, options) for name in names}, options)
     times = {name: seconds * (parts or {}).get(name, 1) for name, seconds in times.items()}
@@ -158,31 +156,31 @@ def compare(
 
 
 def stage1(options: argparse.Namespace) -> None:
-    """Whole steps of stage 1: MSF and plain VQ against each other and against encoder and decoder alone."""
+    """Whole steps of stage 1: MSF, plain VQ, and the encoder and decoder without a quantiser."""
     compare(build_step, ["vq", "msf", "encoder + decoder"], "vq", options)
 
 
 def stage2(options: argparse.Namespace) -> None:
-    """Whole steps of SLATE, and on request its decoder's alone, against nn.TransformerDecoder with a float mask."""
+    """Whole steps of SLATE, and on request of its decoder alone, against nn.TransformerDecoder with a float mask."""
     for part in ["stage 2"] + ["decoder"] * options.decoder:
         compare(_stage2.build_step, [part, f"{part}, {_stage2.PLAIN}"], part, options)
         print()
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Images from slots, with the cache of keys and values and without."""
+    """Generation of images from slots, with and without the cache of keys and values."""
     if options.every > 1:
         print(f"no cache: the time of every {options.every}th token, times {options.every}; --every 1 times all.\n")
     compare(_stage2.build_generation, ["cache", "no cache"], "cache", options, {"no cache": options.every})
 
 
 def compile_if(options: argparse.Namespace, function: Callable) -> Callable:
-    """Compile on request."""
+    """Compile the function with --compile."""
     return torch.compile(function) if options.compile else function
 
 
 def time_in_turns(steps: Dict[str, Callable[[], None]], options: argparse.Namespace) -> Dict[str, float]:
-    """Median seconds of each step; the steps take turns, so that a busy machine slows all of them."""
+    """Median seconds of each step; the steps take turns, so that other load slows all of them."""
 
     def clock():
         if options.device == "cuda":
@@ -200,7 +198,7 @@ def time_in_turns(steps: Dict[str, Callable[[], None]], options: argparse.Namesp
 
 
 def print_table(times: Dict[str, float], unit: str, memory: Optional[Dict[str, float]] = None) -> None:
-    """Print medians and their ratio to the row `unit`, as Markdown."""
+    """Print medians and their ratios to the row `unit` as a Markdown table."""
     heads = ["", "median, ms", f"time / {unit}"] + (["peak memory, MiB", f"memory / {unit}"] if memory else [])
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for name, seconds in times.items():
@@ -210,77 +208,8 @@ def print_table(times: Dict[str, float], unit: str, memory: Optional[Dict[str, f
         print("| " + " | ".join(cells) + " |")
 
 
-def write_shards(folder: Path, options: argparse.Namespace) -> str:
-    """Write shards of noisy pictures with masks, and return their brace expression."""
-    rng = np.random.default_rng(0)
-    for shard in range(options.shards):
-        with webdataset.TarWriter(str(folder / f"{shard:06d}.tar")) as sink:
-            for index in range(options.samples):
-                coarse = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                image = Image.fromarray(coarse).resize((options.size, options.size), Image.BICUBIC)
-                buffer = io.BytesIO()
-                image.save(buffer, "PNG")
-                mask = np.asarray(image)[..., :1] // 32
-                key = f"{shard * options.samples + index:08d}"
-                sink.write({"__key__": key, "image.png": buffer.getvalue(), "mask.npy": mask})
-    return f"{folder}/{{{0:06d}..{options.shards - 1:06d}}}.tar"
-
-
-def to_float(image: np.ndarray) -> torch.Tensor:
-    """The usual preparation of a picture."""
-    return torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
-
-
-def decode(sample: dict) -> dict:
-    """Decode and prepare a sample of plain webdataset exactly like the host."""
-    decoded = dict(decode_field(name, data) for name, data in sample.items() if not name.startswith("_"))
-    return {"__key__": sample["__key__"], "image": to_float(decoded["image"]), "mask": decoded["mask"]}
-
-
-def collate(samples: list) -> dict:
-    """Stack samples to a batch."""
-    return torch.utils.data.default_collate(samples)
-
-
-def build_loaders(shards: str, options: argparse.Namespace) -> dict:
-    """Both loaders of training batches, shuffled alike."""
-    transforms = {"prepare": SimpleTransform({"image": to_float, "mask": np.asarray}, batch_transform=False)}
-    ours = WebdatasetDataModule(
-        shards, batch_size=options.batch, num_workers=options.workers, train_transforms=transforms
-    )
-    plain = webdataset.DataPipeline(
-        webdataset.SimpleShardList(shards),
-        webdataset.shuffle(options.shards),
-        webdataset.split_by_worker,
-        webdataset.tarfile_to_samples(),
-        webdataset.shuffle(4 * options.batch, initial=4 * options.batch),
-        webdataset.map(decode),
-        webdataset.batched(options.batch, collation_fn=collate, partial=False),
-    )
-    theirs = webdataset.WebLoader(plain, batch_size=None, num_workers=options.workers)
-    return {"ours": ours.train_dataloader(), "plain webdataset": theirs}
-
-
-def loader(options: argparse.Namespace) -> None:
-    """Images per second of whole epochs, in turns; the ratio is the median over the turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        loaders = build_loaders(write_shards(Path(folder), options), options)
-        rates = {name: [] for name in loaders}
-        for _ in range(options.warmup + options.repeat):
-            for name, batches in loaders.items():
-                begin = time.perf_counter()
-                count = sum(len(batch["__key__"]) for batch in batches)
-                rates[name].append(count / (time.perf_counter() - begin))
-    rates = {name: values[options.warmup :] for name, values in rates.items()}
-    print("| | images per second |\n|---|---|")
-    for name, values in rates.items():
-        print(f"| {name} | {statistics.median(values):.0f} |")
-    ratio = statistics.median(a / b for a, b in zip(*rates.values()))
-    print(f"\nours / plain webdataset: {ratio:.2f}")
-
-
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     turns = {quantizer: 15, stage1: 15, stage2: 3, generate: 3, loader: 7, data: 3}
@@ -309,7 +238,7 @@ def main() -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser, batch: int) -> None:
-    """Options of what runs on a device."""
+    """Options of the benchmarks that run a model."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--dim", type=int, default=256, help="c, channels of the bottleneck (default: 256)")
@@ -322,14 +251,6 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int) -> None:
     )
     parser.add_argument("--bf16", action="store_true", help="stage1, stage2: under bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
-
-
-def add_loader_options(parser: argparse.ArgumentParser) -> None:
-    """Options of what reads shards."""
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=500, help="samples in a shard (default: 500)")
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def algorithm_1(weight, codebooks, maps):
         shared = torch.stack(numbers).gather(0, winner[None])[0]
         encode1 = torch.stack(brought).gather(0, winner[None, :, None].expand(1, -1, c, -1, -1))[0]
         encode2 = encodes[i][:, c:]
-        specific = match(encode2, codebooks[1 + i])[1]
+        variant = match(encode2, codebooks[1 + i])[1]
         encode = torch.cat([encode1, encode2], 1)
-        code = torch.cat([codebooks[0][shared], codebooks[1 + i][specific]], -1).permute(0, 3, 1, 2)
+        code = torch.cat([codebooks[0][shared], codebooks[1 + i][variant]], -1).permute(0, 3, 1, 2)
         passed = encode + (code - encode).detach()
-        indices.append(torch.stack([shared, specific], 1))
+        indices.append(torch.stack([shared, variant], 1))
         quantized.append(torch.einsum("buhw,uc->bchw", passed, weight))
     return indices, quantized
 
