@@ -8,10 +8,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, List, Optional
 
 from ocl_msf._host import require_host
-from ocl_msf.experiments.runs import Run, find_runs
+from ocl_msf.experiments.runs import Run, Scores, find_runs, furthest
 from ocl_msf.experiments.tasks import Task, run_all
 
 with require_host():
@@ -19,8 +19,6 @@ with require_host():
 
 SCORES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO"}
 HELD_OUT = 200  # scenes
-
-Scores = Dict[str, float]
 
 
 def run_demo(folder: Path = Path("demo"), scenes: int = 2000) -> None:
@@ -47,10 +45,9 @@ def run_demo(folder: Path = Path("demo"), scenes: int = 2000) -> None:
 
     _train(folder, "vqvae_clevrtex")
     slate = _train(folder, "slate_clevrtex")
-    untrained = _find_untrained(folder / "outputs" / "msf" / "slate_clevrtex")
     reports = folder / "untrained" / "metrics.json", slate.folder / "metrics.json"
-    before = _evaluate(folder, "scoring before training", slate.folder, untrained, reports[0])
-    after = _evaluate(folder, "scoring after training", slate.folder, slate.checkpoint, reports[1])
+    before = _evaluate(folder, "scoring before training", slate, slate.untrained, reports[0])
+    after = _evaluate(folder, "scoring after training", slate, slate.checkpoint, reports[1])
     shutil.copyfile(slate.folder / "scenes.png", folder / "scenes.png")
     print("\n".join(["", *_table(before, after), "", *_next_steps(folder)]))
 
@@ -65,33 +62,31 @@ def _train(folder: Path, experiment: str) -> Run:
     """Train an experiment unless a finished run is there; go on from the furthest checkpoint of an unfinished one."""
     outputs = folder / "outputs"
 
-    def furthest() -> Optional[Run]:
-        runs = [run for run in find_runs(outputs / "msf" / experiment) if run.checkpoint]
-        return max(runs, key=lambda run: run.step, default=None)
+    def so_far() -> Optional[Run]:
+        return furthest(find_runs(outputs / "msf" / experiment))
 
     def done() -> bool:
-        return bool(furthest() and furthest().finished)
+        run = so_far()
+        return run is not None and run.finished
 
-    resume = [f"load_checkpoint='{furthest().checkpoint}'"] if furthest() else []
+    run = so_far()
     overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", "seed=0"]
-    overrides += [f"+experiment.root_output_folder='{outputs}'", *resume]
+    overrides += [f"+experiment.root_output_folder='{outputs}'"]
+    overrides += [f"load_checkpoint='{run.checkpoint}'"] if run else []
     _run(folder, f"training {experiment}", ["ocl.cli.train", *overrides], outputs / f"{experiment}.log", done)
-    return furthest()
+    trained = so_far()
+    assert trained is not None, "a training that is done has left a checkpoint"
+    return trained
 
 
-def _find_untrained(folder: Path) -> Path:
-    """The model as it was before the first step, in whichever run that was."""
-    return max(folder.glob("*/lightning_logs/version_*/untrained.ckpt"), key=lambda path: path.stat().st_mtime)
-
-
-def _evaluate(folder: Path, title: str, run: Path, checkpoint: Path, report: Path) -> Scores:
+def _evaluate(folder: Path, title: str, run: Run, checkpoint: Optional[Path], report: Path) -> Scores:
     """Score a checkpoint of SLATE on the held-out scenes; the report says which checkpoint it is of."""
 
     def done() -> bool:
         return report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)
 
     report.parent.mkdir(parents=True, exist_ok=True)
-    overrides = ["+evaluation=msf/scores", f"train_config_path='{run}/config/config.yaml'"]
+    overrides = ["+evaluation=msf/scores", f"train_config_path='{run.folder}/config/config.yaml'"]
     overrides += [f"checkpoint_path='{checkpoint}'", f"output_dir='{report.parent}'", f"report_filename={report.name}"]
     _run(folder, title, ["ocl.cli.eval", *overrides], report.with_suffix(".log"), done)
     return json.loads(report.read_text())["metrics"]["val"]

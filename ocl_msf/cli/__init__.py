@@ -10,7 +10,13 @@ from ocl_msf.cli.data import add_data_commands
 from ocl_msf.cli.experiments import add_experiment_commands
 from ocl_msf.cli.results import add_result_commands
 
-app = new_app("Multi-Scale Fusion for object-centric learning: data, tables, figures and a demonstration.", Program)
+app = new_app(
+    "Multi-Scale Fusion for object-centric learning: data, tables, figures and a demonstration.",
+    "ocl-msf demo",
+    "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
+    "ocl-msf tables table4 --part c256 --preset cpu --dry-run",
+    cls=Program,
+)
 add_experiment_commands(app)
 add_data_commands(app)
 add_result_commands(app)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from typing import Any, Callable, Iterator, List, Type
+from typing import Any, Callable, Iterator, List, Sequence, Type
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -71,11 +71,12 @@ class Command(TyperCommand):
         return super().parse_args(ctx, words)
 
 
-def new_app(summary: str, cls: Type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A group of commands."""
+def new_app(summary: str, *examples: str, cls: Type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """A group of commands; its help ends with the examples."""
     return typer.Typer(
         cls=cls,
         help=summary,
+        epilog=_epilog(examples),
         no_args_is_help=True,
         rich_markup_mode=None,  # plain text, in lines as they are written
         pretty_exceptions_enable=False,
@@ -85,5 +86,9 @@ def new_app(summary: str, cls: Type[TyperGroup] = TyperGroup) -> typer.Typer:
 
 def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Function], Function]:
     """Add a function to a program as the command `name`; its help ends with the examples."""
+    return app.command(name, cls=Command, epilog=_epilog(examples))
+
+
+def _epilog(examples: Sequence[str]) -> str:
     title = "Examples:" if len(examples) > 1 else "Example:"
-    return app.command(name, cls=Command, epilog="\n".join(["\b", title, *(f"  {line}" for line in examples)]))
+    return "\n".join(["\b", title, *(f"  {line}" for line in examples)])  # \b: the lines as they are

@@ -84,7 +84,10 @@ def _filter(
     return None if no_filter else ObjectFilter(max_objects, min_box_area, small)
 
 
-converters = new_app("Convert a raw download to shards or LMDB, or go on with a conversion that was interrupted.")
+converters = new_app(
+    "Convert a raw download to shards or LMDB. The same command again goes on with a conversion that was interrupted.",
+    "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
+)
 
 
 def converter(*example: str, filtered: bool = False) -> Callable[[Callable[..., None]], None]:
@@ -208,7 +211,8 @@ def voc(
 def _width_and_height(text: str) -> Tuple[int, int]:
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 32):
-        raise typer.BadParameter(f"{text} is not WIDTHxHEIGHT, such as 320x240; width and height are 32 or more")
+        message = f"{text} is not WIDTHxHEIGHT, such as 320x240; width and height are 32 or more"
+        raise typer.BadParameter(message, param_hint="--size")
     return int(width), int(height)
 
 
@@ -222,7 +226,10 @@ def add_data_commands(app: typer.Typer) -> None:
         sheet: Annotated[Optional[Path], Option(help="The PNG; by default PATH/samples.png.")] = None,
         samples: Annotated[int, Option(min=1, help="Drawn of each split.")] = 16,
     ) -> None:
-        """Count what a converted data set holds, and draw samples with their masks."""
+        """Count and draw what a data set holds.
+
+        It prints histograms of the numbers and sizes of objects, and draws samples with their masks and boxes.
+        """
         from ocl_msf.data.inspect import inspect
 
         print(inspect(path, sheet, samples))
@@ -232,13 +239,13 @@ def add_data_commands(app: typer.Typer) -> None:
         out: Annotated[Path, Argument(help="Folder for the scenes.", show_default=False)],
         count: Annotated[int, Option(min=1, help="Number of scenes.")] = 2400,
         seed: int = 0,
-        size: Annotated[str, Option(metavar="WIDTHxHEIGHT", help="In pixels.", callback=_width_and_height)] = "320x240",
+        size: Annotated[str, Option(metavar="WIDTHxHEIGHT", help="In pixels.")] = "320x240",
         workers: Workers = 2,
     ) -> None:
         """Make scenes like ClevrTex's, without any download."""
         from ocl_msf.data.synthetic.scenes import make_scenes
 
-        made = make_scenes(out, count, seed, size, workers)
+        made = make_scenes(out, count, seed, _width_and_height(size), workers)
         print(f"{count} scenes in {out / 'clevrtex_full'}, {made} of them new")
 
     @command(app, "videos", "ocl-msf videos RAW --videos 1000 && ocl-msf convert movi RAW $DATASET_PREFIX")

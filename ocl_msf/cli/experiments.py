@@ -25,7 +25,11 @@ def add_experiment_commands(app: typer.Typer) -> None:
         folder: Annotated[Path, Option(help="Where everything goes.")] = Path("demo"),
         scenes: Annotated[int, Option(min=201, help="Scenes to make, 200 of them held out.")] = 2000,
     ) -> None:
-        """Make scenes, train both stages on a CPU, score them before and after, and draw a picture."""
+        """Train both stages on scenes made here.
+
+        It trains a small configuration for two CPU cores, scores it before and after, and draws a picture. The same
+        command again goes on.
+        """
         from ocl_msf.demo import run_demo
 
         run_demo(folder, scenes)
@@ -53,11 +57,11 @@ def add_experiment_commands(app: typer.Typer) -> None:
         ] = None,
         dry_run: Annotated[bool, Option("--dry-run", help="Print the commands and what there is.")] = False,
     ) -> None:
-        """Make one of the paper's tables: run what is missing, print it with the paper's numbers beside.
+        """Make one of the paper's tables.
 
-        A finished run of the same command is reused, an unfinished one continued from its last checkpoint, so the same
-        command again goes on. --slurm needs hydra-submitit-launcher, and takes settings of that, such as
-        hydra.launcher.partition=NAME.
+        It runs what is missing, and prints the table with the paper's numbers beside. A finished run of the same
+        command is reused, an unfinished one continued from its last checkpoint, so the same command again goes on.
+        --slurm needs hydra-submitit-launcher, and takes settings of that, such as hydra.launcher.partition=NAME.
         """
         from ocl_msf.experiments.tables import make_tables
 
@@ -80,9 +84,10 @@ def add_experiment_commands(app: typer.Typer) -> None:
         ] = None,
         dry_run: Annotated[bool, Option("--dry-run", help="Print the commands.")] = False,
     ) -> None:
-        """Score the last checkpoints of runs as the paper does, and print their mean and the best of them.
+        """Score the last checkpoints of runs.
 
-        Every checkpoint has a report of its own in RUN/protocol/SPLIT, so the same command again does what is missing.
+        As in the paper (section A.5) it prints their mean and the best of them. Every checkpoint has a report of its
+        own in RUN/protocol/SPLIT, so the same command again does what is missing.
         """
         from ocl_msf.experiments.protocol import score_checkpoints
 

@@ -16,8 +16,9 @@ Runs = Annotated[
 ]
 Picture = Annotated[Path, Option(help="The PNG.")]
 figures = new_app(
-    "Draw a figure from what runs have saved in their folders. Curves and codebooks are read from the logs of "
-    "training; runs that differ in their seed alone become one curve."
+    "Draw a figure of some runs. Curves and codebooks are read from the logs of training; "
+    "runs that differ in their seed alone become one curve.",
+    "ocl-msf figures segmentations outputs --out figure2.png",
 )
 
 
@@ -82,7 +83,7 @@ def guidance(
 def _pair(text: str) -> Tuple[int, int]:
     first, _, second = text.partition(":")
     if not (first.isdigit() and second.isdigit()):
-        raise typer.BadParameter(f"{text} is not of the form A:B, such as 2:3")
+        raise typer.BadParameter(f"{text} is not of the form A:B, such as 2:3", param_hint="--swap")
     return int(first), int(second)
 
 
@@ -100,9 +101,10 @@ def add_result_commands(app: typer.Typer) -> None:
         ] = 4,
         date: Annotated[Optional[str], Option(help="What to print as its date; by default today.")] = None,
     ) -> None:
-        """Write the report of some runs: index.html, one page that needs no network, and scores.md with its tables.
+        """Write a report of some runs.
 
-        --evaluate needs their data (DATASET_PREFIX) and takes a while: scores, scenes of the gallery, guidance maps.
+        It is index.html, one page that needs no network, and scores.md with its tables. --evaluate needs their data
+        (DATASET_PREFIX) and takes a while: scores, scenes of the gallery, guidance maps.
         """
         from ocl_msf.results.report.evaluations import evaluate
         from ocl_msf.results.report.page import write_report
@@ -127,9 +129,9 @@ def add_result_commands(app: typer.Typer) -> None:
         drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out.")] = None,
         out: Picture = Path("edit.png"),
     ) -> None:
-        """Swap or drop slots of two images, and draw what the decoder makes of the rest.
+        """Swap or drop slots of two images.
 
-        Without --swap and --drop the picture shows which slot is what.
+        It draws what the decoder makes of the rest. Without --swap and --drop the picture shows which slot is what.
         """
         swaps = [_pair(text) for text in swap or []]
         from ocl_msf.results.editing import edit_pictures

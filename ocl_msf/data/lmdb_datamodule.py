@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class LMDBDataModule(LightningDataModule):
-    """A data set that `ocl_msf.data.convert --format lmdb` wrote.
+    """A data set that `ocl-msf convert --format lmdb` wrote.
 
     Training samples are permuted anew in every epoch by `seed` and the number of the epoch, all of them, the
     same on every rank. A rank gets every n-th, equally many, and its batches do not depend on `num_workers` as

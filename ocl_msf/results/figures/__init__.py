@@ -1,6 +1,6 @@
 """Figures: guidance maps (Fig. 3), segmentations side by side (Fig. 2), training curves, the use of codebooks.
 
-`python -m ocl_msf.results.figures --help` draws them from what runs and evaluations have saved.
+`ocl-msf figures` draws them from what runs and evaluations have saved.
 """
 
 from ocl_msf.results.figures.curves import draw_codebooks, draw_curves, draw_ranking
