@@ -1,7 +1,7 @@
 """Initial slots (queries)."""
 
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ class GaussianQueries(nn.Module):
         super().__init__()
         self.object_dim = object_dim
         self.n_slots = n_slots
-        self.sigma = sigma
+        self.sigma: Any = sigma
         self.mean = nn.Parameter(torch.randn(1, n_slots, object_dim))
 
     def forward(self, batch_size: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ class BoxQueries(nn.Module):
         """
         if boxes.dim() != 4 or boxes.shape[-1] != 4:
             raise ValueError(f"Boxes must be (batch, frames, objects, 4), but they are {tuple(boxes.shape)}.")
-        first = boxes[:, 0, : self.n_slots - 1].to(self.mlp[0].weight.dtype)  # b n 4
+        first = boxes[:, 0, : self.n_slots - 1].to(next(self.mlp.parameters()).dtype)  # b n 4
         slots = first.new_zeros(len(first), self.n_slots, 4)  # b k 4
         slots[:, 0] = slots.new_tensor([0.0, 0.0, 1.0, 1.0])
         slots[:, 1 : 1 + first.shape[1]] = first
@@ -91,7 +91,8 @@ class BoxQueries(nn.Module):
 
     @torch.no_grad()
     def _init_spread(self) -> None:
-        first, _, last = self.mlp
+        layers: Any = self.mlp
+        first, _, last = layers
         first.bias.copy_(-(first.weight * torch.rand_like(first.weight)).sum(1))  # GELUs bend within the range of boxes
         boxes = torch.rand(1000, 2, 2).sort(1).values.flatten(1)  # upper left before lower right
         queries = self.mlp(boxes)

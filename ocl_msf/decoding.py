@@ -212,12 +212,13 @@ class TokenDecoder(nn.Module):
         height, width = size or self.size
         self._check_size(height, width)
         slots, visible = self._project_slots(slots, slot_mask)  # b k d, b 1 1 k
-        caches = [BlockCache(block, slots, visible, height * width) for block in self.blocks]
+        blocks: List[Any] = list(self.blocks)
+        caches = [BlockCache(block, slots, visible, height * width) for block in blocks]
         token = self.begin.expand(len(slots), -1, -1)  # b 1 d
         written: List[torch.Tensor] = []
         for position in range(height * width):
             x = token + self.positions[:, position : position + 1]
-            for block, cache in zip(self.blocks, caches):
+            for block, cache in zip(blocks, caches):
                 x = block.step(x, cache)  # b 1 d
             logits = self._predict(x[:, 0])  # g times b m
             written.append(self._to_codes([sample_codes(p, temperature, top_k, generator) for p in logits]))  # b g

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import reduce
 from math import gcd
-from typing import Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
@@ -68,6 +68,10 @@ class DiffusionDecoder(nn.Module):
             1 to num_timesteps, there is no level attention_from, or prediction_type is neither of the two.
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    measured: torch.Tensor
+
     def __init__(
         self,
         object_dim: int,
@@ -94,7 +98,7 @@ class DiffusionDecoder(nn.Module):
         plain, attending = attention_from, len(channels) - attention_from
         self.object_dim, self.guidance_dim, self.size = object_dim, guidance_dim, height_and_width(size)
         self.eval_levels, self.coordinates = eval_levels, coordinates
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             in_channels=guidance_dim + 2 * coordinates,
             out_channels=guidance_dim,
             down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attending,
@@ -105,9 +109,9 @@ class DiffusionDecoder(nn.Module):
             cross_attention_dim=object_dim,
             norm_num_groups=reduce(gcd, channels, 32),
         )
-        self.noising = DDPMScheduler(num_timesteps, prediction_type=prediction_type)
+        self.noising: Any = DDPMScheduler(num_timesteps, prediction_type=prediction_type)
         # trailing: starts from pure noise, as few steps must; unclipped: codes are not confined to [-1, 1]
-        self.sampling = DDIMScheduler(
+        self.sampling: Any = DDIMScheduler(
             num_timesteps, clip_sample=False, timestep_spacing="trailing", prediction_type=prediction_type
         )
         self.register_buffer("mean", torch.zeros(1, guidance_dim, 1, 1))

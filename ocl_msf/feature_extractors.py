@@ -34,12 +34,17 @@ class NaiveCNN(ImageFeatureExtractor):
         super().__init__()
         self._feature_dim = feature_dim
         channels = [3] + [feature_dim] * num_layers
-        convolutions = [nn.Conv2d(i, o, 5, padding=2) for i, o in zip(channels, channels[1:])]
-        convolutions[0].stride = (stride, stride)
-        self.layers = nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, nn.ReLU())))
-        for layer in convolutions:  # He's initialisation: otherwise image features become smaller than the positional
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # embedding
-            nn.init.zeros_(layer.bias)
+        strides = [stride] + [1] * (num_layers - 1)
+        pairs = [
+            (nn.Conv2d(i, o, 5, stride=s, padding=2), nn.ReLU()) for i, o, s in zip(channels, channels[1:], strides)
+        ]
+        self.layers = nn.Sequential(*(layer for pair in pairs for layer in pair))
+        # He's initialisation: otherwise image features become smaller than the positional embedding.
+        for parameter in self.layers.parameters():
+            if parameter.dim() == 1:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 
     @property
     def feature_dim(self) -> int:
@@ -72,6 +77,7 @@ def read_vit(path: Path) -> Dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
+    weights: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # comes with timm
@@ -105,10 +111,12 @@ class FrozenViT(Frozen):
     """
 
     network: Any  # timm's vision transformers share no base class
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, model_name: str, pretrained: bool = True):
         model_name = _known_name(model_name)
-        network = timm.create_model(model_name, num_classes=0)
+        network: Any = timm.create_model(model_name, num_classes=0)
         super().__init__(network, loaded=not pretrained)
         self.model_name = model_name
         self.patch_size: int = network.patch_embed.proj.kernel_size[0]

@@ -19,6 +19,8 @@ class Frozen(nn.Module):
         loaded: whether it has its weights already.
     """
 
+    loaded: torch.Tensor
+
     def __init__(self, network: nn.Module, name: str = "network", loaded: bool = False):
         super().__init__()
         self.network_name = name

@@ -1,9 +1,9 @@
 """Scores that the host does not have: mIoU by object size (Table 7) and object separability of guidance (Table 4).
 
-ARI, ARI_fg, mIoU and mBO are the host's (`ocl.metrics`), and are what scikit-learn's adjusted_rand_score and an
-assignment by scipy's linear_sum_assignment give for one sample, averaged over samples. Two conventions of theirs are
-worth knowing: a sample without foreground scores 1 in ARI_fg, and a sample without any mask is left out of mIoU and
-mBO. True masks of no pixel (padding) never count.
+ARI, ARI_fg, mIoU and mBO are the host's (`ocl.metrics`). They equal scikit-learn's adjusted_rand_score and an
+assignment by scipy's linear_sum_assignment for one sample, averaged over samples. Two of their conventions: a sample
+without foreground scores 1 in ARI_fg, and a sample without any mask is left out of mIoU and mBO. True masks without
+pixels (padding) never count.
 """
 
 from typing import Optional, Tuple
@@ -14,7 +14,7 @@ import torchmetrics
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
-SIZES = {  # of objects, in pixels of the original image; COCO counts an object on a limit on both of its sides
+SIZES = {  # of objects, in pixels of the original image; as in COCO, an object on a limit belongs to both classes
     "small": (0, 32**2),
     "medium": (32**2, 96**2),
     "large": (96**2, float("inf")),
@@ -25,8 +25,8 @@ SIZES = {  # of objects, in pixels of the original image; COCO counts an object 
 class SizedMaskIoU(torchmetrics.Metric):
     """Mean IoU of true masks of one size (Table 7), matched one to one with predictions (Hungarian).
 
-    All true masks of a sample take part in the matching, those of the size count. The score of a sample is their
-    mean, a mask left over scoring 0; the score is the mean over the samples that have some, 0 if none has.
+    All true masks of a sample are matched, and those of the size are scored; one without a match scores 0. The score
+    of a sample is their mean, and the metric is the mean over the samples that have masks of the size, or 0.
 
     Args:
         size: "small", "medium" or "large" by COCO's limits of area, 32^2 and 96^2, both inclusive; or "all".
@@ -60,9 +60,9 @@ class SizedMaskIoU(torchmetrics.Metric):
         Args:
             prediction: scores (b, k, h, w), or (b, t, k, h, w): a video is scored jointly over its frames.
             target: true masks (b, n, h, w) or (b, t, n, h, w), positive inside, disjoint.
-            area: (b, n), of the true masks, in pixels of the original image; by default they are measured in
-                `target`, as mean over the frames in which the object is seen.
-            ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are left out.
+            area: (b, n), of the true masks, in pixels of the original image; by default that in `target`, the mean
+                over the frames in which the object is visible.
+            ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are ignored.
 
         Raises:
             ValueError: shapes do not fit.
@@ -70,17 +70,17 @@ class SizedMaskIoU(torchmetrics.Metric):
         _check_masks(prediction, target, area, ignore)
         target = target.detach() > 0
         if area is None:
-            area = _measure(target)
-        counted = _rows(target).new_ones(1) if ignore is None else ~_rows(ignore > 0)
-        chosen = _rows(prediction.detach()).argmax(1)
-        predicted = torch.stack([chosen == k for k in range(prediction.shape[-3])], 1) & counted
-        target = _rows(target) & counted
+            area = _areas(target)
+        valid = _flatten(target).new_ones(1) if ignore is None else ~_flatten(ignore > 0)  # b 1 p
+        segments = _flatten(prediction.detach()).argmax(1)  # b p
+        predicted = torch.stack([segments == k for k in range(prediction.shape[-3])], 1) & valid  # b k p
+        target = _flatten(target) & valid  # b n p
         if self.ignore_background:
             target, area = target[:, 1:], area[:, 1:]
-        wanted = (area >= self.limits[0]) & (area <= self.limits[1]) & target.any(-1)
-        for ious, present, counts in zip(_ious(predicted, target), target.any(-1), wanted):
-            if counts.any():
-                self.total += _match(ious.cpu().numpy(), present.cpu().numpy())[counts.cpu().numpy()].mean()
+        of_size = (area >= self.limits[0]) & (area <= self.limits[1]) & target.any(-1)  # b n
+        for ious, present, scored in zip(_ious(predicted, target), target.any(-1), of_size):
+            if scored.any():
+                self.total += _match(ious.cpu().numpy(), present.cpu().numpy())[scored.cpu().numpy()].mean()
                 self.count += 1
 
     def compute(self) -> torch.Tensor:
@@ -95,9 +95,9 @@ class ObjectSeparability(torchmetrics.Metric):
         distance: "inter" (higher is better) or "intra" (lower is better).
         num_clusters: clusters in an image, or in the set.
         over: "image": every image is clustered on its own, and images are averaged. "set": the super-pixels of all
-            images, of all ranks, are clustered once; all of them are kept until then.
-        per_image: how many super-pixels of an image are clustered, of all those at equal distances in the order of
-            rows; by default all. It bounds what a set takes.
+            images, of all ranks, are clustered once; they are kept in memory until then.
+        per_image: how many super-pixels of an image are clustered, evenly spaced in raster order; by default all. It
+            bounds the memory that a set takes.
 
     Raises:
         ValueError: an argument is none of these.
@@ -110,8 +110,8 @@ class ObjectSeparability(torchmetrics.Metric):
         self, distance: str = "inter", num_clusters: int = 11, over: str = "image", per_image: Optional[int] = None
     ):
         super().__init__()
-        few = num_clusters < 2 or (per_image is not None and per_image < 1)
-        if distance not in ("inter", "intra") or over not in ("image", "set") or few:
+        too_few = num_clusters < 2 or (per_image is not None and per_image < 1)
+        if distance not in ("inter", "intra") or over not in ("image", "set") or too_few:
             raise ValueError(
                 "distance must be inter or intra, over image or set, num_clusters at least 2, per_image positive, "
                 f"got {distance!r}, {over!r}, {num_clusters}, {per_image}."
@@ -180,9 +180,9 @@ def _separate(rows: torch.Tensor, num_clusters: int) -> Tuple[float, float]:
     """Cluster super-pixels (n, c); the two distances."""
     rows = rows.detach().double().cpu().numpy()
     clusters = min(num_clusters, len(np.unique(rows, axis=0)))
-    found = KMeans(clusters, n_init=4, random_state=0).fit(rows)
-    centres = found.cluster_centers_
-    intra = np.linalg.norm(rows - centres[found.labels_], axis=1).mean()
+    clustering = KMeans(clusters, n_init=4, random_state=0).fit(rows)
+    centres = clustering.cluster_centers_
+    intra = np.linalg.norm(rows - centres[clustering.labels_], axis=1).mean()
     first, second = np.triu_indices(clusters, 1)
     inter = np.linalg.norm(centres[first] - centres[second], axis=1).mean() if clusters > 1 else 0.0
     return float(inter), float(intra)
@@ -201,8 +201,8 @@ def _images(guidance: torch.Tensor) -> torch.Tensor:
 
 def _check_masks(prediction, target, area, ignore) -> None:
     masks = [tuple(mask.shape) for mask in (prediction, target, ignore) if mask is not None]
-    fits = prediction.dim() in (4, 5) and len({shape[:-3] + shape[-2:] for shape in masks}) == 1
-    if not fits or (area is not None and tuple(area.shape) != (target.shape[0], target.shape[-3])):
+    agree = prediction.dim() in (4, 5) and len({shape[:-3] + shape[-2:] for shape in masks}) == 1
+    if not agree or (area is not None and tuple(area.shape) != (target.shape[0], target.shape[-3])):
         raise ValueError(
             "Expected predictions (b, k, h, w), true masks (b, n, h, w), areas (b, n) and pixels to ignore "
             f"(b, 1, h, w), or videos with an axis t behind b, got {masks}"
@@ -210,13 +210,13 @@ def _check_masks(prediction, target, area, ignore) -> None:
         )
 
 
-def _rows(masks: torch.Tensor) -> torch.Tensor:
+def _flatten(masks: torch.Tensor) -> torch.Tensor:
     """(b, k, h, w) or (b, t, k, h, w) -> (b, k, pixels of all frames)."""
     return masks.movedim(-3, 1).flatten(2)
 
 
-def _measure(target: torch.Tensor) -> torch.Tensor:
-    """Pixels of true masks, a mean over the frames that show them: (b, n), float64."""
+def _areas(target: torch.Tensor) -> torch.Tensor:
+    """Number of pixels of true masks, the mean over the frames that show them: (b, n), float64."""
     pixels = target.flatten(-2).sum(-1, dtype=torch.float64)
     if pixels.dim() == 2:
         return pixels
@@ -232,9 +232,9 @@ def _ious(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _match(ious: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """IoUs (k, n) -> the IoU of every true mask with the prediction that serves it (n,)."""
+    """IoUs (k, n) -> the IoU of every true mask with the prediction matched to it, 0 without one (n,)."""
     columns = np.flatnonzero(present)
     rows, order = linear_sum_assignment(ious[:, columns], maximize=True)
-    answer = np.zeros(len(present))
-    answer[columns[order]] = ious[rows, columns[order]]
-    return answer
+    matched = np.zeros(len(present))
+    matched[columns[order]] = ious[rows, columns[order]]
+    return matched
