@@ -1,3 +1,6 @@
+"""What all tests share: which files an environment can import, and fixtures."""
+
+import ast
 import json
 import os
 import subprocess
@@ -5,6 +8,29 @@ import sys
 from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
+
+
+def markers_of(path):
+    """Names of the markers that a file gives to all of its tests by `pytestmark`; the tests of the host need it."""
+    nodes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign)]
+    marks = [node.value for node in nodes if getattr(node.targets[0], "id", "") == "pytestmark"]
+    names = {part.attr for mark in marks for part in ast.walk(mark) if isinstance(part, ast.Attribute)}
+    return names | ({"needs_host"} if TESTS / "host" in path.parents else set())
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A file that `-m` leaves out as a whole is not imported either: the framework that it imports may be missing."""
+    if collection_path.is_file() and collection_path.match("test_*.py"):
+        chosen, markers = config.getoption("markexpr"), markers_of(collection_path)
+        if ("not needs_host" in chosen and "needs_host" in markers) or (chosen == "oclf" and "oclf" not in markers):
+            return True
+
+
+def pytest_itemcollected(item):
+    if TESTS / "host" in item.path.parents:
+        item.add_marker("needs_host")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +54,7 @@ def run_program(tmp_path_factory):
         A function that waits for the program and returns it with its status and everything it printed.
     """
     printed = tmp_path_factory.mktemp("printed")
-    command = [sys.executable, str(Path(__file__).with_name("programs.py"))]
+    command = [sys.executable, str(TESTS / "programs.py")]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(module, *arguments, cwd, **environment):

@@ -11,6 +11,8 @@ import torch
 
 from ocl_msf.fusion import MultiScaleFusion
 
+pytestmark = pytest.mark.needs_host
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
 
 

@@ -3,10 +3,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hydra import compose, initialize_config_module
 from ocl.cli.train import build_and_register_datamodule_from_config
 
 from ocl_msf.cli import main
+
+pytestmark = pytest.mark.needs_host
 
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_coco.py"))))  # the fixture's maker
 

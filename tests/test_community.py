@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.quantization import GroupedQuantizer
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 VAE = "experiment.vae={dim:8,hidden_dim:8}"
 TINY = [
     VAE,

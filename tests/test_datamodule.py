@@ -16,6 +16,8 @@ from ocl_msf.cli import main
 from ocl_msf.data.datamodule import ShardDataModule
 from ocl_msf.data.synthetic.scenes import make_scenes
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 

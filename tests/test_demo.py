@@ -10,6 +10,8 @@ import pytest
 from ocl_msf import demo
 from ocl_msf.cli import main
 
+pytestmark = pytest.mark.needs_host
+
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
 
+pytestmark = pytest.mark.needs_host
+
 
 @pytest.fixture
 def decoder():

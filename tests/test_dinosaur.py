@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 
+pytestmark = pytest.mark.needs_host
+
 TINY = [
     "+msf/preset=cpu",
     "dataset.batch_size=4",

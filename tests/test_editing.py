@@ -12,6 +12,8 @@ from ocl_msf.perceptual_grouping import BlockSlotAttentionGrouping
 from ocl_msf.results.editing import Edit, draw, edit, edit_slots, load_images, load_model
 from ocl_msf.results.visualizations import reconstruct
 
+pytestmark = pytest.mark.needs_host
+
 
 class Stand(torch.nn.Module):
     """A model of stage 2 small enough to reckon with: slots are mean colours of vertical stripes, and paint them."""

@@ -7,7 +7,10 @@ import yaml
 
 from ocl_msf.training.ema import AverageWeights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Lightning's advice on so small a run
+pytestmark = [
+    pytest.mark.oclf,
+    pytest.mark.filterwarnings("ignore:.*:UserWarning"),  # Lightning's advice on so small a run
+]
 TARGETS = torch.arange(12.0)
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 
 from ocl_msf.cli import main
 
+pytestmark = pytest.mark.needs_host
+
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
 LEAVES = sorted(path.stem for path in (CONFIGS / "experiment" / "msf").glob("[!_]*.yaml"))

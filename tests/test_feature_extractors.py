@@ -7,6 +7,8 @@ from ocl_msf._renamed import rename_weights
 from ocl_msf.feature_extractors import FrozenViT, NaiveCNN, ViTWithCNN, vit_dim, vit_num_patches
 from ocl_msf.training.callbacks import LoadViT
 
+pytestmark = pytest.mark.needs_host
+
 TINY = "vit_tiny_patch16_224"
 REGISTERS = "vit_small_patch14_reg4_dinov2.lvd142m"
 

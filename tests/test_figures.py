@@ -33,6 +33,8 @@ from ocl_msf.results.figures.guidance_maps import color_features
 from ocl_msf.results.figures.segmentations import common_scenes
 from ocl_msf.results.style import paint_segments
 
+pytestmark = pytest.mark.needs_host
+
 
 def make_vae(quantizer, scales):
     torch.manual_seed(0)

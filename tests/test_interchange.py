@@ -18,6 +18,8 @@ from PIL import Image
 from ocl_msf.cli import main
 from ocl_msf.data.tfrecord import encode_example, write_records
 
+pytestmark = pytest.mark.needs_host
+
 SIDE, TIMES = 8, 2
 
 

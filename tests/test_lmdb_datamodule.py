@@ -14,6 +14,8 @@ from ocl_msf.cli import main
 from ocl_msf.data import LMDBDataModule, ShardDataModule
 from ocl_msf.data.synthetic.scenes import make_scenes
 
+pytestmark = pytest.mark.needs_host
+
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):

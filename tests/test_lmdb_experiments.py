@@ -12,6 +12,8 @@ from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.shards import Conversion, encode_array
 from ocl_msf.data.synthetic.scenes import make_scenes
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 TINY = [
     "+msf/preset=cpu",
     "dataset.batch_size=2",

@@ -16,6 +16,8 @@ from sklearn.metrics import adjusted_rand_score, jaccard_score
 
 from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU, object_separability
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 
 def masks(ids, number):
     return torch.stack([torch.as_tensor(ids) == k for k in range(number)], -3).float()

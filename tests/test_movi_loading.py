@@ -12,6 +12,8 @@ from ocl.transforms import Map, SampleConsecutive
 from ocl_msf.cli import main
 from ocl_msf.data.synthetic.moving_scenes import make_moving_scenes
 
+pytestmark = pytest.mark.needs_host
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 FIELDS = ("video", "segmentations", "instance_bbox")
 

@@ -17,6 +17,8 @@ from ocl.cli.train import train
 
 from ocl_msf.cli import main
 
+pytestmark = pytest.mark.needs_host
+
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_openimages.py"))))  # the fixture's maker
 TINY = [
     "+msf/preset=cpu",

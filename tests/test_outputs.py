@@ -16,6 +16,8 @@ from ocl_msf.data.synthetic.scenes import make_scenes
 from ocl_msf.results.figures import read_scenes
 from ocl_msf.results.outputs import SaveOutputs, read_outputs
 
+pytestmark = pytest.mark.needs_host
+
 SPLITS = {"train": False, "val": True, "test": True}
 
 

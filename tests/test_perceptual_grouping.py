@@ -11,6 +11,8 @@ from ocl_msf.perceptual_grouping import (
     VideoSlotAttentionGrouping,
 )
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_predictor_leaves_empty_slots_out(training):

@@ -14,6 +14,8 @@ from ocl_msf.cli import main
 from ocl_msf.experiments import protocol
 from ocl_msf.experiments.runs import Run
 
+pytestmark = pytest.mark.needs_host
+
 SCORES = {2: (0.1, 0.3), 4: (0.5, 0.4), 6: (0.2, 0.1)}  # ARI and ARI_fg by step
 
 

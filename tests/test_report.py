@@ -18,6 +18,8 @@ from ocl_msf.results.figures.segmentations import Scenes
 from ocl_msf.results.report.comparison import paper_value
 from ocl_msf.results.rows import collect, name_rows
 
+pytestmark = pytest.mark.needs_host
+
 VOID = {"meta", "img"}
 
 

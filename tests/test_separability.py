@@ -11,6 +11,8 @@ from ocl.cli.train import build_model_from_config
 
 from ocl_msf.metrics import object_separability
 
+pytestmark = pytest.mark.needs_host
+
 VARIANTS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs/msf/variant").glob("*.yaml"))
 TINY = ["+msf/preset=cpu", "experiment.vae={dim:8,hidden_dim:8}", "experiment.image_size=64", "seed=0"]
 

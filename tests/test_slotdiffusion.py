@@ -9,6 +9,8 @@ from ocl.cli.train import build_model_from_config
 from ocl.cli.train import train as train_config
 from PIL import Image
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 TINY = [
     "+msf/preset=cpu",
     "dataset.batch_size=4",

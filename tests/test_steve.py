@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from ocl_msf.chunks import in_chunks
 from ocl_msf.video import FoldFrames
 
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
+
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_videos.py"))))
 TINY = [
     "+msf/preset=cpu",

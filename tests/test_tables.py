@@ -15,6 +15,8 @@ from ocl_msf.cli import main
 from ocl_msf.experiments import paper, tables
 from ocl_msf.experiments.paper import TABLES
 
+pytestmark = pytest.mark.needs_host
+
 TINY = [
     "dataset.batch_size=4",
     "dataset.eval_batch_size=4",

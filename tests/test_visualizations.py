@@ -11,6 +11,8 @@ from ocl_msf.guidance import FrozenGuidance
 from ocl_msf.results.style import match_segments, paint_segments
 from ocl_msf.results.visualizations import Reconstruction, SceneSheet, reconstruct
 
+pytestmark = pytest.mark.needs_host
+
 
 @pytest.fixture
 def models():

@@ -20,6 +20,8 @@ from sklearn.metrics import adjusted_rand_score
 from ocl_msf.cli import main
 from ocl_msf.data import open_dataset
 
+pytestmark = pytest.mark.needs_host
+
 RAW = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("raw_voc.py"))))  # the fixture's maker
 TINY = [
     "+msf/preset=cpu",
