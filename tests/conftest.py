@@ -10,27 +10,29 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+FOLDERS = {TESTS / "host": {"needs_host"}, TESTS / "host" / "contract": {"needs_host", "oclf"}}
 
 
 def markers_of(path):
-    """Names of the markers that a file gives to all of its tests by `pytestmark`; the tests of the host need it."""
+    """Names of the markers of all tests in a file: those of its folder, and those in its `pytestmark`."""
     nodes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign)]
     marks = [node.value for node in nodes if getattr(node.targets[0], "id", "") == "pytestmark"]
     names = {part.attr for mark in marks for part in ast.walk(mark) if isinstance(part, ast.Attribute)}
-    return names | ({"needs_host"} if TESTS / "host" in path.parents else set())
+    return names | FOLDERS.get(path.parent, set())
 
 
 def pytest_ignore_collect(collection_path, config):
     """A file that `-m` leaves out as a whole is not imported either: the framework that it imports may be missing."""
     if collection_path.is_file() and collection_path.match("test_*.py"):
         chosen, markers = config.getoption("markexpr"), markers_of(collection_path)
-        if ("not needs_host" in chosen and "needs_host" in markers) or (chosen == "oclf" and "oclf" not in markers):
+        without_host, in_oclf = "not needs_host" in chosen, chosen.startswith("oclf")
+        if (without_host and "needs_host" in markers) or (in_oclf and "oclf" not in markers):
             return True
 
 
 def pytest_itemcollected(item):
-    if TESTS / "host" in item.path.parents:
-        item.add_marker("needs_host")
+    for name in FOLDERS.get(item.path.parent, ()):
+        item.add_marker(name)
 
 
 @pytest.fixture(scope="session")

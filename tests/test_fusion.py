@@ -267,6 +267,7 @@ def test_any_batch_and_any_divisible_grid_will_do(num_scales, dim, size, batch):
     assert all(torch.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.needs_new_torch
 def test_evaluation_compiles_to_one_graph():
     fusion = MultiScaleFusion(4, 8, 3).eval()
     maps = random_maps(4, 3, dtype=torch.float32)
@@ -276,6 +277,7 @@ def test_evaluation_compiles_to_one_graph():
     assert all(torch.equal(a, b) for a, b in zip(output.indices, expected.indices))
 
 
+@pytest.mark.needs_new_torch
 def test_evaluation_exports():
     fusion = MultiScaleFusion(4, 8, 3).eval()
     maps = tuple(x.detach() for x in random_maps(4, 3, dtype=torch.float32))
