@@ -121,7 +121,7 @@ class ObjectSeparability(torchmetrics.Metric):
         self.over = over
         self.per_image = per_image
         _add_sums(self, "total")
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.add_state("superpixels", default=[], dist_reduce_fx="cat")
 
     def update(self, guidance: torch.Tensor) -> None:
         """Add guidance (b, c, h, w) or (b, t, c, h, w), finite; frames are images of their own.
@@ -134,7 +134,7 @@ class ObjectSeparability(torchmetrics.Metric):
             places = torch.linspace(0, images.shape[1] - 1, self.per_image, dtype=torch.float64)
             images = images[:, places.round().long()]
         if self.over == "set":
-            self.rows.append(images.flatten(0, 1).float())
+            self.superpixels.append(images.flatten(0, 1).float())
             return
         scores = [_separate(image, self.num_clusters)[self.index] for image in images]
         self.total += sum(scores)
@@ -144,10 +144,10 @@ class ObjectSeparability(torchmetrics.Metric):
         """The distance, in units of the guidance, float64; 0 if there was no guidance."""
         if self.over == "image":
             return self.total / self.count.clamp(min=1)
-        if len(self.rows) == 0:
+        if len(self.superpixels) == 0:
             return torch.zeros_like(self.total)
-        rows = self.rows if isinstance(self.rows, torch.Tensor) else torch.cat(self.rows)
-        return self.total.new_tensor(_separate(rows, self.num_clusters)[self.index])
+        superpixels = self.superpixels if isinstance(self.superpixels, torch.Tensor) else torch.cat(self.superpixels)
+        return self.total.new_tensor(_separate(superpixels, self.num_clusters)[self.index])
 
 
 def object_separability(guidance: torch.Tensor, num_clusters: int = 11, over: str = "image") -> Tuple[float, float]:
@@ -176,13 +176,13 @@ def object_separability(guidance: torch.Tensor, num_clusters: int = 11, over: st
     return float(inter), float(intra)
 
 
-def _separate(rows: torch.Tensor, num_clusters: int) -> Tuple[float, float]:
-    """Cluster super-pixels (n, c); the two distances."""
-    rows = rows.detach().double().cpu().numpy()
-    clusters = min(num_clusters, len(np.unique(rows, axis=0)))
-    clustering = KMeans(clusters, n_init=4, random_state=0).fit(rows)
+def _separate(superpixels: torch.Tensor, num_clusters: int) -> Tuple[float, float]:
+    """Cluster super-pixels (n, c): the distances inter and intra."""
+    points = superpixels.detach().double().cpu().numpy()
+    clusters = min(num_clusters, len(np.unique(points, axis=0)))
+    clustering = KMeans(clusters, n_init=4, random_state=0).fit(points)
     centres = clustering.cluster_centers_
-    intra = np.linalg.norm(rows - centres[clustering.labels_], axis=1).mean()
+    intra = np.linalg.norm(points - centres[clustering.labels_], axis=1).mean()
     first, second = np.triu_indices(clusters, 1)
     inter = np.linalg.norm(centres[first] - centres[second], axis=1).mean() if clusters > 1 else 0.0
     return float(inter), float(intra)
