@@ -37,7 +37,8 @@ class MSFSearchPathPlugin(SearchPathPlugin):
 
 def configs() -> Path:
     """The folder of the configs, in an installed package or a checkout."""
-    package = Path(importlib.util.find_spec("ocl_msf").origin).parent
+    (folder,) = importlib.util.find_spec("ocl_msf").submodule_search_locations  # type: ignore[union-attr, misc]
+    package = Path(folder)
     installed, checkout = package / "configs", package.parent / "configs"
     return installed if installed.is_dir() else checkout
 
@@ -62,7 +63,7 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
     """
     run = OmegaConf.load(_train_config(_root_))
     name = OmegaConf.select(run, "experiment.evaluation")
-    if "evaluation" not in run.get("experiment", {}):  # trained before runs said it themselves
+    if "evaluation" not in OmegaConf.select(run, "experiment", default={}):  # trained before runs said it themselves
         is_image = "guidance" in run.models and "frames" not in run.models
         name = "separability" if "vqvae" in run.models else "images" if is_image else None
     file = configs() / "evaluation" / "msf" / f"{name}.yaml"
