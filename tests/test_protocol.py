@@ -63,7 +63,7 @@ def test_evaluations_draw_nothing_and_keep_to_their_split(tmp_path):
     (task,) = protocol.scorings(Run.open(run), "test").values()
     words = task.command()
     assert words[1:4] == ["-m", "ocl.cli.eval", "+evaluation=msf/scores"]
-    assert {"~modules.scenes", "eval_val=false", "eval_test=true", "report_filename=step-10.json"} <= set(words)
+    assert {"modules=null", "eval_val=false", "eval_test=true", "report_filename=step-10.json"} <= set(words)
     with hydra.initialize_config_module("configs", version_base="1.3"):
         config = hydra.compose("evaluation_config", overrides=words[3:])
     assert not config.modules and config.output_dir == str(run / "protocol" / "test")

@@ -278,13 +278,13 @@ def make_tables(
         ValueError: there is no such table or part, or `gpus` is not understood.
     """
     parts = _parts(table, part, dataset)
-    cells = {name: plan(chosen, dataset, seeds, out, preset, settings) for name, chosen in parts.items()}
+    plans = {name: plan(chosen, dataset, seeds, out, preset, settings) for name, chosen in parts.items()}
     for chosen in parts.values():
         for row in (row for row in chosen.rows if row.dataset == dataset and missing(chosen, row)):
             print(f"{row.label} is left out: there is no {', no '.join(missing(chosen, row))} yet.")
-    _work([cell for planned in cells.values() for cell in planned], gpus, slurm, dry_run)
+    _work([planned for rows in plans.values() for planned in rows], gpus, slurm, dry_run)
     for name, chosen in parts.items():
-        print("\n" + markdown(chosen, dataset, cells[name]))
+        print("\n" + markdown(chosen, dataset, plans[name]))
 
 
 def _parts(table: str, name: Optional[str], dataset: str) -> Dict[str, TablePart]:
@@ -304,16 +304,16 @@ def _parts(table: str, name: Optional[str], dataset: str) -> Dict[str, TablePart
     return parts
 
 
-def _work(cells: List[PlannedRow], gpus: str, slurm: Optional[Sequence[str]], dry_run: bool) -> None:
-    """Print what it will cost; the commands or, unless `dry_run`, run them.
+def _work(plans: Sequence[PlannedRow], gpus: str, slurm: Optional[Sequence[str]], dry_run: bool) -> None:
+    """Print the steps that are left to train; then run the commands or, if `dry_run`, print them.
 
     Raises:
         ValueError: `gpus` is not understood.
     """
     launcher = [] if slurm is None else [*SLURM, *slurm, "--multirun"]  # Hydra wants flags at the end
-    tasks = tasks_of(cells, launcher)
+    tasks = tasks_of(plans, launcher)
     workers = gpu_workers(gpus) if slurm is None else [[]] * max(len(tasks), 2)
-    jobs = list(dict.fromkeys(job for cell in cells for job in cell.jobs))
+    jobs = list(dict.fromkeys(job for planned in plans for job in planned.jobs))
     print(estimate(jobs, len(workers) if gpus else 1), flush=True)
     if not dry_run:
         run_all(tasks, workers)
