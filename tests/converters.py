@@ -33,32 +33,45 @@ def own(raw, tmp_path):
     return tmp_path / "own"
 
 
-def prepare(converter, raw, *options):
-    """The conversion that the command with these options plans."""
-    planned = []
+def commands(converter, key_of, name_of=lambda raw_image: raw_image.name):
+    """What a converter does by its command: two functions of a folder and options.
 
-    def convert(dataset, raw, *_, **chosen):
-        planned.append(converter.prepare(raw, **chosen))
-        return raw, {"format": "webdataset", "splits": {}}
+    Args:
+        converter: Its module.
+        key_of: The key that a raw sample must get.
+        name_of: A name for each raw sample, in what is returned.
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ocl_msf.data.convert.convert", convert)
-        converters([converter.__name__.rsplit(".", 1)[-1], str(raw), "out", *options], standalone_mode=False)
-    return planned[0]
+    Returns:
+        `prepare`, which returns the conversion that the command plans, and `encode_all`, which returns (samples, reasons
+        for what is left out), each by name; samples with arrays instead of files.
+    """
 
+    def prepare(raw, *options):
+        planned = []
 
-def encode_all(conversion, key_of, name_of=lambda item: item.name):
-    """(samples, reasons for what is left out), each {name of the item: ...}; arrays instead of files."""
-    samples, rejected = {}, {}
-    for item in [item for items in conversion.splits.values() for item in items]:
-        try:
-            key, files = conversion.encode(item)
-            assert key == key_of(item)
-            samples[name_of(item)] = {name.split(".")[0]: decode(name, files[name]) for name in files}
-        except Rejected as error:
-            assert error.sample == item.name
-            rejected[name_of(item)] = error.reason
-    return samples, rejected
+        def convert(dataset, raw, *_, **chosen):
+            planned.append(converter.prepare(raw, **chosen))
+            return raw, {"format": "webdataset", "splits": {}}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ocl_msf.data.convert.convert", convert)
+            converters([converter.__name__.rsplit(".", 1)[-1], str(raw), "out", *options], standalone_mode=False)
+        return planned[0]
+
+    def encode_all(raw, *options):
+        conversion = prepare(raw, *options)
+        samples, rejected = {}, {}
+        for raw_sample in [raw_sample for split in conversion.splits.values() for raw_sample in split]:
+            try:
+                key, files = conversion.encode(raw_sample)
+                assert key == key_of(raw_sample)
+                samples[name_of(raw_sample)] = {name.split(".")[0]: decode(name, files[name]) for name in files}
+            except Rejected as error:
+                assert error.sample == raw_sample.name
+                rejected[name_of(raw_sample)] = error.reason
+        return samples, rejected
+
+    return prepare, encode_all
 
 
 def decode(name, content):
@@ -107,14 +120,17 @@ def damaged(content, rng):
     return bytes(changed)
 
 
-def damage_in_turn(paths, times, encode, is_named=lambda path, message: path.name in message):
-    """Damage one file at a time; what is neither a sample, nor rejected, nor a DataError that names it raises.
+def damage_in_turn(
+    paths, times, encode, check=lambda sample: None, is_named=lambda path, message: path.name in message
+):
+    """Damage one file at a time; what is neither a valid sample, nor rejected, nor a DataError that names it raises.
 
     Args:
-        paths: of the files, taken in turn, each of them whole again before the next.
-        times: how often.
-        encode: called with the path of the damaged file; checks the samples and returns those that are rejected.
-        is_named: whether the message of a DataError tells where the damage is.
+        paths: Of the files, taken in turn, each of them whole again before the next.
+        times: How often.
+        encode: Called for each damage; returns samples and those rejected, as `encode_all` does.
+        check: Called with every sample; raises if it is not valid.
+        is_named: Whether the message of a DataError tells where the damage is.
 
     Returns:
         How often there were "samples" alone, some were "rejected", and all were "refused".
@@ -126,9 +142,24 @@ def damage_in_turn(paths, times, encode, is_named=lambda path, message: path.nam
         whole = path.read_bytes()
         path.write_bytes(damaged(whole, rng))
         try:
-            outcomes["rejected" if encode(path) else "samples"] += 1
+            samples, rejected = encode()
+            for sample in samples.values():
+                check(sample)
+            outcomes["rejected" if rejected else "samples"] += 1
         except DataError as error:
             assert is_named(path, str(error)), error
             outcomes["refused"] += 1
         path.write_bytes(whole)
     return outcomes
+
+
+def packed_or_not(write_archives):
+    """The fixture of a folder to damage, once as it is and once in archives, and which of the two it is."""
+
+    @pytest.fixture(params=[False, True], ids=["folder", "archives"])
+    def root(own, tmp_path, request):
+        if request.param:
+            write_archives(own, tmp_path / "archives")
+        return (tmp_path / "archives" if request.param else own), request.param
+
+    return root

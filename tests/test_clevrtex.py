@@ -398,19 +398,20 @@ def test_damage_ends_in_a_valid_sample_or_a_named_rejection(tmp_path, packed):
             path.parent.mkdir()
             path.write_bytes(compress(pack(folder.parent, "")))
 
-    def encode(path):
+    def encode():
         rejected = []
-        for scene in find_scenes(path.parent if packed else tmp_path, "full"):
-            try:
-                assert is_valid(encode_scene(1.0, 8, scene))
-            except Rejected as error:
-                assert error.sample == f"scene {scene.index}" and "damaged" in error.reason
-                rejected.append(error)
-        return rejected
+        for folder in {path.parent for path in paths} if packed else [tmp_path]:
+            for scene in find_scenes(folder, "full"):
+                try:
+                    assert is_valid(encode_scene(1.0, 8, scene))
+                except Rejected as error:
+                    assert error.sample == f"scene {scene.index}" and "damaged" in error.reason
+                    rejected.append(error)
+        return {}, rejected
 
     names = ("Scene", "No ClevrTex scenes")
     outcomes = SHARED.damage_in_turn(
-        paths, 150, encode, lambda path, message: any(name in message for name in (path.name, *names))
+        paths, 150, encode, is_named=lambda path, message: any(name in message for name in (path.name, *names))
     )
     assert outcomes["samples"] and outcomes["rejected"], outcomes
     assert bool(outcomes["refused"]) == packed, outcomes

@@ -1,4 +1,5 @@
 import array
+import functools
 import json
 import pickle
 import runpy
@@ -24,15 +25,8 @@ SHARED = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("converte
 TRAIN, VAL = RAW.TRAIN, RAW.VAL
 TINY = "an object whose box is smaller than 16 pixels"
 raw, own = SHARED.miniature(RAW.write_folder), SHARED.own
-
-
-def prepare(raw, *options):
-    return SHARED.prepare(coco, raw, *options)
-
-
-def encode_all(raw, *options):
-    """(samples, reasons for what is left out), each {image id: ...}; arrays instead of files."""
-    return SHARED.encode_all(prepare(raw, *options), lambda item: str(item.record.id), lambda item: item.record.id)
+root = SHARED.packed_or_not(RAW.write_zips)
+prepare, encode_all = SHARED.commands(coco, lambda image: str(image.annotations.id), lambda image: image.annotations.id)
 
 
 @pytest.mark.parametrize("size", [128, 47])
@@ -264,19 +258,13 @@ def test_damaged_json_and_archives_are_named(own):
         prepare(own)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_damage_ends_in_a_named_rejection(raw, own, tmp_path, packed):
+def test_damage_ends_in_a_named_rejection(root):
     """150 damaged inputs each; what is neither a sample, nor rejected, nor a DataError raises here."""
-    root = own
-    if packed:
-        root = tmp_path / "zips"
-        RAW.write_zips(raw, root)
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and "train" in path.name + path.parent.name)
-
-    def encode(path):
-        return encode_all(root, "--splits", "train", "--size", "8", "--no-filter")[1]
-
-    outcomes = SHARED.damage_in_turn(paths, 150, encode, lambda path, message: packed or path.name in message)
+    folder, packed = root
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and "train" in path.name + path.parent.name)
+    encode = functools.partial(encode_all, folder, "--splits", "train", "--size", "8", "--no-filter")
+    is_named = lambda path, message: packed or path.name in message  # noqa: E731
+    outcomes = SHARED.damage_in_turn(paths, 150, encode, is_named=is_named)
     assert outcomes["rejected"] and outcomes["refused"], outcomes
 
 

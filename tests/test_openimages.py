@@ -1,3 +1,4 @@
+import functools
 import runpy
 import shutil
 from pathlib import Path
@@ -18,21 +19,14 @@ TRAIN, VAL = RAW.TRAIN, RAW.VAL
 FACES, CHAIR, BOXES_ONLY, ELEVEN, TINY, ODD, OTHER = TRAIN
 TINY_BOX = "an object whose box is smaller than 16 pixels"
 raw, own = SHARED.miniature(RAW.write_folder), SHARED.own
+root = SHARED.packed_or_not(RAW.write_zips)
+prepare, encode_all = SHARED.commands(openimages, lambda image: str(int(image.name, 16)))
 
 
 @pytest.fixture
 def subset(tmp_path):
     (tmp_path / "subset.txt").write_text("\n".join(RAW.SUBSET))
     return str(tmp_path / "subset.txt")
-
-
-def prepare(raw, *options):
-    return SHARED.prepare(openimages, raw, *options)
-
-
-def encode_all(raw, *options):
-    """(samples, reasons for what is left out), each {image id: ...}; arrays instead of files."""
-    return SHARED.encode_all(prepare(raw, *options), lambda item: str(int(item.name, 16)))
 
 
 def nearest(pixels, width, height):
@@ -192,8 +186,8 @@ def test_broken_lines_reject_their_image(own, old, new, problem):
     assert old in lines[number]
     lines[number] = lines[number].replace(old, new)
     path.write_text("\n".join(lines))
-    items = prepare(own, "--splits", "train").splits["train"]
-    assert [problem in item.record.problem for item in items if item.record.problem] == [True]
+    images = prepare(own, "--splits", "train").splits["train"]
+    assert [problem in image.annotations.problem for image in images if image.annotations.problem] == [True]
     assert encode_all(own, "--no-filter", "--splits", "train")[1] == {ODD: "damaged annotation"}
 
 
@@ -262,22 +256,12 @@ def check(sample):
     assert (starts >= 0).all() and (sides > 0).all() and (starts + sides <= 8 + 1e-4).all()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_damage_ends_in_a_named_rejection(raw, own, tmp_path, packed):
+def test_damage_ends_in_a_named_rejection(root):
     """150 damaged inputs each; what is neither a sample, nor rejected, nor a DataError raises here."""
-    root = own
-    if packed:
-        root = tmp_path / "zips"
-        RAW.write_zips(raw, root)
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and "validation" not in str(path))
-
-    def encode(path):
-        samples, rejected = encode_all(root, "--splits", "train", "--size", "8", "--no-filter")
-        for sample in samples.values():
-            check(sample)
-        return rejected
-
-    outcomes = SHARED.damage_in_turn(paths, 150, encode)
+    folder, _ = root
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and "validation" not in str(path))
+    encode = functools.partial(encode_all, folder, "--splits", "train", "--size", "8", "--no-filter")
+    outcomes = SHARED.damage_in_turn(paths, 150, encode, check)
     assert all(outcomes.values()), outcomes
 
 
@@ -305,6 +289,6 @@ def test_swapped_values_end_in_a_named_rejection(own):
 
 
 def test_no_masks_is_no_damage():
-    item = openimages.Item("0" * 16, None, (), openimages.Record(), False)
+    image = openimages.RawImage("0" * 16, None, (), openimages.ImageAnnotations(), False)
     with pytest.raises(Filtered):
-        openimages.encode_image(openimages.Settings(8, None, "resized"), item)
+        openimages.encode_image(8, None, image)

@@ -1,3 +1,4 @@
+import functools
 import json
 import runpy
 import shutil
@@ -26,15 +27,8 @@ MANY = "more than 10 objects"
 VOC = Path("VOCdevkit") / "VOC2012"
 DATASET = Path("benchmark_RELEASE") / "dataset"
 raw, own = SHARED.miniature(RAW.write_folder), SHARED.own
-
-
-def prepare(raw, *options):
-    return SHARED.prepare(voc, raw, *options)
-
-
-def encode_all(raw, *options):
-    """(samples, reasons for what is left out), each {id: ...}; arrays instead of files."""
-    return SHARED.encode_all(prepare(raw, *options), lambda item: item.name.replace("_", ""))
+root = SHARED.packed_or_not(RAW.write_tars)
+prepare, encode_all = SHARED.commands(voc, lambda image: image.name.replace("_", ""))
 
 
 def renumbered(mask):
@@ -229,23 +223,14 @@ def check(sample):
     assert sample["instance_bbox"].shape == (len(numbers), 4)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_damage_ends_in_a_valid_sample_or_a_named_rejection(own, tmp_path, packed):
+def test_damage_ends_in_a_valid_sample_or_a_named_rejection(root):
     """125 damaged inputs each; what is neither a sample, nor rejected, nor a DataError raises here."""
-    root = own
-    if packed:
-        root = tmp_path / "tars"
-        RAW.write_tars(own, root)
-    paths = sorted(path for path in root.rglob("*") if path.suffix and path.stem not in VAL)
-
-    def encode(path):
-        options = ("--variant", "trainaug", "--splits", "train", "--size", "8", "--no-filter")
-        samples, rejected = encode_all(root, *options)
-        for sample in samples.values():
-            check(sample)
-        return rejected
-
-    outcomes = SHARED.damage_in_turn(paths, 125, encode, lambda path, message: packed or path.name in message)
+    folder, packed = root
+    paths = sorted(path for path in folder.rglob("*") if path.suffix and path.stem not in VAL)
+    options = ("--variant", "trainaug", "--splits", "train", "--size", "8", "--no-filter")
+    encode = functools.partial(encode_all, folder, *options)
+    is_named = lambda path, message: packed or path.name in message  # noqa: E731
+    outcomes = SHARED.damage_in_turn(paths, 125, encode, check, is_named)
     assert outcomes["samples"] and outcomes["refused"] and (outcomes["rejected"] or packed), outcomes
 
 

@@ -107,7 +107,9 @@ def converter(*example: str, filtered: bool = False) -> Callable[[Callable[..., 
             options = {name: chosen.pop(name) for name in inspect.signature(own).parameters}
             options = {name: value for name, value in options.items() if value not in (None, [])}
             if filtered:
-                options["objects"] = _filter(**{parameter.name: chosen.pop(parameter.name) for parameter in choice})
+                options["object_filter"] = _filter(
+                    **{parameter.name: chosen.pop(parameter.name) for parameter in choice}
+                )
             _convert(own.__name__, options, **chosen)
 
         parameters = [raw, out, *inspect.signature(own).parameters.values(), *choice, *shared]

@@ -1,4 +1,4 @@
-"""COCO's annotations: its JSON files, polygons and run lengths."""
+"""COCO's annotations: JSON files, polygons and run lengths."""
 
 import array
 import contextlib
@@ -15,7 +15,7 @@ FARTHEST = 2  # from the image, in sides of it: where corners of polygons may be
 
 
 class Segment(NamedTuple):
-    """One thing or stuff region of the panoptic annotation; areas are in pixels of the original image."""
+    """One thing or stuff region of the panoptic annotation; areas are in pixels of the raw image."""
 
     id: int
     category: int
@@ -26,7 +26,7 @@ class Segment(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """One object; its box is left, top, width and height, the segmentation is as in the file."""
+    """One object: its box is left, top, width and height; the segmentation is that of the file."""
 
     category: int
     box: Tuple[float, ...]
@@ -34,8 +34,8 @@ class Instance(NamedTuple):
     segmentation: Any
 
 
-class Record(NamedTuple):
-    """What is known about one image; `panoptic` is the name of its PNG."""
+class ImageAnnotations(NamedTuple):
+    """The annotations of one image; `image` and `panoptic` are names of files."""
 
     id: int
     image: str
@@ -46,11 +46,11 @@ class Record(NamedTuple):
     instances: List[Instance]
 
 
-def read(panoptic: Source, instances: Optional[Source]) -> List[Record]:
-    """Join the annotations of all images, by their ids; images without any are there too.
+def read_annotations(panoptic: Source, instances: Optional[Source]) -> List[ImageAnnotations]:
+    """The annotations of all images in order of their ids, of images without any, too.
 
     Raises:
-        DataError: A file is damaged or has not the structure of COCO's.
+        DataError: A file is damaged or lacks the structure of COCO's.
     """
     content = _load(panoptic)
     try:
@@ -64,7 +64,7 @@ def read(panoptic: Source, instances: Optional[Source]) -> List[Record]:
             segments[image] = (_text(entry["file_name"]), _segments(entry["segments_info"], is_thing))
         objects = _instances(instances)
         return [
-            Record(
+            ImageAnnotations(
                 number,
                 _text(entry["file_name"]),
                 _natural(entry["width"]),
@@ -86,9 +86,9 @@ def _load(source: Source) -> Any:
 
 
 def _pack(entry: Dict[str, Any]) -> Dict[str, Any]:
-    """Keep polygons, most of what the files hold, in a quarter of the memory of lists."""
+    """Keep polygons, the bulk of the files, in a quarter of the memory of lists."""
     if isinstance(entry.get("segmentation"), list):
-        with contextlib.suppress(TypeError, OverflowError):  # `rasterize` says what is wrong with them
+        with contextlib.suppress(TypeError, OverflowError):  # `rasterize` says what is wrong
             entry["segmentation"] = [array.array("d", polygon) for polygon in entry["segmentation"]]
     return entry
 

@@ -1,8 +1,8 @@
-"""Images and masks of a raw download: decode, crop to the central square, resize."""
+"""Decode, crop and resize the images and masks of a raw download."""
 
 import io
 import warnings
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,11 +25,11 @@ def read_image(
 
     Args:
         sample: Name of the sample, for messages.
-        what: The file's part in it, such as "image", for messages.
-        source: Where the file is; None where it is missing.
-        size: Width and height that it must have, any where None.
-        mode: Convert to this one, such as "RGB", from whatever the file has; None keeps the file's.
-        formats: What the file may be.
+        what: What the file is in it, such as "image", for messages.
+        source: The file; None if it is missing.
+        size: Width and height that the image must have; None takes any.
+        mode: Convert to this mode, such as "RGB"; None keeps that of the file.
+        formats: That the file may have.
 
     Raises:
         Rejected: The file is missing, damaged or of another size.
@@ -37,13 +37,8 @@ def read_image(
     if source is None:
         raise Rejected(f"missing {what}", sample)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source.read()), formats=formats)
-            if size in (None, image.size):
-                image.load()
-                image = image.convert(mode) if mode else image
+        image = decode_image(source.read(), formats, size)
+        image = image.convert(mode) if mode and size in (None, image.size) else image
     except UnidentifiedImageError as error:
         raise Rejected(f"damaged {what}", sample, f"{source}: no {' or '.join(formats)} file") from error
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
@@ -53,8 +48,23 @@ def read_image(
     return image
 
 
+def decode_image(content: bytes, formats: Sequence[str], size: Optional[Tuple[int, int]] = None) -> Image.Image:
+    """Decode an image; one of another `size` is returned with its pixels undecoded.
+
+    Raises:
+        Exception: The content is damaged; Pillow has no common class for that.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(content), formats=formats)
+        if size in (None, image.size):
+            image.load()
+    return image
+
+
 def central_square(width: int, height: int, share: float = 1.0) -> Box:
-    """The central square, its side a share of the height, at most the width."""
+    """The central square; its side is a share of the height, and at most the width."""
     side = min(max(round(height * share), 1), width)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
@@ -68,15 +78,30 @@ def crop_image(image: Image.Image, box: Box, size: int) -> bytes:
 
 
 def crop_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Crop and resize a mask (H, W) by nearest exact: pixel i shows floor((i + 0.5) * side / size)."""
+    """Crop and resize a mask (H, W) to (size, size), as `resize_mask` does."""
     left, top, right, bottom = box
-    places = 2 * np.arange(size) + 1
-    rows, columns = (places * side // (2 * size) for side in (bottom - top, right - left))
-    return mask[top + rows[:, None], left + columns]
+    return resize_mask(mask[top:bottom, left:right], size, size)
+
+
+def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize a mask (H, W) by nearest exact: pixel i takes the one at floor((i + 0.5) * old side / new side)."""
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), mask.shape))
+    return mask[rows[:, None], columns]
+
+
+def renumber(numbers: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Number the objects that are kept without gaps; the others become 0.
+
+    Args:
+        numbers: (H, W) uint8: 0, or i + 1 for object i.
+        kept: (N,) bool.
+    """
+    table = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.uint8)
+    return table[numbers]
 
 
 def bounding_box(mask: np.ndarray) -> Tuple[int, int, int, int]:
-    """Left, top, width and height of what is seen in a mask (H, W), zeros where nothing is."""
+    """Left, top, width and height of the true pixels of a mask (H, W); zeros if there are none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return 0, 0, 0, 0
@@ -84,6 +109,6 @@ def bounding_box(mask: np.ndarray) -> Tuple[int, int, int, int]:
 
 
 def box_area(mask: np.ndarray) -> int:
-    """Pixels of the bounding box of what is seen in a mask (H, W)."""
+    """Area of the bounding box of a mask (H, W), in pixels."""
     _, _, width, height = bounding_box(mask)
     return width * height

@@ -1,4 +1,4 @@
-"""OpenImages' annotations: CSV files of millions of lines, read line by line; what is kept is packed."""
+"""OpenImages' annotations: CSV files of millions of lines, read line by line and kept in packed arrays."""
 
 import array
 import csv
@@ -21,8 +21,8 @@ _MASK_COLUMNS = ("ImageID", "MaskPath", "LabelName", "BoxXMin", "BoxXMax", "BoxY
 _BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
 
 
-class Record:
-    """What is known about one image; corners are left, top, right and bottom as shares of its sides.
+class ImageAnnotations:
+    """The annotations of one image; corners are left, top, right and bottom as shares of its sides.
 
     Attributes:
         masks: Names of the mask files, in the order of the CSV.
@@ -44,7 +44,7 @@ class Record:
         self.problem = ""
 
 
-class _Damage(Exception):
+class _LineError(Exception):
     """What is wrong with a line."""
 
 
@@ -92,7 +92,9 @@ def read_ids(path: Path) -> FrozenSet[bytes]:
     return frozenset(ids)
 
 
-def read_masks(source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSet[bytes]]) -> Dict[bytes, Record]:
+def read_masks(
+    source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSet[bytes]]
+) -> Dict[bytes, ImageAnnotations]:
     """The images that have masks, by their ids, only those in `ids` if it is not None.
 
     A line that cannot be used is the problem of its image, or of its own where it names none.
@@ -100,53 +102,53 @@ def read_masks(source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSe
     Raises:
         DataError: The file cannot be read or has other columns.
     """
-    records: Dict[bytes, Record] = {}
+    images: Dict[bytes, ImageAnnotations] = {}
     for name, values, damage in _lines(source, _MASK_COLUMNS, ids):
-        record = _record(records, name)
+        image = _image(images, name)
         try:
             if damage:
-                raise _Damage(damage)
+                raise _LineError(damage)
             file, label, *corners = values
             match = _MASK_FILE.fullmatch(file)
             if match is None or match.group(1) != name:
-                raise _Damage(f"{file[:60]!r} is no mask file of this image")
+                raise _LineError(f"{file[:60]!r} is no mask file of this image")
             category, corners = _category(classes, label), _corners(corners)
-            record.masks.append(file.decode())
-            record.categories.append(category)
-            record.corners.extend(corners)
-        except _Damage as error:
-            record.problem = record.problem or str(error)
-    return records
+            image.masks.append(file.decode())
+            image.categories.append(category)
+            image.corners.extend(corners)
+        except _LineError as error:
+            image.problem = image.problem or str(error)
+    return images
 
 
 def add_boxes(
-    source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSet[bytes]], records: Dict[bytes, Record]
+    source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSet[bytes]], images: Dict[bytes, ImageAnnotations]
 ) -> None:
-    """Add their boxes to `records`, and images in `ids` that have boxes but no masks.
+    """Add their boxes to `images`, and images in `ids` that have boxes but no masks.
 
     Raises:
         DataError: The file cannot be read or has other columns.
     """
-    for name, values, damage in _lines(source, _BOX_COLUMNS, frozenset(records) if ids is None else ids):
-        record = _record(records, name)
+    for name, values, damage in _lines(source, _BOX_COLUMNS, frozenset(images) if ids is None else ids):
+        image = _image(images, name)
         try:
             if damage:
-                raise _Damage(damage)
+                raise _LineError(damage)
             label, *corners, group = values
             if group not in (b"0", b"1", b"-1"):
-                raise _Damage(f"{group[:40]!r} is not 0, 1 or -1")
+                raise _LineError(f"{group[:40]!r} is not 0, 1 or -1")
             category, corners = _category(classes, label), _corners(corners)
-            record.box_categories.append(category)
-            record.box_corners.extend(corners)
-            record.box_groups.append(int(group))
-        except _Damage as error:
-            record.problem = record.problem or f"box: {error}"
+            image.box_categories.append(category)
+            image.box_corners.extend(corners)
+            image.box_groups.append(int(group))
+        except _LineError as error:
+            image.problem = image.problem or f"box: {error}"
 
 
-def _record(records: Dict[bytes, Record], name: bytes) -> Record:
-    if name not in records:
-        records[name] = Record()
-    return records[name]
+def _image(images: Dict[bytes, ImageAnnotations], name: bytes) -> ImageAnnotations:
+    if name not in images:
+        images[name] = ImageAnnotations()
+    return images[name]
 
 
 def _lines(
@@ -187,7 +189,7 @@ def _open(source: Source) -> BinaryIO:
 
 def _category(classes: Dict[bytes, int], label: bytes) -> int:
     if label not in classes:
-        raise _Damage(f"{label[:40]!r} is not among the class descriptions")
+        raise _LineError(f"{label[:40]!r} is not among the class descriptions")
     return classes[label]
 
 
@@ -196,7 +198,7 @@ def _corners(texts: Sequence[bytes]) -> Tuple[float, ...]:
     try:
         left, right, top, bottom = map(float, texts)
     except ValueError as error:
-        raise _Damage(str(error)) from error
+        raise _LineError(str(error)) from error
     if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
-        raise _Damage(f"{left:g} to {right:g}, {top:g} to {bottom:g} is no box in an image")
+        raise _LineError(f"{left:g} to {right:g}, {top:g} to {bottom:g} is no box in an image")
     return left, top, right, bottom

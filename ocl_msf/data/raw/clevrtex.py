@@ -1,8 +1,8 @@
 """ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/) and scenes in its layout.
 
-Raw: `clevrtex_<variant>/<n>/CLEVRTEX_<variant>_<index>.png` with the mask `..._flat.png`, a palette image
-whose pixel values are object numbers, 0 the background. Other files are ignored. Where there are no such files, they
-are read from `clevrtex_<variant>.tar.gz` or `clevrtex_<variant>_part1.tar.gz`, `..._part2.tar.gz` and so on.
+Raw: `clevrtex_<variant>/<n>/CLEVRTEX_<variant>_<index>.png` with the mask `..._flat.png`, a palette image whose pixel
+values are object numbers, 0 the background. Other files are ignored. If there are none, they are read from
+`clevrtex_<variant>.tar.gz` or `clevrtex_<variant>_part1.tar.gz`, `..._part2.tar.gz` and so on.
 """
 
 import functools
@@ -24,7 +24,7 @@ VARIANTS = ("full", "outd", "camo", "pbg", "vbg", "grassbg")
 MAX_OBJECTS = 10
 
 
-class Scene(NamedTuple):
+class RawScene(NamedTuple):
     """Index and files of a scene."""
 
     index: int
@@ -64,8 +64,8 @@ def prepare(
     )
 
 
-def find_scenes(raw: Path, variant: str) -> List[Scene]:
-    """All scenes by their index, which counts from 0 without gaps; every one has its mask."""
+def find_scenes(raw: Path, variant: str) -> List[RawScene]:
+    """All scenes, in order of their index, which counts from 0 without gaps; each has its mask."""
     pattern = f"CLEVRTEX_{variant}_*.png"
     files: Dict[Tuple[int, bool], AnySource] = {}
     for name, source in _list_folders(raw, variant, pattern) or _list_archives(raw, variant):
@@ -90,7 +90,7 @@ def find_scenes(raw: Path, variant: str) -> List[Scene]:
         if (index, True) not in files:
             name = f"CLEVRTEX_{variant}_{index:06d}_flat.png"
             raise DataError(f"{name} is missing, though {files[index, False]} is there. Get all parts of the download.")
-    return [Scene(index, files[index, False], files[index, True]) for index in range(len(images))]
+    return [RawScene(index, files[index, False], files[index, True]) for index in range(len(images))]
 
 
 def _list_folders(raw: Path, variant: str, pattern: str) -> List[Tuple[str, AnySource]]:
@@ -99,7 +99,7 @@ def _list_folders(raw: Path, variant: str, pattern: str) -> List[Tuple[str, AnyS
 
 
 def _list_archives(raw: Path, variant: str) -> Iterator[Tuple[str, AnySource]]:
-    """The files in the archive of a variant; its parts are one archive, or one each."""
+    """Names and members of the archive of a variant, whose parts may be archives of their own."""
     paths = {}
     for path in sorted(raw.glob(f"clevrtex_{variant}*")):
         match = re.fullmatch(rf"clevrtex_{variant}(?:_part(\d+))?({'|'.join(map(re.escape, SUFFIXES))})", path.name)
@@ -131,7 +131,7 @@ def _default_splits(variant: str, count: int) -> List[str]:
 
 
 def _split_ranges(texts: List[str], count: int) -> Dict[str, List[int]]:
-    """Positions [start, stop) by split name."""
+    """First scene and the one after the last, by split."""
     ranges = {}
     for text in texts:
         match = re.fullmatch(r"(\w+)=(-?\d*):(-?\d*)", text)
@@ -147,13 +147,13 @@ def _split_ranges(texts: List[str], count: int) -> Dict[str, List[int]]:
     return ranges
 
 
-def encode_scene(crop: float, size: int, scene: Scene) -> Sample:
+def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
     """Crop and resize a scene.
 
     Returns:
-        The six-digit index and the files `image.png`, RGB, `mask.npy.gz` (11, size, size, 1) uint8, binary,
-        the background first, then the objects by their numbers, and `visibility.npy.gz` (11,) float32, 1 for
-        masks with a pixel. An object that the crop leaves out has an empty mask.
+        The six-digit index and the files `image.png`, RGB; `mask.npy.gz` (11, size, size, 1) uint8, binary, the
+        background first, then the objects by number; and `visibility.npy.gz` (11,) float32, 1 for masks that are not
+        empty. An object outside the crop has an empty mask.
 
     Raises:
         Rejected: A file is damaged, or the mask does not fit.

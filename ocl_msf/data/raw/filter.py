@@ -1,6 +1,6 @@
-"""The paper's choice of images by their objects (section A.5)."""
+"""The paper's filter of images by their objects (section A.5)."""
 
-from typing import NamedTuple
+from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 
@@ -8,26 +8,38 @@ from ocl_msf.data.workers import Filtered
 
 
 class ObjectFilter(NamedTuple):
-    """Leaves out images with many or with small objects; the defaults are the paper's.
+    """Removes images with many or with small objects; the defaults are the paper's.
 
     Attributes:
-        max_objects: An image with more is left out.
-        min_box_area: Of bounding boxes, in pixels; an object with less is small.
-        small: "image" leaves out an image with a small object, "object" only that object, before counting.
+        max_objects: Images with more are removed.
+        min_box_area: Objects with a smaller bounding box, in square pixels, are small.
+        small: "image" removes images with a small object; "object" removes only that object, before counting.
+        count: What is an object; the data set says which readings there are.
+        measure: Where objects are counted and measured: "resized", in the sample, or "original", in the raw image.
     """
 
     max_objects: int = 10
     min_box_area: float = 16.0
     small: str = "image"
+    count: Optional[str] = None
+    measure: str = "resized"
+
+    def describe(self) -> Dict[str, Any]:
+        """The options for the summary of a data set."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
     def __call__(self, sample: str, box_areas: np.ndarray) -> np.ndarray:
-        """Choose among the objects of an image, given as the areas of their boxes (N,).
+        """Choose among the objects of an image.
+
+        Args:
+            sample: Name of the image, for messages.
+            box_areas: (N,), in square pixels.
 
         Returns:
-            Whether an object stays (N,) bool.
+            Which objects to keep, (N,) bool.
 
         Raises:
-            Filtered: The image does not stay.
+            Filtered: The image is removed.
         """
         large = box_areas >= self.min_box_area
         if self.small == "image" and not large.all():

@@ -1,14 +1,14 @@
 """PASCAL VOC 2012 segmentation (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/): masks of classes and of objects.
 
-Raw: a folder with `VOCtrainval_11-May-2012.tar`, or with what it contains, wherever it lies. For more training images
-(trainaug) also the Semantic Boundaries Dataset, SBD: `benchmark.tgz`, or what it contains.
+Raw: a folder with `VOCtrainval_11-May-2012.tar`, or with its content, in whatever subfolders. For more training images
+(trainaug) also the Semantic Boundaries Dataset, SBD: `benchmark.tgz`, or its content.
 """
 
 import functools
 import io
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -22,24 +22,15 @@ from ocl_msf.files import DataError
 VARIANTS = ("train", "trainaug")
 SPLITS = ("train", "val")
 CLASSES = 20  # numbered from 1
-VOID = 255  # borders of objects, and what is too difficult to tell
+VOID = 255  # outlines of objects, and regions that are too difficult to label
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", "Segmentation")
 _SBD_FOLDERS = ("img", "cls", "inst", "dataset")
 _TARS = ("VOCtrainval*2012*.tar", "VOCtrainval*2012*.t*gz")
 _SBD_TARS = ("benchmark*.t*gz", "benchmark*.tar")
 
 
-class Settings(NamedTuple):
-    """How samples are made: the side of the output, the filter (None keeps all) and what it looks at."""
-
-    size: int
-    objects: Optional[ObjectFilter]
-    count: str
-    measure: str
-
-
-class Item(NamedTuple):
-    """One image: its id and its files, None where they are missing; masks are PNG files, or .mat files of SBD."""
+class RawImage(NamedTuple):
+    """One image: its id and its files, None if they are missing; masks are PNG files, or .mat files of SBD."""
 
     name: str
     image: Optional[AnySource]
@@ -58,7 +49,7 @@ def prepare(
     variant: str = "train",
     splits: Sequence[str] = SPLITS,
     size: int = 128,
-    objects: Optional[ObjectFilter] = PAPER,
+    object_filter: Optional[ObjectFilter] = PAPER,
     count: str = "classes",
     measure: str = "resized",
 ) -> Conversion:
@@ -69,16 +60,16 @@ def prepare(
         variant: Images of the train split: "train", VOC's, or "trainaug", also those of SBD that are not in VOC's val.
         splits: Some of `SPLITS`.
         size: Side of the output in pixels.
-        objects: Which images and objects to keep; None keeps all.
+        object_filter: Which images and objects to keep; None keeps all.
         count: What the filter takes for an object: "classes", all pixels of a class, as the paper's semantic masks
             do, or "objects".
         measure: Where the filter counts and measures: "resized", in the sample, as the paper's remark on its
             resolution suggests, or "original", in the original image.
 
     Raises:
-        DataError: Lists or images are not there, an archive is damaged, or a list is not one of ids.
+        DataError: Lists or images are missing, or an archive or a list is damaged.
     """
-    settings = Settings(size, objects, count, measure)
+    object_filter = object_filter and object_filter._replace(count=count, measure=measure)
     augmented = variant == "trainaug"
     folders, tars = (_FOLDERS + _SBD_FOLDERS, _TARS + _SBD_TARS) if augmented else (_FOLDERS, _TARS)
     sources = Sources(raw, folders, tars=tars, without=["VOC2007"])
@@ -88,17 +79,15 @@ def prepare(
             "what it contains."
         )
     names = {split: _read_list(sources, f"Segmentation/{split}.txt") for split in SPLITS}
-    items = {split: [_voc_item(sources, name) for name in names[split]] for split in dict.fromkeys(splits)}
-    if augmented and "train" in items:
-        items["train"] += _sbd_items(sources, leave_out={*names["train"], *names["val"]})
-    described = {"variant": variant, "size": size, "filter": None}
-    if objects is not None:
-        described["filter"] = {**objects._asdict(), "count": count, "measure": measure}
-    return Conversion(described, items, functools.partial(encode_image, settings))
+    images = {split: [_voc_image(sources, name) for name in names[split]] for split in dict.fromkeys(splits)}
+    if augmented and "train" in images:
+        images["train"] += _sbd_images(sources, without={*names["train"], *names["val"]})
+    options = {"variant": variant, "size": size, "filter": object_filter and object_filter.describe()}
+    return Conversion(options, images, functools.partial(encode_image, size, object_filter))
 
 
 def _read_list(sources: Sources, name: str) -> List[str]:
-    """The ids in a list, each once."""
+    """The ids in a list, without repetitions."""
     source = sources.find(name)
     if source is None:
         raise DataError(f"The list {name} is missing. Unpack or download VOCtrainval_11-May-2012.tar and SBD again.")
@@ -113,58 +102,57 @@ def _read_list(sources: Sources, name: str) -> List[str]:
     return list(dict.fromkeys(names))
 
 
-def _voc_item(sources: Sources, name: str) -> Item:
+def _voc_image(sources: Sources, name: str) -> RawImage:
     masks = [sources.find(f"{folder}/{name}.png") for folder in ("SegmentationClass", "SegmentationObject")]
-    return Item(name, sources.find(f"JPEGImages/{name}.jpg"), *masks, from_sbd=False)
+    return RawImage(name, sources.find(f"JPEGImages/{name}.jpg"), *masks, from_sbd=False)
 
 
-def _sbd_items(sources: Sources, leave_out: set) -> List[Item]:
-    """The images of SBD by their ids."""
+def _sbd_images(sources: Sources, without: Set[str]) -> List[RawImage]:
+    """The images of SBD in order of their ids."""
     if not sources.count("cls"):
         raise DataError("--variant trainaug needs SBD: put benchmark.tgz, or what it contains, into the same folder.")
     names = {name for split in SPLITS for name in _read_list(sources, f"dataset/{split}.txt")}
-    items = []
-    for name in sorted(names - leave_out):
+    images = []
+    for name in sorted(names - without):
         image = sources.find(f"JPEGImages/{name}.jpg") or sources.find(f"img/{name}.jpg")
         masks = [sources.find(f"{folder}/{name}.mat") for folder in ("cls", "inst")]
-        items.append(Item(name, image, *masks, from_sbd=True))
-    return items
+        images.append(RawImage(name, image, *masks, from_sbd=True))
+    return images
 
 
-def encode_image(settings: Settings, item: Item) -> Sample:
+def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: RawImage) -> Sample:
     """Crop the central square of an image and its masks, resize and filter.
 
     Returns:
-        The digits of the id and, with S = `settings.size` and N objects that the crop leaves,
+        The digits of the id and, with S = `size` and N objects within the crop,
 
-        * `image.png`, RGB (S, S), without further loss;
+        * `image.png`, RGB (S, S), compressed without loss;
         * `segmentation-class.npy.gz` (S, S, 1) uint8, 0 for the background, classes 1 to 20, 255 void;
         * `segmentation-instance.npy.gz` (S, S, 1) uint8, 0 for the background, 1 to N in the order of the original,
-          255 void; background and void are where the classes say so;
+          255 void; background and void are those of the classes;
         * `instance_category.npy.gz` (N,) uint8, and `instance_bbox.npy.gz` (N, 4) float32, left, top, width and
-          height in pixels of the sample, of what is seen there.
+          height in pixels of the sample, around the visible pixels.
 
-        Objects that the filter leaves out without their image are void.
+        Objects that the filter removes without their image become void.
 
     Raises:
-        Rejected: A file is missing or damaged, the masks do not fit, or the filter leaves the image out.
+        Rejected: A file is missing or damaged, the masks do not fit, or the filter removes the image.
     """
-    image = read_image(item.name, "image", item.image, mode="RGB")
-    read = _read_mat if item.from_sbd else _read_png
-    classes = read(item.name, "class mask", item.classes, image.size)
-    objects = read(item.name, "object mask", item.objects, image.size)
-    objects = _fit(item.name, classes, objects)
+    name = raw_image.name
+    image = read_image(name, "image", raw_image.image, mode="RGB")
+    read = _read_mat if raw_image.from_sbd else _read_png
+    classes = read(name, "class mask", raw_image.classes, image.size)
+    objects = read(name, "object mask", raw_image.objects, image.size)
+    original = {"classes": classes, "objects": _align_objects(name, classes, objects)}
     box = central_square(*image.size)
-    original = {"classes": classes, "objects": objects}
-    masks = {name: crop_mask(mask, box, settings.size) for name, mask in original.items()}
-    if settings.objects is not None:
-        counted = (masks if settings.measure == "resized" else original)[settings.count]
+    masks = {kind: crop_mask(mask, box, size) for kind, mask in original.items()}
+    if object_filter is not None:
+        counted = (masks if object_filter.measure == "resized" else original)[object_filter.count]
         numbers = _numbers(counted)
         areas = np.array([box_area(counted == number) for number in numbers])
-        small = numbers[~settings.objects(item.name, areas)]
-        left_out = np.isin(masks[settings.count], small)
-        masks = {name: np.where(left_out, np.uint8(VOID), mask) for name, mask in masks.items()}
-    return item.name.replace("_", ""), {"image.png": crop_image(image, box, settings.size), **_encode(**masks)}
+        removed = np.isin(masks[object_filter.count], numbers[~object_filter(name, areas)])
+        masks = {kind: np.where(removed, np.uint8(VOID), mask) for kind, mask in masks.items()}
+    return name.replace("_", ""), {"image.png": crop_image(image, box, size), **_encode_masks(**masks)}
 
 
 def _read_png(name: str, what: str, source: Optional[AnySource], size: Tuple[int, int]) -> np.ndarray:
@@ -195,34 +183,34 @@ def _read_mat(name: str, what: str, source: Optional[AnySource], size: Tuple[int
 
 
 def _numbers(mask: np.ndarray) -> np.ndarray:
-    """What is in a mask besides background and void."""
+    """The numbers in a mask other than background and void."""
     return np.setdiff1d(mask, (0, VOID))
 
 
-def _fit(name: str, classes: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Objects (H, W), each with pixels of one class; void where a class has no object."""
+def _align_objects(name: str, classes: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Objects (H, W), with background and void as in the classes; pixels of a class without an object become void."""
     known = _numbers(classes)
     if known.size and known[-1] > CLASSES:
         raise Rejected("class mask with a class that VOC does not have", name, f"{known[-1]}")
     objects = np.where(np.isin(classes, known), np.where(objects == 0, VOID, objects), classes).astype(np.uint8)
     for number in _numbers(objects):
-        found = np.unique(classes[objects == number])
-        if len(found) > 1:
-            raise Rejected("an object of several classes", name, f"object {number}: {found.tolist()}")
+        own = np.unique(classes[objects == number])
+        if len(own) > 1:
+            raise Rejected("an object of several classes", name, f"object {number}: {own.tolist()}")
     return objects
 
 
-def _encode(classes: np.ndarray, objects: np.ndarray) -> Dict[str, bytes]:
-    """Number the objects that are left without gaps, and describe them."""
+def _encode_masks(classes: np.ndarray, objects: np.ndarray) -> Dict[str, bytes]:
+    """Number the remaining objects without gaps, and describe them."""
     numbers = _numbers(objects)
     table = np.zeros(256, np.uint8)
     table[VOID] = VOID
     table[numbers] = np.arange(1, len(numbers) + 1)
-    shown = [objects == number for number in numbers]
-    boxes = np.array([bounding_box(mask) for mask in shown], np.float32).reshape(-1, 4)
+    masks = [objects == number for number in numbers]
+    boxes = np.array([bounding_box(mask) for mask in masks], np.float32).reshape(-1, 4)
     return {
         "segmentation-class.npy.gz": encode_array(classes[..., None]),
         "segmentation-instance.npy.gz": encode_array(table[objects][..., None]),
-        "instance_category.npy.gz": encode_array(np.array([classes[mask][0] for mask in shown], np.uint8)),
+        "instance_category.npy.gz": encode_array(np.array([classes[mask][0] for mask in masks], np.uint8)),
         "instance_bbox.npy.gz": encode_array(boxes),
     }
