@@ -42,8 +42,8 @@ def commands(converter, key_of, name_of=lambda raw_image: raw_image.name):
         name_of: A name for each raw sample, in what is returned.
 
     Returns:
-        `prepare`, which returns the conversion that the command plans, and `encode_all`, which returns (samples, reasons
-        for what is left out), each by name; samples with arrays instead of files.
+        `prepare`, which returns the conversion that the command plans, and `encode_all`, which returns samples, with
+        arrays instead of files, and the reasons for what is left out, both by name.
     """
 
     def prepare(raw, *options):
@@ -120,9 +120,7 @@ def damaged(content, rng):
     return bytes(changed)
 
 
-def damage_in_turn(
-    paths, times, encode, check=lambda sample: None, is_named=lambda path, message: path.name in message
-):
+def damage_in_turn(paths, times, encode, check=lambda sample: None, names=()):
     """Damage one file at a time; what is neither a valid sample, nor rejected, nor a DataError that names it raises.
 
     Args:
@@ -130,7 +128,7 @@ def damage_in_turn(
         times: How often.
         encode: Called for each damage; returns samples and those rejected, as `encode_all` does.
         check: Called with every sample; raises if it is not valid.
-        is_named: Whether the message of a DataError tells where the damage is.
+        names: What the message of a DataError may say instead of the name of the file.
 
     Returns:
         How often there were "samples" alone, some were "rejected", and all were "refused".
@@ -147,7 +145,7 @@ def damage_in_turn(
                 check(sample)
             outcomes["rejected" if rejected else "samples"] += 1
         except DataError as error:
-            assert is_named(path, str(error)), error
+            assert any(name in str(error) for name in (path.name, *names)), error
             outcomes["refused"] += 1
         path.write_bytes(whole)
     return outcomes

@@ -409,10 +409,7 @@ def test_damage_ends_in_a_valid_sample_or_a_named_rejection(tmp_path, packed):
                     rejected.append(error)
         return {}, rejected
 
-    names = ("Scene", "No ClevrTex scenes")
-    outcomes = SHARED.damage_in_turn(
-        paths, 150, encode, is_named=lambda path, message: any(name in message for name in (path.name, *names))
-    )
+    outcomes = SHARED.damage_in_turn(paths, 150, encode, names=("Scene", "No ClevrTex scenes"))
     assert outcomes["samples"] and outcomes["rejected"], outcomes
     assert bool(outcomes["refused"]) == packed, outcomes
 

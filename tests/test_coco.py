@@ -263,8 +263,7 @@ def test_damage_ends_in_a_named_rejection(root):
     folder, packed = root
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and "train" in path.name + path.parent.name)
     encode = functools.partial(encode_all, folder, "--splits", "train", "--size", "8", "--no-filter")
-    is_named = lambda path, message: packed or path.name in message  # noqa: E731
-    outcomes = SHARED.damage_in_turn(paths, 150, encode, is_named=is_named)
+    outcomes = SHARED.damage_in_turn(paths, 150, encode, names=[""] * packed)
     assert outcomes["rejected"] and outcomes["refused"], outcomes
 
 
