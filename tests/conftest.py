@@ -49,6 +49,16 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """A folder with the sdist and the wheel of both distributions."""
+    folder = tmp_path_factory.mktemp("distributions")
+    for source in (TESTS.parent, TESTS.parent / "host"):
+        build = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
+        subprocess.run(build, cwd=source, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_program(tmp_path_factory):
     """Run `python -m MODULE ARGUMENTS` in a folder, with variables of the environment.
 

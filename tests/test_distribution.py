@@ -1,15 +1,18 @@
-"""Both distributions as wheels in a new environment, and OCLF beside the host."""
+"""Both distributions: what they hold, their wheels in a new environment, and OCLF beside the host."""
 
 import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.needs_host
+ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
@@ -20,14 +23,9 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
+def python(distributions, tmp_path_factory):
     """The interpreter of an environment with everything that both depend on, and `ocl-msf[host]` from a folder."""
     folder = tmp_path_factory.mktemp("distribution")
-    for source in (ROOT, ROOT / "host"):
-        status, printed = run(
-            sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "wheels", cwd=source
-        )
-        assert status == 0, printed
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
@@ -37,18 +35,49 @@ def python(tmp_path_factory):
             (folder / "dependencies" / path.name).symlink_to(path)
     (packages / "dependencies.pth").write_text(str(folder / "dependencies"))
     pip = [sys.executable, "-m", "pip", "--python", python]
-    status, printed = run(*pip, "install", "--no-index", "--find-links", folder / "wheels", "ocl-msf[host]")
+    status, printed = run(*pip, "install", "--no-index", "--find-links", distributions, "ocl-msf[host]")
     assert status == 0, printed
     return python
+
+
+def contents(wheel):
+    """The files of a wheel without the list of them, by name."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("RECORD")}
+
+
+@pytest.mark.parametrize("name", ["ocl_msf", "ocl_msf_host"])
+def test_an_sdist_makes_the_wheel_of_the_checkout(distributions, tmp_path, name):
+    (sdist,), (wheel,) = distributions.glob(f"{name}-*.tar.gz"), distributions.glob(f"{name}-*.whl")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path)
+    (source,) = tmp_path.iterdir()
+    status, printed = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=source)
+    assert status == 0, printed
+    assert contents(tmp_path / wheel.name) == contents(wheel)
+
+
+def test_the_wheel_of_the_host_has_all_of_it(distributions):
+    (wheel,) = distributions.glob("ocl_msf_host-*.whl")
+    files = {path for name in ("ocl", "routed", "configs") for path in (ROOT / "host" / name).rglob("*")}
+    files = {path.relative_to(ROOT / "host") for path in files if path.is_file() and path.suffix != ".pyc"}
+    assert {Path(name) for name in contents(wheel) if ".dist-info/" not in name} == files
+
+
+@pytest.mark.slow
+def test_the_command_is_installed(python, tmp_path):
+    for words in (["-m", "ocl_msf"], [python.with_name("ocl-msf")]):
+        status, printed = run(python, *words, "--help", cwd=tmp_path)
+        assert status == 0 and "convert" in printed and "demo" in printed, printed
 
 
 @pytest.mark.slow
 def test_the_extra_gives_a_working_program(python, tmp_path):
     status, printed = run(python.with_name("ocl_train"), "+experiment=msf/vqvae_clevrtex", "--cfg", "job", cwd=tmp_path)
     assert status == 0 and "_target_: routed.ocl_msf.autoencoder.VQVAE" in printed, printed
-    for name in ("ocl", "routed", "configs", "ocl_msf"):
-        status, printed = run(python, "-c", f"import {name}; print({name}.__file__)", cwd=tmp_path)
-        assert status == 0 and str(python.parent.parent) in printed, printed
+    program = "import configs, ocl, ocl_msf, routed; print(*(m.__file__ for m in (configs, ocl, ocl_msf, routed)))"
+    status, printed = run(python, "-c", program, cwd=tmp_path)
+    assert status == 0 and printed.count(str(python.parent.parent)) == 4, printed
 
 
 @pytest.mark.slow
