@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Set .venv up, lint, and run the tests; arguments go to pytest:
+# Set .venv up, check style and types, and run the tests in two processes. Arguments go to pytest:
 #
 #   scripts/test.sh -m "not slow" tests/test_fusion.py
+#   scripts/test.sh -n 8          in eight processes; -n 0: in this one
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME  # the tests are about what is installed in .venv
@@ -10,4 +11,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on small tensors threads mostl
 
 bash scripts/setup.sh --dev
 .venv/bin/python -m ruff check
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m ruff format --check
+.venv/bin/python -m mypy
+# All tests of a file run in one process, which makes its fixtures once. Warnings of our own are errors.
+.venv/bin/python -m pytest -n 2 --dist loadfile --quiet --disable-warnings "$@"

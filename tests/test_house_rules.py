@@ -273,3 +273,12 @@ def test_what_needs_a_host_says_so(tmp_path, run_program):
     done = run_program("pytest", *chosen, str(ROOT / "tests"), cwd=ROOT, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tests/test_fusion.py" in done.stdout and "tests/test_community.py" not in done.stdout
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what version 1.2.0 of the format requires
+    assert f'__version__ = "{citation["version"]}"' in (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= set(paper)
+    assert paper["url"] in (ROOT / "README.md").read_text(encoding="utf-8")
