@@ -63,11 +63,11 @@ def add_experiment_commands(app: typer.Typer) -> None:
         command is reused, an unfinished one continued from its last checkpoint, so the same command again goes on.
         --slurm needs hydra-submitit-launcher, and takes settings of that, such as hydra.launcher.partition=NAME.
         """
-        from ocl_msf.experiments.tables import make_tables
-
         if gpus and slurm:
             raise typer.BadParameter("choose --gpus or --slurm, not both")
-        launcher = [word for word in slurm if word] if slurm else None
+        from ocl_msf.experiments.tables import make_tables
+
+        launcher = [override for override in slurm if override] if slurm else None  # --slurm alone is [""]
         make_tables(table, part, dataset, seeds, preset, settings or [], out, gpus, launcher, dry_run)
 
     @command(app, "protocol", "ocl-msf protocol outputs/msf/slate_clevrtex/TIME --last 25")
