@@ -102,13 +102,15 @@ def _table(before: Scores, after: Scores) -> List[str]:
 
 def _next_steps(folder: Path) -> List[str]:
     """What to look at, and how to do the same with ClevrTex."""
+    programs = Path(sys.executable).parent
+    active = shutil.which("ocl-msf") == str(programs / "ocl-msf")
     return [
         f"Scenes, true masks, predicted masks, reconstructions: {folder / 'scenes.png'}",
         f"Curves and pictures over time: tensorboard --logdir {folder / 'outputs'}",
         "",
         "With the real ClevrTex (download and unpack it, https://www.robots.ox.ac.uk/~vgg/data/clevrtex/) and a GPU:",
         "",
-        *([] if shutil.which("ocl-msf") else [f"  source {sys.prefix}/bin/activate"]),
+        *([] if active else [f"  source {programs / 'activate'}"]),
         "  export DATASET_PREFIX=$PWD/data",
         "  ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
         "  ocl_train +experiment=msf/vqvae_clevrtex",

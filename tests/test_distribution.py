@@ -88,3 +88,35 @@ def test_oclf_beside_the_host_is_an_error_that_names_both(python, tmp_path, prog
     metadata.write_text("Metadata-Version: 2.1\nName: ocl\nVersion: 0.1.0\n")
     status, printed = run(python, "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{program}")
     assert status != 0 and "`pip uninstall ocl ocl-msf-host`" in printed.splitlines()[-1], printed
+
+
+@pytest.mark.slow
+def test_the_command_is_there_and_explains_itself(python, tmp_path):
+    status, printed = run(python.with_name("ocl-msf"), "--help", cwd=tmp_path)
+    assert status == 0 and "ocl-msf demo" in printed
+
+
+DEMO = """
+from pathlib import Path
+from ocl_msf import demo
+
+TINY = ["dataset.batch_size=4", "dataset.eval_batch_size=2", "dataset.num_workers=0", "experiment.image_size=32"]
+STEPS = "{steps:2,warmup_steps:1,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}"
+TINY += [f"experiment.pretraining={STEPS}", f"experiment.training={STEPS.replace('anneal_steps:1,', '')}"]
+whole = demo._run
+
+def part(folder, title, module, *rest):
+    whole(folder, title, [*module, *TINY] if module[0] == "ocl.cli.train" else module, *rest)
+
+demo._run, demo.HELD_OUT = part, 2
+demo.run_demo(Path("out"), scenes=6)
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_a_wheel(python, tmp_path):
+    status, printed = run(python, "-c", DEMO, cwd=tmp_path)
+    assert status == 0, printed
+    assert printed.count(": done in ") == 6 and "2 held-out scenes" in printed
+    assert (tmp_path / "out" / "scenes.png").stat().st_size
+    assert f"source {python.parent.parent}/bin/activate" in printed

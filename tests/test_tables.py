@@ -309,6 +309,13 @@ def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
     assert not place.exists()
 
 
+def test_slurm_needs_no_settings(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "estimate", lambda *_: "")
+    main(["tables", "table6", "--seeds", "0", "--out", str(tmp_path), "--dry-run", "--slurm"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ocl_")]
+    assert lines and all("hydra/launcher=submitit_slurm" in line for line in lines)
+
+
 def test_a_reader_may_leave(tmp_path):
     command = f"{sys.executable} -m ocl_msf tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
