@@ -21,7 +21,7 @@ from ocl_msf.data.synthetic.scenes import make_scenes
 
 
 def rates_in_turns(runs: Dict[str, Callable[[], int]], repeat: int) -> Dict[str, List[float]]:
-    """Images per second in every turn; `runs` return how many they made, and take turns."""
+    """Measure images per second; the runs, which return numbers of images, take turns `repeat` times."""
     rates: Dict[str, List[float]] = {name: [] for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
@@ -32,7 +32,7 @@ def rates_in_turns(runs: Dict[str, Callable[[], int]], repeat: int) -> Dict[str,
 
 
 def make_raw(folder: Path, count: int, size: Tuple[int, int], distinct: int = 48) -> None:
-    """ClevrTex's files of `count` scenes, of which so many differ; the others are links to these."""
+    """Write `count` scenes in ClevrTex's layout; only the first `distinct` are different, the others are links."""
     make_scenes(folder, min(count, distinct), size=size, workers=2)
     for index in range(distinct, count):
         for ending in (".png", "_flat.png"):
@@ -45,12 +45,12 @@ def make_raw(folder: Path, count: int, size: Tuple[int, int], distinct: int = 48
 
 
 def same(value):
-    """The field as it is."""
+    """Return the field unchanged."""
     return value
 
 
 def loaders(folder: Path, options: argparse.Namespace) -> Dict[str, Callable[[], int]]:
-    """An epoch of images and masks by each way to read them."""
+    """Functions that read an epoch of images and masks, one for each format."""
     fields = {"image": same, "mask": same}
     transforms = {"fields": SimpleTransform(fields, batch_transform=False)}
 
@@ -74,7 +74,7 @@ def loaders(folder: Path, options: argparse.Namespace) -> Dict[str, Callable[[],
 
 
 def convert(folder: Path, form: str, workers: int, options: argparse.Namespace) -> int:
-    """Run the converter as a user does, in a process of its own; returns the number of images."""
+    """Run the converter in its own process, as a user does; return the number of images."""
     command = [sys.executable, "-m", "ocl_msf", "convert", "clevrtex", f"{folder}/raw", f"{folder}", "--overwrite"]
     chosen = {"--splits": "train=:", "--size": options.size, "--format": form, "--name": form, "--workers": workers}
     chosen["--samples-per-shard"] = max(1, options.samples // 64)  # both workers are busy to the end
@@ -110,7 +110,7 @@ def data(options: argparse.Namespace) -> None:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Options of what converts and reads."""
+    """Options of the benchmark `data`."""
     parser.add_argument("--samples", type=int, default=1024, help="scenes (default: %(default)s)")
     parser.add_argument("--raw-size", type=int, nargs=2, default=[320, 240], metavar=("W", "H"))
     parser.add_argument("--workers", type=int, default=0, help="of the loaders (default: %(default)s)")

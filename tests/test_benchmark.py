@@ -1,4 +1,4 @@
-"""The benchmarks run, small, and print their tables; how fast they are is nobody's test."""
+"""Benchmarks of small models print their tables; their numbers are not tested."""
 
 import argparse
 import runpy

@@ -8,6 +8,8 @@ from hydra.utils import get_object, instantiate
 
 from ocl_msf._renamed import KEYWORDS, MODULES, TARGETS, VALUES
 
+pytestmark = pytest.mark.needs_host
+
 
 @pytest.mark.parametrize("old", TARGETS)
 def test_an_old_class_says_its_new_name(old):
