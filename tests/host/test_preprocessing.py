@@ -76,29 +76,6 @@ def test_samples_are_completed_without_changing_them():
         preprocessing.RenameFields({"video": "image"})(data)
 
 
-def test_boxes_become_corners_in_pixels():
-    image = np.zeros((10, 20, 3))
-    for layout, box in {"xywh": [0.1, 0.2, 0.3, 0.4], "yxyx": [0.2, 0.1, 0.6, 0.4]}.items():
-        data = {"image": image, "instance_bbox": np.array([box])}
-        out = preprocessing.RescaleBboxes()(preprocessing.CanonicalizeBboxes(format=layout)(data))
-        assert out["instance_bbox"] == pytest.approx(np.array([[2, 2, 8, 6]]))
-
-
-def test_videos_are_scaled_and_normalized_invertibly():
-    video = np.random.default_rng(2).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    tensor = preprocessing.VideoToTensor()(video)
-    assert tensor.shape == (3, 3, 4, 5) and tensor.dtype == torch.float32
-    np.testing.assert_allclose(tensor[1, 2], video[1, :, :, 2] / 255, rtol=1e-6)
-    mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
-    normalized = preprocessing.NormalizeVideo(mean, std)(tensor)
-    assert normalized[0, 1, 0, 0].item() == pytest.approx((tensor[0, 1, 0, 0].item() - 0.2) / 0.6)
-    torch.testing.assert_close(preprocessing.Denormalize(mean, std)(normalized), tensor)
-    assert preprocessing.VideoToTensor()(video[..., 0]).shape == (3, 1, 4, 5)
-    assert preprocessing.ToSingleFrameVideo()(tensor[0]).shape == (1, 3, 4, 5)
-    flow = preprocessing.FlowToTensor()(video[..., :2])
-    assert flow.dtype == torch.float32 and np.array_equal(flow[0, 1], video[0, :, :, 1])
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float32])
 def test_resizing_keeps_type_and_picks_existing_values(dtype):
     mask = torch.tensor([[[0, 1], [1, 0], [1, 1]]]).to(dtype)

@@ -1,7 +1,8 @@
 """Shared parts of the contract tests: what a plugin and a config may rely on in either host, see host/INTERFACE.md.
 
-They ask for nothing that only one of them has, so that they run in OCLF 0.1 (Python 3.8) as well: there, tests marked
-`modern`, which pin what host/ does better, are left out. `-m core` and `-m compat` select by priority.
+They ask for nothing that only one of them has, so that they run in OCLF 0.1 (Python 3.8) as well: `python -m pytest -W
+default tests/host/contract`, since OCLF warns. There, tests marked `modern`, which pin what host/ does better, are left
+out. `-m core` and `-m compat` select by priority.
 """
 
 import gzip
@@ -25,7 +26,6 @@ def pytest_collection_modifyitems(config, items):
     ours = [item for item in items if here in item.path.parents]
     for item in ours:
         assert len({"core", "compat"} & {mark.name for mark in item.iter_markers()}) == 1, item.nodeid
-        item.add_marker(pytest.mark.filterwarnings("ignore"))  # which OCLF and Lightning raise is no part of it
     if IS_OCLF:
         modern = [item for item in ours if item.get_closest_marker("modern")]
         items[:] = [item for item in items if item not in modern]
