@@ -1,7 +1,7 @@
 """The data card of a converted data set; the command is `ocl-msf inspect`.
 
-Counts and histograms of the numbers and sizes of objects, and samples with their masks in a PNG; of
-videos some frames in a row, with their masks below. Boxes are drawn, too, where there are some.
+It counts samples, has histograms of the numbers and sizes of objects, and draws samples with their masks and boxes into
+a PNG; a video is shown as some of its frames in a row, with their masks below.
 """
 
 import tarfile
@@ -15,22 +15,23 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ocl_msf.data.lmdb import LMDBFile, decode_files
+from ocl_msf.data.shards import read_shard
 from ocl_msf.data.summary import SUMMARY, check_files, describe, read_summary
 from ocl_msf.files import DataError, replacing
 
-MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # the first there is
+MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # in order of preference
 BOXES = ("instance_bbox", "bbox")
 WIDTH = 40  # of a bar, in characters
-GOLDEN = 0.618034  # hues this far apart differ from each other, however many there are
-SHEET_WIDTH = 1600  # pixels; one sample may be wider
+GOLDEN = 0.618034  # between the hues of two objects: golden-ratio steps never repeat
+SHEET_WIDTH = 1600  # pixels; a single sample may be wider
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, tarfile.TarError, zlib.error, lmdb.Error)
 
 
 def open_summary(folder: Path) -> Dict[str, Any]:
-    """The summary of a converted data set, whose files are there in their sizes.
+    """The summary of a converted data set, all of whose files are there with their sizes.
 
     Raises:
-        DataError: The folder is none of a converted data set, or files are missing or cut off.
+        DataError: The folder holds no converted data set, or files are missing or cut off.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder. Give the one of a converted data set, with {SUMMARY}.")
@@ -47,7 +48,7 @@ def open_summary(folder: Path) -> Dict[str, Any]:
 
 
 def read_samples(folder: Path, split: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    """All samples of one split of a summary, in both formats, field to value.
+    """All samples of one split of a summary, in either format: values by field.
 
     Raises:
         DataError: A file is damaged.
@@ -59,34 +60,20 @@ def read_samples(folder: Path, split: Dict[str, Any]) -> Iterator[Dict[str, Any]
                 opened = LMDBFile(path)
                 yield from map(opened.read, opened.keys())
             else:
-                yield from _read_shard(path)
+                yield from ({"__key__": key, **decode_files(files)} for key, files in read_shard(path))
         except _DAMAGE as error:
             raise DataError(f"{path} is damaged ({error!r:.200}). Convert again with --overwrite.") from error
 
 
-def _read_shard(path: Path) -> Iterator[Dict[str, Any]]:
-    key, files = "", {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            start, name = member.name.split(".", 1)
-            if files and start != key:
-                yield {"__key__": key, **decode_files(files)}
-                files = {}
-            key = start
-            files[name] = tar.extractfile(member).read()
-    if files:
-        yield {"__key__": key, **decode_files(files)}
-
-
 def pictures(sample: Dict[str, Any]) -> np.ndarray:
-    """The frames, uint8 (T, H, W, 3); an image is one."""
+    """The frames of a video, or an image as a single frame: (T, H, W, 3) uint8."""
     return sample["video"] if "video" in sample else sample["image"][None]
 
 
 def object_masks(sample: Dict[str, Any]) -> Dict[int, np.ndarray]:
-    """The masks of the objects that are seen, bool (T, H, W), by their numbers from 1.
+    """The masks of the visible objects, (T, H, W) bool, by number from 1.
 
-    Of one-hot masks, `mask`, the first is the background; of numbers, 0 is, and 255 where nothing is known.
+    The background is the first of one-hot masks (`mask`), and 0 among numbers; 255 is void.
     """
     name = next((name for name in MASKS if name in sample), None)
     if name is None:
@@ -100,7 +87,7 @@ def object_masks(sample: Dict[str, Any]) -> Dict[int, np.ndarray]:
 
 
 def object_boxes(sample: Dict[str, Any]) -> np.ndarray:
-    """Boxes in pixels, left, top, right and bottom, (T, N, 4); zeros where an object has none."""
+    """Left, top, right and bottom of the boxes in pixels, (T, N, 4); zeros for objects without one."""
     frames, height, width = pictures(sample).shape[:3]
     boxes = next((sample[name] for name in BOXES if name in sample), np.zeros((0, 4)))
     if boxes.ndim == 3:  # of videos, as shares of the frame
@@ -113,9 +100,9 @@ def _colour(number: int) -> Tuple[int, ...]:
 
 
 def outlined(sample: Dict[str, Any]) -> np.ndarray:
-    """The frames with their objects coloured and their boxes drawn, uint8 (T, H, W, 3).
+    """The frames with objects coloured and boxes drawn, (T, H, W, 3) uint8.
 
-    Boxes have the colours of their objects, or are white where they are of others than the masks (`segmentation`).
+    Boxes have the colours of their objects; they are white if they belong to others than the masks (`segmentation`).
     """
     frames = pictures(sample).astype(np.float32)
     for number, masks in object_masks(sample).items():
@@ -130,14 +117,14 @@ def outlined(sample: Dict[str, Any]) -> np.ndarray:
 
 
 def histogram(values: Sequence[float], edges: Sequence[float], labels: Sequence[str]) -> List[str]:
-    """A line for each interval: its label, a bar and the count."""
+    """One line per interval: label, bar and count."""
     counts = np.histogram(values, edges)[0]
     most = max(counts.max(), 1)
     return [f"  {label:>12} {'#' * (-(-WIDTH * n // most)):<{WIDTH}} {n}" for label, n in zip(labels, counts)]
 
 
 class Card:
-    """Counts what the samples of a split hold."""
+    """Statistics of the samples of a split."""
 
     def __init__(self) -> None:
         self.numbers: List[int] = []
@@ -145,7 +132,7 @@ class Card:
         self.boxes: List[int] = []
 
     def add(self, sample: Dict[str, Any]) -> None:
-        """Count one sample: its objects, their mean shares of the frames in which they are seen, and its boxes."""
+        """Count the objects and boxes of a sample; the area of an object is its mean over the frames that show it."""
         masks = object_masks(sample)
         self.numbers.append(len(masks))
         for mask in masks.values():
@@ -166,7 +153,7 @@ class Card:
 
 
 def tile(sample: Dict[str, Any], frames: int = 6) -> Image.Image:
-    """A sample and, beside an image or below a video, the same with its masks; of videos at most so many frames."""
+    """A sample, with its masks beside an image or below a video, which is shown in at most `frames` frames."""
     shown = pictures(sample)
     chosen = np.unique(np.linspace(0, len(shown) - 1, frames).round().astype(int))
     rows = [np.hstack(list(pixels[chosen])) for pixels in (shown, outlined(sample))]
@@ -174,7 +161,7 @@ def tile(sample: Dict[str, Any], frames: int = 6) -> Image.Image:
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Tiles in rows on white, fewer in a row than `columns` where they are wide."""
+    """Tiles on white, at most `columns` in a row, and fewer if they are wide."""
     width, height = (max(tile.size[axis] for tile in tiles) + 4 for axis in (0, 1))
     columns = min(columns, len(tiles), max(1, SHEET_WIDTH // width))
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
@@ -195,7 +182,7 @@ def inspect(path: Path, sheet: Optional[Path] = None, samples: int = 16) -> str:
         The data card, lines of text.
 
     Raises:
-        DataError: The folder is none of a converted data set, a file is damaged, or there is nothing to draw.
+        DataError: The folder holds no converted data set, a file is damaged, or there is nothing to draw.
     """
     summary = open_summary(path)
     lines = [f"{summary['dataset']}: {describe(summary)}"]

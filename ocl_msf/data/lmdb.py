@@ -17,9 +17,8 @@ import json
 import operator
 import os
 import shutil
-import tarfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import lmdb
 import numpy as np
@@ -27,7 +26,7 @@ from PIL import Image
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from ocl_msf.data.shards import Conversion, Sample, write_in_order
+from ocl_msf.data.shards import Conversion, Sample, read_shard, write_in_order
 from ocl_msf.data.summary import (
     PARTS,
     SUMMARY,
@@ -105,19 +104,13 @@ def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[st
     return sample
 
 
-def _shard_samples(path: Path) -> Iterator[Tuple[bytes, bytes]]:
-    with tarfile.open(path) as tar:
-        for member in tar:
-            yield member.name.split(".")[0].encode(), tar.extractfile(member).read()
-
-
 def _pack(path: Path, shards: Iterable[Dict[str, Any]]) -> None:
     """Write the samples of shards into one file, which appears under its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     if partial.exists():
         partial.unlink()
     bound = 16 << 20
-    keys: List[bytes] = []
+    keys: List[str] = []
     try:
         with lmdb.open(str(partial), subdir=False, map_size=bound, lock=False, sync=False, metasync=False) as file:
             for shard in tqdm(shards, desc=path.name):
@@ -125,12 +118,12 @@ def _pack(path: Path, shards: Iterable[Dict[str, Any]]) -> None:
                 bound += shard["bytes"] + 3 * 4096 * shard["samples"]
                 file.set_mapsize(bound)
                 with file.begin(write=True) as writing:
-                    for key, value in _shard_samples(path.parent / PARTS / shard["name"]):
-                        if not writing.put(key, value, overwrite=False):
-                            raise DataError(f"Key {key.decode()} is there twice: {path} was not written.")
+                    for key, sample in read_shard(path.parent / PARTS / shard["name"]):
+                        if not writing.put(key.encode(), sample["safetensors"], overwrite=False):
+                            raise DataError(f"Key {key} is there twice: {path} was not written.")
                         keys.append(key)
             with file.begin(write=True) as writing:
-                writing.put(b"__keys__", b"\n".join(keys))
+                writing.put(b"__keys__", "\n".join(keys).encode())
                 writing.put(b"__schema__", SCHEMA)
             file.sync(True)
         os.replace(partial, path)

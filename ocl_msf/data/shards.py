@@ -3,6 +3,7 @@
 import functools
 import gzip
 import io
+import itertools
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,13 @@ def _write_shard(
                 _add_member(tar, f"{key}.{extension}", files[extension])
     shard = {"name": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256(path)}
     return dict(shard, rejected=rejected) if rejected else shard
+
+
+def read_shard(path: Path) -> Iterator[Sample]:
+    """The samples of a shard."""
+    with tarfile.open(path) as tar:
+        for key, members in itertools.groupby(tar, lambda member: member.name.partition(".")[0]):
+            yield key, {member.name.partition(".")[2]: tar.extractfile(member).read() for member in members}
 
 
 def _plan(conversion: Conversion, samples_per_shard: Optional[int]) -> Dict[str, List[Tuple[str, Sequence[Any]]]]:

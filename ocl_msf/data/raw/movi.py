@@ -1,22 +1,20 @@
 """MOVi-C, D and E (https://github.com/google-research/kubric) and videos in their layout.
 
-Raw: `movi_<variant>/128x128/1.0.0/movi_<variant>-<split>.tfrecord-<n>-of-<count>`, one video per record. Of it,
-the frames, the instance masks and the boxes are read, and neither depth, flow nor anything else. The boxes were
-computed at 256 pixels, so that a tiny object may have a box and no pixel; and masks reduced from 256 to 128 pixels
-are those of the odd rows and columns (nearest exact), where MOVi's own files of 128 pixels hold the even ones.
+Raw: `movi_<variant>/128x128/1.0.0/movi_<variant>-<split>.tfrecord-<n>-of-<count>`, one video per record. Only frames,
+instance masks and boxes are read. The boxes were computed at 256 pixels, so a tiny object may have a box and no pixel.
+Masks reduced from 256 to 128 pixels have the odd rows and columns (nearest exact); those in MOVi's own files of 128
+pixels have the even ones.
 """
 
 import functools
-import io
 import re
-import warnings
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from PIL import Image
 
-from ocl_msf.data.raw._images import crop_mask
+from ocl_msf.data.raw._images import decode_image, resize_mask
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.tfrecord import Feature, parse_example, read_record, record_offsets
 from ocl_msf.data.workers import Rejected
@@ -30,7 +28,13 @@ BOXES, BOX_COUNTS = "instances/bboxes/ragged_flat_values", "instances/bboxes/rag
 FRAMES, FRAME_COUNTS = "instances/bbox_frames/ragged_flat_values", "instances/bbox_frames/ragged_row_lengths_0"
 _KINDS = {VIDEO: list, MASKS: list, BOXES: "f", BOX_COUNTS: "i", FRAMES: "i", FRAME_COUNTS: "i"}
 
-Item = Tuple[str, int, int]  # shard, byte offset, number within the split
+
+class RawVideo(NamedTuple):
+    """Where the record of a video begins, and its number within the split."""
+
+    path: str
+    offset: int
+    number: int
 
 
 def folder_name(variant: str = "c") -> str:
@@ -49,9 +53,9 @@ def prepare(raw: Path, variant: str = "c", max_objects: Optional[int] = None, si
         size: Side of the output in pixels.
 
     Raises:
-        DataError: There are no videos, a shard of a set is missing, or one is cut off.
+        DataError: There are no videos, or a shard is missing or cut off.
     """
-    splits = {SPLITS[split]: _items(paths) for split, paths in find_shards(raw, variant).items()}
+    splits = {SPLITS[split]: _find_videos(paths) for split, paths in find_shards(raw, variant).items()}
     if not any(splits.values()):
         raise DataError(f"The shards in {raw} hold no videos. Download them again.")
     max_objects = max_objects or MAX_OBJECTS[variant]
@@ -59,13 +63,13 @@ def prepare(raw: Path, variant: str = "c", max_objects: Optional[int] = None, si
         raise DataError(f"--max-objects {max_objects} does not fit masks of 8 bits. Choose 255 or less.")
     return Conversion(
         options={"variant": variant, "max_objects": max_objects, "size": size},
-        splits={name: items for name, items in splits.items() if items},
+        splits={name: videos for name, videos in splits.items() if videos},
         encode=functools.partial(encode_video, max_objects, size),
     )
 
 
 def find_shards(raw: Path, variant: str) -> Dict[str, List[Path]]:
-    """The shards of every split that is there, by MOVi's names of the splits, in order and complete."""
+    """The shards of every split, by its name in MOVi, in order and complete."""
     name = f"movi_{variant}"
     paths = sorted(path for path in raw.rglob(f"{name}-*.tfrecord-*") if path.is_file())
     folders = sorted({path.parent for path in paths})
@@ -78,13 +82,13 @@ def find_shards(raw: Path, variant: str) -> Dict[str, List[Path]]:
         raise DataError(
             f"{raw} holds {name} more than once: {', '.join(map(str, folders))}. Give one of these folders."
         )
-    found: Dict[str, Dict[str, Dict[int, Path]]] = {}
+    shards: Dict[str, Dict[str, Dict[int, Path]]] = {}
     for path in paths:
         match = re.fullmatch(rf"{name}-(\w+)\.tfrecord-(\d+)-of-(\d+)", path.name)
         if match is not None and match.group(1) in SPLITS:
             split, index, count = match.groups()
-            found.setdefault(split, {}).setdefault(count, {})[int(index)] = path
-    return {split: _complete(name, split, found[split], folders[0]) for split in SPLITS if split in found}
+            shards.setdefault(split, {}).setdefault(count, {})[int(index)] = path
+    return {split: _complete(name, split, shards[split], folders[0]) for split in SPLITS if split in shards}
 
 
 def _complete(name: str, split: str, sets: Dict[str, Dict[int, Path]], folder: Path) -> List[Path]:
@@ -100,13 +104,13 @@ def _complete(name: str, split: str, sets: Dict[str, Dict[int, Path]], folder: P
     return [shards[index] for index in range(int(count))]
 
 
-def _items(paths: Sequence[Path]) -> List[Item]:
+def _find_videos(paths: Sequence[Path]) -> List[RawVideo]:
     places = [(str(path), offset) for path in paths for offset in record_offsets(path)]
-    return [(path, offset, number) for number, (path, offset) in enumerate(places)]
+    return [RawVideo(path, offset, number) for number, (path, offset) in enumerate(places)]
 
 
 def _read_features(path: Path, offset: int, sample: str) -> Dict[str, Feature]:
-    """All of `_KINDS`, each of its kind; a list of numbers without a value is an empty array."""
+    """All of `_KINDS`, each of its kind; lists of numbers without a value are empty arrays."""
     try:
         features = parse_example(read_record(path, offset), _KINDS)
     except ValueError as error:
@@ -127,16 +131,11 @@ def _read_frames(pngs: Sequence[bytes], modes: Sequence[str], sample: str) -> Li
     frames: List[Image.Image] = []
     for number, png in enumerate(pngs):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-                    if image.size != (image.width, image.width) or (frames and image.size != frames[0].size):
-                        raise Rejected("frames not square or of different sizes", sample, f"frame {number}")
-                    image.load()
-        except Rejected:
-            raise
-        except Exception as error:  # Pillow has no common class for what a broken file can cause
+            image = decode_image(png, ["PNG"])
+        except Exception as error:  # Pillow has no common class for what a damaged file can cause
             raise Rejected("unreadable frame", sample, f"frame {number}: {error}") from error
+        if image.size != (image.width, image.width) or (frames and image.size != frames[0].size):
+            raise Rejected("frames not square or of different sizes", sample, f"frame {number}")
         if image.mode not in modes:
             raise Rejected("frame of another mode", sample, f"frame {number}: {image.mode}")
         frames.append(image)
@@ -147,7 +146,7 @@ def dense_boxes(features: Dict[str, Feature], frames: int) -> np.ndarray:
     """Boxes of every object in every frame.
 
     Args:
-        features: The ragged boxes (ymin, xmin, ymax, xmax) and the numbers of the frames that they are for.
+        features: The ragged boxes (ymin, xmin, ymax, xmax), and the number of the frame of each.
         frames: T.
 
     Returns:
@@ -155,7 +154,7 @@ def dense_boxes(features: Dict[str, Feature], frames: int) -> np.ndarray:
         zeros where an object has no box.
 
     Raises:
-        ValueError: The lists do not fit each other or the video.
+        ValueError: The lists do not fit each other, or the video.
     """
     counts, boxes, numbers = features[BOX_COUNTS], features[BOXES], features[FRAMES]
     if (counts < 0).any() or not np.array_equal(counts, features[FRAME_COUNTS]):
@@ -174,8 +173,8 @@ def dense_boxes(features: Dict[str, Feature], frames: int) -> np.ndarray:
     return dense
 
 
-def encode_video(max_objects: int, size: int, item: Item) -> Sample:
-    """Resize a video and put its boxes into a table.
+def encode_video(max_objects: int, size: int, raw_video: RawVideo) -> Sample:
+    """Resize a video and bring its boxes into a table.
 
     Returns:
         The seven-digit number within the split, and the files `video.npy.gz` (T, size, size, 3) uint8,
@@ -184,10 +183,10 @@ def encode_video(max_objects: int, size: int, item: Item) -> Sample:
         k - 1 for the k-th object, zeros where there is none.
 
     Raises:
-        Rejected: The record is damaged or not as MOVi's are.
+        Rejected: The record is damaged or differs from MOVi's.
         DataError: The file cannot be read.
     """
-    path, offset, number = item
+    path, offset, number = raw_video
     sample = f"{Path(path).name} at byte {offset}"
     features = _read_features(Path(path), offset, sample)
     video = _read_frames(features[VIDEO], ("RGB",), sample)
@@ -198,8 +197,7 @@ def encode_video(max_objects: int, size: int, item: Item) -> Sample:
         boxes = dense_boxes(features, len(video))
     except ValueError as error:
         raise Rejected("boxes do not fit", sample, str(error)) from error
-    frame = (0, 0, *video[0].size)
-    numbers = np.stack([crop_mask(np.asarray(mask), frame, size) for mask in masks])[..., None]
+    numbers = np.stack([resize_mask(np.asarray(mask), size, size) for mask in masks])[..., None]
     if numbers.max() > boxes.shape[1]:
         raise Rejected("mask of an unknown object", sample, f"{numbers.max()} of {boxes.shape[1]}")
     table = np.zeros((len(video), max_objects, 4), np.float32)
