@@ -127,9 +127,9 @@ def refuse_old_names(module: str) -> Callable[[str], Any]:
 
     def refuse(name: str) -> Any:
         new = TARGETS.get(f"{module}.{name}")
-        raise AttributeError(
-            f"{module}.{name} is called {new} now." if new else f"module {module!r} has no attribute {name!r}"
-        )
+        if new:  # an ImportError, because Hydra replaces an AttributeError by one that does not say the new name
+            raise ImportError(f"{module}.{name} is called {new} now.", name=module)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return refuse
 

@@ -4,6 +4,7 @@ import importlib
 import re
 
 import pytest
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 from ocl_msf._renamed import KEYWORDS, MODULES, TARGETS, VALUES
@@ -14,9 +15,16 @@ pytestmark = pytest.mark.needs_host
 @pytest.mark.parametrize("old", TARGETS)
 def test_an_old_class_says_its_new_name(old):
     module, name = old.rsplit(".", 1)
-    with pytest.raises((AttributeError, ImportError), match=re.escape(MODULES.get(module, TARGETS[old]))):
+    with pytest.raises(ImportError, match=re.escape(MODULES.get(module, TARGETS[old]))):
         getattr(importlib.import_module(module), name)
     assert get_object(TARGETS[old])
+
+
+def test_an_old_class_in_a_config_says_its_new_name():
+    for target in ("ocl_msf.losses.Weighted", "routed.ocl_msf.losses.Weighted"):
+        with pytest.raises(InstantiationException) as error:
+            instantiate({"_target_": target})
+        assert "ocl_msf.losses.Weighted is called ocl_msf.losses.WeightedLoss now." in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize("target", KEYWORDS)
