@@ -1,8 +1,11 @@
 """Names that have changed: an old one fails with a sentence that says the new one."""
 
+import functools
 import sys
 from importlib.abc import MetaPathFinder
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Type, TypeVar
+
+Class = TypeVar("Class")
 
 MODULES = {
     "ocl_msf.callbacks": "ocl_msf.training.callbacks",
@@ -76,8 +79,12 @@ TARGETS = {
     "ocl_msf.data.shards.verify": "ocl_msf.data.summary.verify",
 }
 
-# Keywords of constructors, by the class that took them; it calls `refuse_old_arguments`.
+# Keywords of constructors, by the class that took them; it calls `refuse_old_arguments` or is decorated with
+# `refuse_old_keywords`. The size of a TokenDecoder is h and w, or the root of num_tokens.
 KEYWORDS = {
+    "ocl_msf.decoding.TokenDecoder": {"num_tokens": "size"},
+    "ocl_msf.feature_extractors.NaiveCNN": {"video_path": "image_path"},
+    "ocl_msf.feature_extractors.ViTWithCNN": {"video_path": "image_path"},
     "ocl_msf.fusion.MultiScaleFusion": {"specific": "per_scale_codebooks"},
 }
 
@@ -149,6 +156,19 @@ def refuse_old_arguments(target: str, **arguments: Any) -> None:
                 f"{target}: {keyword} is a module now. Instead of {value!r} write {keyword}={name}({given}), or in a "
                 f"config {keyword}: {{{', '.join(f'{key}: {entry}' for key, entry in config.items())}}}."
             )
+
+
+def refuse_old_keywords(cls: Type[Class]) -> Type[Class]:
+    """Decorate a class such that its constructor refuses its keywords in KEYWORDS, and those of its VALUES."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **keywords: Any) -> None:
+        refuse_old_arguments(f"{cls.__module__}.{cls.__name__}", **keywords)
+        construct(self, *args, **keywords)
+
+    cls.__init__ = checked  # type: ignore[method-assign]
+    return cls
 
 
 if not any(isinstance(finder, OldNames) for finder in sys.meta_path):

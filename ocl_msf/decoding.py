@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from ocl_msf._renamed import refuse_old_names
+from ocl_msf._renamed import refuse_old_keywords, refuse_old_names
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.indices import unravel_codes
 from ocl_msf.transformer import BlockCache, DecoderBlock
@@ -99,6 +99,7 @@ class TokenDecoderOutput:
     indices: torch.Tensor
 
 
+@refuse_old_keywords
 class TokenDecoder(nn.Module):
     """SLATE's autoregressive transformer decoder with one head for each codebook (sections 3.1 and A.3).
 

@@ -1,5 +1,6 @@
 """Primary encoders: image -> features for slot attention."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ocl_msf._host import require_host
-from ocl_msf._renamed import refuse_old_names
+from ocl_msf._renamed import refuse_old_keywords, refuse_old_names
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.frozen import Frozen
 
@@ -21,6 +22,7 @@ with require_host():
 __getattr__ = refuse_old_names(__name__)
 
 
+@refuse_old_keywords
 class NaiveCNN(ImageFeatureExtractor):
     """Four 5x5 convolutions: features at the resolution of the image (section A.3).
 
@@ -153,10 +155,6 @@ class FrozenViT(Frozen):
         except Exception as error:  # no network, no cache, a broken file: each library has its own types
             raise FileNotFoundError(f"timm cannot fetch them ({type(error).__name__}).") from error
 
-    def grid(self, height: int, width: int) -> Tuple[int, int]:
-        """Rows and columns of the patches that cover an image of this size."""
-        return -(-height // self.patch_size), -(-width // self.patch_size)
-
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Images (b, 3, h, w), values in [-1, 1] -> tokens (b, dim, h / patch_size, w / patch_size), rounded up.
@@ -165,7 +163,7 @@ class FrozenViT(Frozen):
             RuntimeError: weights have not been loaded.
         """
         self.require_weights()
-        rows, columns = self.grid(*image.shape[-2:])
+        rows, columns = (math.ceil(side / self.patch_size) for side in image.shape[-2:])
         size = (rows * self.patch_size, columns * self.patch_size)
         if size != tuple(image.shape[-2:]):
             image = F.interpolate(image, size, mode="bicubic", align_corners=False)
@@ -203,19 +201,23 @@ def _known_name(model_name: str) -> str:
 
 def vit_dim(model_name: str) -> int:
     """Channels of the tokens of a frozen ViT, for the modules that take them."""
-    return _without_weights(model_name).dim
+    return _vit_sizes(model_name)[0]
 
 
 def vit_num_patches(model_name: str, image_size: int) -> int:
     """Number of tokens of a frozen ViT for square images, for the modules that take them."""
-    return math.prod(_without_weights(model_name).grid(image_size, image_size))
+    return math.ceil(image_size / _vit_sizes(model_name)[1]) ** 2
 
 
-def _without_weights(model_name: str) -> FrozenViT:
-    with torch.device("meta"):
-        return FrozenViT(model_name)
+@functools.lru_cache(maxsize=None)
+def _vit_sizes(model_name: str) -> Tuple[int, int]:
+    """Channels of a token and side of a patch; timm tells them by building the model."""
+    with torch.random.fork_rng(devices=[]):
+        vit = FrozenViT(model_name)
+    return vit.dim, vit.patch_size
 
 
+@refuse_old_keywords
 class ViTWithCNN(NaiveCNN):
     """The paper's encoder, "big-little": beside a small CNN for details a frozen ViT that sees objects (section A.3).
 
