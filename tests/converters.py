@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocl_msf.cli.data import converters
+from ocl_msf.cli.convert import converters
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
 

@@ -1,5 +1,6 @@
 """The command `ocl-msf`: its help, how it reads options, how it ends, and what has become of older commands."""
 
+import inspect
 import re
 import shlex
 import signal
@@ -13,6 +14,8 @@ import typer
 from ocl_msf import _renamed
 from ocl_msf.cli import app, main
 from ocl_msf.cli._app import ending_in_order
+from ocl_msf.data.convert import DATASETS
+from ocl_msf.data.raw.filter import PAPER
 from ocl_msf.experiments import tasks
 from ocl_msf.files import DataError
 
@@ -79,6 +82,21 @@ def test_an_option_takes_all_values_up_to_the_next_option():
     assert list(parse("ocl-msf tables table4 --seeds 3 --seeds 5")["seeds"]) == [3, 5]
     splits = ["val=0:9", "train=9:"]
     assert list(parse(f"ocl-msf convert clevrtex a b --splits {' '.join(splits)}")["splits"]) == splits
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_converter_has_an_option_for_each_of_its_parameters(dataset):
+    """With the same defaults; the filter of objects is one parameter, but several options."""
+    module = DATASETS[dataset]
+    parameters = dict(list(inspect.signature(module.prepare).parameters.items())[1:])
+    options = {option.name: option for option in COMMANDS["ocl-msf", "convert", dataset].params}
+    if parameters.pop("object_filter", None):
+        for name in ("max_objects", "min_box_area", "small"):
+            assert options[name].default == getattr(PAPER, name)
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    assert {name: options[name].default or defaults[name] for name in parameters} == defaults
+    for variant in getattr(module, "VARIANTS", ()):
+        assert parse(f"ocl-msf convert {dataset} a b --variant {variant}")["variant"] == variant
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,10 @@ Nothing heavy is imported before a command runs, so that `--help` and the comple
 
 from typing import Optional, Sequence
 
-from ocl_msf.cli._app import Program, new_app
-from ocl_msf.cli.data import add_data_commands
-from ocl_msf.cli.experiments import add_experiment_commands
-from ocl_msf.cli.results import add_result_commands
+from ocl_msf.cli import convert, data, experiments, results  # noqa: F401  they add their commands
+from ocl_msf.cli._app import app
 
-app = new_app(
-    "Multi-Scale Fusion for object-centric learning: data, tables, figures and a demonstration.",
-    "ocl-msf demo",
-    "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
-    "ocl-msf tables table4 --part c256 --preset cpu --dry-run",
-    cls=Program,
-)
-add_experiment_commands(app)
-add_data_commands(app)
-add_result_commands(app)
+__all__ = ["app", "main"]
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: options with several values, an example in the help, and how a command ends."""
+"""The program, and what its commands share: options with several values, examples in the help, how they end."""
 
 import contextlib
 import os
@@ -59,20 +59,25 @@ class Command(TyperCommand):
         """Repeat such an option before each of its values, as the library wants it."""
         several = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         words: List[str] = []
-        current = ""
-        for word, following in zip(args, [*args[1:], "-"]):
-            if word.startswith("-"):
-                current = word if word in several else ""
-                alone = bool(current) and following.startswith("-")
-                words += [word] if not current or alone else []
-                words += [""] if alone and word in MAY_STAND_ALONE else []
-            else:
-                words += [current, word] if current else [word]
+        option = ""
+        for word, following in zip(args, [*args[1:], "--"]):
+            if not word.startswith("-"):
+                words += [option, word] if option else [word]
+                continue
+            option = word if word in several else ""
+            if not option:
+                words.append(word)
+            elif following.startswith("-"):
+                words += [word, ""] if word in MAY_STAND_ALONE else [word]
         return super().parse_args(ctx, words)
 
 
-def new_app(summary: str, *examples: str, cls: Type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A group of commands; its help ends with the examples."""
+def _epilog(examples: Sequence[str]) -> str:
+    title = "Examples:" if len(examples) > 1 else "Example:"
+    return "\n".join(["\b", title, *(f"  {line}" for line in examples)])  # \b: the lines as they are
+
+
+def _new_app(cls: Type[TyperGroup], summary: str, examples: Sequence[str]) -> typer.Typer:
     return typer.Typer(
         cls=cls,
         help=summary,
@@ -84,11 +89,24 @@ def new_app(summary: str, *examples: str, cls: Type[TyperGroup] = TyperGroup) ->
     )
 
 
-def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Function], Function]:
-    """Add a function to a program as the command `name`; its help ends with the examples."""
-    return app.command(name, cls=Command, epilog=_epilog(examples))
+app = _new_app(
+    Program,
+    "Multi-Scale Fusion for object-centric learning: data, tables, figures and a demonstration.",
+    [
+        "ocl-msf demo",
+        "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
+        "ocl-msf tables table4 --part c256 --preset cpu --dry-run",
+    ],
+)
 
 
-def _epilog(examples: Sequence[str]) -> str:
-    title = "Examples:" if len(examples) > 1 else "Example:"
-    return "\n".join(["\b", title, *(f"  {line}" for line in examples)])  # \b: the lines as they are
+def new_group(name: str, summary: str, *examples: str) -> typer.Typer:
+    """Add a group of commands to the program; its help ends with the examples."""
+    group = _new_app(TyperGroup, summary, examples)
+    app.add_typer(group, name=name)
+    return group
+
+
+def command(name: str, *examples: str, group: typer.Typer = app) -> Callable[[Function], Function]:
+    """Add a function as the command `name`, to the program or to a group; its help ends with the examples."""
+    return group.command(name, cls=Command, epilog=_epilog(examples))

@@ -8,21 +8,22 @@ import typer
 from typer import Argument, Option
 from typing_extensions import Annotated
 
-from ocl_msf.cli._app import command, new_app
+from ocl_msf.cli._app import command, new_group
 
 Runs = Annotated[
     List[Path],
     Argument(metavar="RUNS...", help="Folders of runs, or folders that hold some at any depth.", show_default=False),
 ]
 Picture = Annotated[Path, Option(help="The PNG.")]
-figures = new_app(
+figures = new_group(
+    "figures",
     "Draw a figure of some runs. Curves and codebooks are read from the logs of training; "
     "runs that differ in their seed alone become one curve.",
     "ocl-msf figures segmentations outputs --out figure2.png",
 )
 
 
-@command(figures, "curves", "ocl-msf figures curves outputs --names val/ari_fg val/miou --out curves.png")
+@command("curves", "ocl-msf figures curves outputs --names val/ari_fg val/miou --out curves.png", group=figures)
 def curves(
     runs: Runs,
     out: Picture = Path("curves.png"),
@@ -31,22 +32,22 @@ def curves(
     ] = None,
 ) -> None:
     """Draw logged scalars over the steps of training."""
-    from ocl_msf.results.figures.of_runs import curves
+    from ocl_msf.results.figures import of_runs
 
-    curves(runs, out, names or [])
+    of_runs.curves(runs, out, names or [])
     print(out)
 
 
-@command(figures, "codebooks", "ocl-msf figures codebooks outputs --out codebooks.png")
+@command("codebooks", "ocl-msf figures codebooks outputs --out codebooks.png", group=figures)
 def codebooks(runs: Runs, out: Picture = Path("codebooks.png")) -> None:
     """Draw how the codebooks are used over the steps of training."""
-    from ocl_msf.results.figures.of_runs import codebooks
+    from ocl_msf.results.figures import of_runs
 
-    codebooks(runs, out)
+    of_runs.codebooks(runs, out)
     print(out)
 
 
-@command(figures, "segmentations", "ocl-msf figures segmentations outputs --scenes 8 --out figure2.png")
+@command("segmentations", "ocl-msf figures segmentations outputs --scenes 8 --out figure2.png", group=figures)
 def segmentations(
     runs: Runs,
     out: Picture = Path("segmentations.png"),
@@ -57,13 +58,13 @@ def segmentations(
     It needs scenes.npz in a run's folder, which this makes (stage 2):
     ocl_eval +evaluation=msf/scenes train_config_path=RUN/config/config.yaml
     """
-    from ocl_msf.results.figures.of_runs import segmentations
+    from ocl_msf.results.figures import of_runs
 
-    print(segmentations(runs, out, scenes))
+    print(of_runs.segmentations(runs, out, scenes))
     print(out)
 
 
-@command(figures, "guidance", "ocl-msf figures guidance outputs --image 1 --out figure3.png")
+@command("guidance", "ocl-msf figures guidance outputs --image 1 --out figure3.png", group=figures)
 def guidance(
     runs: Runs,
     out: Picture = Path("guidance.png"),
@@ -74,9 +75,9 @@ def guidance(
     It needs guidance.npz in a run's folder, which this makes (stage 1):
     ocl_eval +evaluation=msf/guidance_maps train_config_path=RUN/config/config.yaml
     """
-    from ocl_msf.results.figures.of_runs import guidance
+    from ocl_msf.results.figures import of_runs
 
-    guidance(runs, out, image)
+    of_runs.guidance(runs, out, image)
     print(out)
 
 
@@ -87,54 +88,50 @@ def _pair(text: str) -> Tuple[int, int]:
     return int(first), int(second)
 
 
-def add_result_commands(app: typer.Typer) -> None:
-    """Add them to the program."""
-    app.add_typer(figures, name="figures")
+@command("report", "ocl-msf report outputs --out report")
+def report(
+    runs: Runs,
+    out: Annotated[Path, Option(help="Where the report goes.")] = Path("report"),
+    first: Annotated[bool, Option("--evaluate", help="First make what is missing of finished runs.")] = False,
+    scenes: Annotated[
+        int, Option(min=1, help="Scenes in a gallery, of the best, of the middle and of the worst each.")
+    ] = 4,
+    date: Annotated[Optional[str], Option(help="What to print as its date; by default today.")] = None,
+) -> None:
+    """Write a report of some runs.
 
-    @command(app, "report", "ocl-msf report outputs --out report")
-    def report(
-        runs: Runs,
-        out: Annotated[Path, Option(help="Where the report goes.")] = Path("report"),
-        first: Annotated[bool, Option("--evaluate", help="First make what is missing of finished runs.")] = False,
-        scenes: Annotated[
-            int, Option(min=1, help="Scenes in a gallery, of the best, of the middle and of the worst each.")
-        ] = 4,
-        date: Annotated[Optional[str], Option(help="What to print as its date; by default today.")] = None,
-    ) -> None:
-        """Write a report of some runs.
+    It is index.html, one page that needs no network, and scores.md with its tables. --evaluate needs their data
+    (DATASET_PREFIX) and takes a while: scores, scenes of the gallery, guidance maps.
+    """
+    from ocl_msf.results.report.evaluations import evaluate
+    from ocl_msf.results.report.page import write_report
+    from ocl_msf.results.rows import collect
 
-        It is index.html, one page that needs no network, and scores.md with its tables. --evaluate needs their data
-        (DATASET_PREFIX) and takes a while: scores, scenes of the gallery, guidance maps.
-        """
-        from ocl_msf.results.report.evaluations import evaluate
-        from ocl_msf.results.report.page import write_report
-        from ocl_msf.results.rows import collect
-
+    found = collect(runs)
+    if first and evaluate(found):
         found = collect(runs)
-        if first and evaluate(found):
-            found = collect(runs)
-        for path in write_report(found, out, date or datetime.date.today().isoformat(), scenes):
-            print(path)
+    for path in write_report(found, out, date or datetime.date.today().isoformat(), scenes):
+        print(path)
 
-    @command(
-        app,
-        "edit",
-        "ocl-msf edit RUN A.png B.png --out slots.png",
-        "ocl-msf edit RUN A.png B.png --swap 2:3 --drop 1 --out edit.png",
-    )
-    def edit(
-        run: Annotated[Path, Argument(help="Folder of a run of stage 2, or a checkpoint in it.", show_default=False)],
-        images: Annotated[Tuple[Path, Path], Argument(metavar="A B", help="Two pictures.", show_default=False)],
-        swap: Annotated[Optional[List[str]], Option(metavar="A:B...", help="Slot of A for slot of B.")] = None,
-        drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out.")] = None,
-        out: Picture = Path("edit.png"),
-    ) -> None:
-        """Swap or drop slots of two images.
 
-        It draws what the decoder makes of the rest. Without --swap and --drop the picture shows which slot is what.
-        """
-        swaps = [_pair(text) for text in swap or []]
-        from ocl_msf.results.editing import edit_pictures
+@command(
+    "edit",
+    "ocl-msf edit RUN A.png B.png --out slots.png",
+    "ocl-msf edit RUN A.png B.png --swap 2:3 --drop 1 --out edit.png",
+)
+def edit(
+    run: Annotated[Path, Argument(help="Folder of a run of stage 2, or a checkpoint in it.", show_default=False)],
+    images: Annotated[Tuple[Path, Path], Argument(metavar="A B", help="Two pictures.", show_default=False)],
+    swap: Annotated[Optional[List[str]], Option(metavar="A:B...", help="Slot of A for slot of B.")] = None,
+    drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out.")] = None,
+    out: Picture = Path("edit.png"),
+) -> None:
+    """Swap or drop slots of two images.
 
-        side = edit_pictures(run, images, swaps, drop or [], out)
-        print(f"{out}: {side}x{side} pixels each, slots 0 and up in the second row")
+    It draws what the decoder makes of the rest. Without --swap and --drop the picture shows which slot is what.
+    """
+    swaps = [_pair(text) for text in swap or []]
+    from ocl_msf.results.editing import edit_pictures
+
+    side = edit_pictures(run, images, swaps, drop or [], out)
+    print(f"{out}: {side}x{side} pixels each, slots 0 and up in the second row")
