@@ -71,7 +71,8 @@ class MultiScaleFusion(CodebookQuantizer):
         """
         invariant, *variant = self.project.up(maps)  # Eq. 3: Z^si, Z^sv, N x (b, h_n, w_n, c) each
         fused, diagnostics = self.inter_scale(self.codebooks[0], invariant)  # Eq. 4: fused X^si, N x (b, h_n, w_n, c)
-        return [fused] + [self._quantize_variant(v) for v in variant], diagnostics  # X^sv, N x (b, h_n, w_n, c)
+        groups = [fused] + [self._quantize_variant(v) for v in variant]  # Eq. 1, 2: X^sv, N x (b, h_n, w_n, c)
+        return groups, diagnostics
 
     def _quantize_variant(self, maps: Sequence[torch.Tensor]) -> MatchedGroup:
         """Match every scale with its own codebook, or all with the one they share (Eq. 1 and 2)."""
