@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
+from PIL import Image
 
 from ocl_msf._renamed import refuse_old_names
 from ocl_msf.data.summary import (
@@ -54,6 +55,13 @@ class Conversion:
     splits: Dict[str, Sequence[Any]]
     encode: Callable[[Any], Sample]
     layout: Dict[str, Tuple[str, int]] = field(default_factory=dict)
+
+
+def encode_png(image: Image.Image, compress_level: int = 6) -> bytes:
+    """The content of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "png", compress_level=compress_level)
+    return buffer.getvalue()
 
 
 def encode_array(array: np.ndarray) -> bytes:

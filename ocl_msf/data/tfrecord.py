@@ -39,7 +39,7 @@ def write_records(file: BinaryIO, payloads: Iterable[bytes]) -> None:
 
 
 def record_offsets(path: Path) -> List[int]:
-    """Where the records of a file begin; reads only their lengths.
+    """The byte at which each record of a file begins; reads only the lengths.
 
     Raises:
         DataError: The file is cut off, a length is damaged, or it cannot be read.
@@ -69,7 +69,7 @@ def record_offsets(path: Path) -> List[int]:
 
 
 def read_record(path: Path, offset: int) -> bytes:
-    """The payload of the record that begins at a byte of a file.
+    """The payload of the record at an offset of a file.
 
     Raises:
         ValueError: It does not fit its checksum or is cut off.
@@ -133,19 +133,19 @@ def parse_example(payload: bytes, wanted: Collection[str]) -> Dict[str, Feature]
     """The wanted features of a serialised tf.train.Example; others are skipped without being decoded.
 
     Returns:
-        By key, those that are there: a list of bytes, an array (n,) float32, or an array (n,) int64.
+        By key, those that the message has: a list of bytes, an array (n,) float32, or an array (n,) int64.
 
     Raises:
-        ValueError: It is no such message.
+        ValueError: The payload is no such message.
     """
     try:
         entries = _Example.FromString(payload).features.feature
         values = {entry.key.decode("utf-8", "replace"): entry.value for entry in entries}
-        found = {key: _Feature.FromString(values[key]) for key in wanted if key in values}
+        parsed = {key: _Feature.FromString(values[key]) for key in wanted if key in values}
     except message.DecodeError as error:
         raise ValueError(f"no tf.train.Example: {error}") from error
     features: Dict[str, Feature] = {}
-    for key, feature in found.items():
+    for key, feature in parsed.items():
         if feature.HasField("bytes_list"):
             features[key] = list(feature.bytes_list.value)
         if feature.HasField("float_list"):

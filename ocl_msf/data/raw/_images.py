@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ocl_msf.data.raw._sources import AnySource
+from ocl_msf.data.shards import encode_png
 from ocl_msf.data.workers import Rejected
 
 Box = Tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
@@ -72,9 +73,7 @@ def central_square(width: int, height: int, share: float = 1.0) -> Box:
 
 def crop_image(image: Image.Image, box: Box, size: int) -> bytes:
     """Crop and resize an image bilinearly (antialiased) to `size` pixels; returns a PNG file."""
-    buffer = io.BytesIO()
-    image.crop(box).resize((size, size), Image.BILINEAR).save(buffer, "png")
-    return buffer.getvalue()
+    return encode_png(image.crop(box).resize((size, size), Image.BILINEAR))
 
 
 def crop_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:

@@ -30,8 +30,8 @@ class ImageAnnotations:
         corners: Of their objects' boxes, four each.
         box_categories: Classes of all annotated boxes.
         box_corners: Their corners, four each.
-        box_groups: 1 for a box around a group of objects, 0 for one object, -1 where that is unknown.
-        problem: What is wrong with its annotations, "" if nothing is.
+        box_groups: 1 for a box around a group of objects, 0 for one object, -1 if unknown.
+        problem: What is wrong with the annotations, "" if nothing is.
     """
 
     __slots__ = ("masks", "categories", "corners", "box_categories", "box_corners", "box_groups", "problem")
@@ -71,7 +71,7 @@ def read_ids(path: Path) -> FrozenSet[bytes]:
     """Image ids from a text file with a line for each: `id`, `split/id`, or a CSV whose first column they are.
 
     Raises:
-        DataError: The file is not there or has other content.
+        DataError: The file is missing or has other content.
     """
     ids = set()
     try:
@@ -95,9 +95,9 @@ def read_ids(path: Path) -> FrozenSet[bytes]:
 def read_masks(
     source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSet[bytes]]
 ) -> Dict[bytes, ImageAnnotations]:
-    """The images that have masks, by their ids, only those in `ids` if it is not None.
+    """The images that have masks, by their ids; only those in `ids` unless it is None.
 
-    A line that cannot be used is the problem of its image, or of its own where it names none.
+    A line that cannot be used is recorded as the problem of its image, or under its number if it names no image.
 
     Raises:
         DataError: The file cannot be read or has other columns.
@@ -124,7 +124,7 @@ def read_masks(
 def add_boxes(
     source: Source, classes: Dict[bytes, int], ids: Optional[FrozenSet[bytes]], images: Dict[bytes, ImageAnnotations]
 ) -> None:
-    """Add their boxes to `images`, and images in `ids` that have boxes but no masks.
+    """Add boxes to `images`, and add the images in `ids` that have boxes but no masks.
 
     Raises:
         DataError: The file cannot be read or has other columns.
@@ -154,7 +154,7 @@ def _image(images: Dict[bytes, ImageAnnotations], name: bytes) -> ImageAnnotatio
 def _lines(
     source: Source, columns: Sequence[str], ids: Optional[FrozenSet[bytes]]
 ) -> Iterator[Tuple[bytes, List[bytes], str]]:
-    """Image id, the values of the other columns, and what is wrong, of each line of an image in `ids`."""
+    """For each line of an image in `ids`: image id, values of the other columns, and what is wrong, "" if nothing."""
     try:
         with _open(source) as file, _progress(source, file) as progress:
             header = file.readline(_LONGEST).decode("utf-8-sig", "replace").strip().split(",")

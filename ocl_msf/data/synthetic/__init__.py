@@ -1,1 +1,1 @@
-"""Scenes and videos made here, in the layouts of ClevrTex and MOVi."""
+"""Synthetic scenes and videos, in the layouts of ClevrTex and MOVi."""

@@ -11,7 +11,7 @@ import numpy as np
 from ocl_msf.data.synthetic._shapes import BOUND, Body, dot
 from ocl_msf.data.synthetic._textures import Material
 
-# Sub-pixel offsets of the image samples in pixels (a rotated grid); each one sees the sun from another side.
+# Sub-pixel offsets of the image samples in pixels (a rotated grid); the sun moves a little from one to the next.
 _SAMPLES = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
 _SUN_RADIUS = 0.09
 
@@ -41,7 +41,7 @@ class Camera:
         return float(self.width / 2 + x * scale), float(self.height / 2 - y * scale), float(depth)
 
     def window(self, body: Body) -> Tuple[slice, slice]:
-        """Rows and columns that hold the whole body."""
+        """Rows and columns that contain the whole body."""
         x, y, depth = self.project(body.centre)
         reach = BOUND * body.radius
         size = self.focal * self.width * reach / max(depth - reach, 0.1) * 1.1 + 1
@@ -51,7 +51,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """A sun and the light from elsewhere; directions (3,) point to the light, colours (3,) are linear RGB."""
+    """A sun, a fill light and ambient light; directions (3,) point to the light, colours (3,) are linear RGB."""
 
     sun: np.ndarray
     sun_colour: np.ndarray
@@ -62,7 +62,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is rendered.
+    """A scene to render.
 
     Attributes:
         bodies: Numbered from 1; they do not touch.
@@ -121,7 +121,7 @@ def _ground_hits(scene: Scene, rays: np.ndarray) -> Tuple[np.ndarray, np.ndarray
 
 
 def _lit(scene: Scene, points: np.ndarray, owner: int, sun: np.ndarray) -> np.ndarray:
-    """1 where points (3, n) of body `owner` see the sun, 0 in shadow; a convex body casts none on itself."""
+    """1 for points (3, n) of body `owner` in the sun, 0 in shadow; a convex body casts none on itself."""
     lit = np.ones(points.shape[1], np.float32)
     side = np.cross(sun, np.float32([0, 0, 1]))
     side = side / np.linalg.norm(side)
@@ -140,7 +140,7 @@ def _lit(scene: Scene, points: np.ndarray, owner: int, sun: np.ndarray) -> np.nd
 
 
 def _open_sky(scene: Scene, points: np.ndarray) -> np.ndarray:
-    """The share of indirect light that ground points (3, n) keep under the bodies above them."""
+    """The share of indirect light that reaches ground points (3, n) under bodies."""
     share = np.ones(points.shape[1], np.float32)
     for body in scene.bodies:
         x, y, z = body.centre.tolist()

@@ -14,12 +14,12 @@ def dot(vector: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shape:
-    """A convex body: what satisfies every plane and the quadric x'Ax + b z + c <= 0, with A diagonal.
+    """A convex body: the points within every plane and the quadric x'Ax + b z + c <= 0, with A diagonal.
 
     Attributes:
         planes: (k, 4) rows (nx, ny, nz, d) with n.p <= d, n of length 1.
         quadric: (ax, ay, az, b, c), or None.
-        bottom: Height of its lowest point, negative.
+        bottom: Height of the lowest point, negative.
     """
 
     planes: np.ndarray
@@ -76,7 +76,7 @@ class Body:
         return np.stack([float(c) * x + float(s) * y, float(c) * y - float(s) * x, z * (1 / self.radius)])
 
     def interval(self, origin: np.ndarray, direction: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Where rays (3, n) enter and leave, in units of `direction`; what misses enters after it leaves."""
+        """Where rays (3, n) enter and leave, in units of `direction`; rays that miss enter after they leave."""
         shape = SHAPES[self.shape]
         o, d = self.to_local(origin - self.centre[:, None]), self.to_local(direction)
         enter = np.full(np.broadcast(o[0], d[0]).shape, -np.inf, np.float32)

@@ -1,4 +1,4 @@
-"""Textured pieces that glide over a ground, drawn from back to front."""
+"""Flat textured objects that move over a ground, drawn from back to front."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 
 from ocl_msf.data.synthetic._textures import Material
 
-CLIP = 24  # frames in which an object passes its velocity
+CLIP = 24  # frames: the unit of time of velocities
 WALLS = (-0.1, 1.1)  # where objects bounce off, in frame widths
-_OVERSAMPLING = 2  # as MOVi's 128 pixels from 256: colours are averaged, masks take every second pixel
+_OVERSAMPLING = 2  # like MOVi's 128 pixels from 256: colours are averaged, masks take every second pixel
 _GROUND_UNITS = 6.0  # units of the ground's pattern in a frame width
 
 
@@ -39,7 +39,7 @@ OUTLINES = {
 
 @dataclass(frozen=True)
 class MovingObject:
-    """A piece that glides over the ground.
+    """A flat object that moves over the ground.
 
     Attributes:
         outline: Key of `OUTLINES`.
@@ -47,7 +47,7 @@ class MovingObject:
         radius: In frame widths.
         start: (2,) position (x, y) in frame 0, (0, 0) the upper left corner of the frame and (1, 1) the lower
             right one.
-        velocity: (2,) per clip of 24 frames, (0, 0) for what rests.
+        velocity: (2,) per clip of 24 frames; (0, 0) for objects at rest.
         angle: In frame 0, in radians.
         spin: Radians per clip.
     """
@@ -61,15 +61,15 @@ class MovingObject:
     spin: float
 
     def position(self, time: float) -> np.ndarray:
-        """(2,) at a time in clips, on a line that the walls reflect."""
+        """The position (2,) at a time in clips, on a line that the walls reflect."""
         low, high = WALLS
-        way = self.start + self.velocity * time - low
-        return low + np.abs((way + high - low) % (2 * (high - low)) - (high - low))
+        distance = self.start + self.velocity * time - low
+        return low + np.abs((distance + high - low) % (2 * (high - low)) - (high - low))
 
 
 @dataclass(frozen=True)
 class MovingScene:
-    """What a video shows; `objects` from back to front, `camera` (2,) its velocity in frame widths per clip."""
+    """The content of a video: `objects` from back to front, and the velocity `camera` (2,) in frame widths per clip."""
 
     ground: Material
     objects: List[MovingObject]
@@ -84,14 +84,14 @@ def _colours(material: Material, points: np.ndarray) -> np.ndarray:
 
 
 def _ground_texture(material: Material, side: int, margin: int) -> np.ndarray:
-    """(h, h, 3) uint8 with h = side + 2 margin, the frame in the middle."""
+    """The ground (h, h, 3) uint8, h = side + 2 margin, with the frame at its centre."""
     along = np.arange(-margin, side + margin) * (_GROUND_UNITS / side)
     x, y = (axis.ravel() for axis in np.meshgrid(along, along))
     return _colours(material, np.stack([x, y, np.zeros_like(x)])).reshape(len(along), len(along), 3)
 
 
 def _object_texture(item: MovingObject, side: int) -> np.ndarray:
-    """(h, h, 3) uint8 for local positions from (-1, -1) to (1, 1), the pattern as on a dome."""
+    """The texture (h, h, 3) uint8 at local positions from (-1, -1) to (1, 1), with the pattern of a dome."""
     along = np.linspace(-1, 1, max(int(2 * item.radius * side), 4))
     u, v = (axis.ravel() for axis in np.meshgrid(along, along))
     dome = np.sqrt(np.maximum(1 - u**2 - v**2, 0))
@@ -108,7 +108,7 @@ def _paint(
     turn: float,
     light: np.ndarray,
 ) -> None:
-    """Put an object, its centre (x, y) in pixels, into a frame (s, s, 3) and its number into a mask (s, s)."""
+    """Draw an object, its centre (x, y) in pixels, into a frame (s, s, 3) and its number into a mask (s, s)."""
     side = len(frame)
     radius = item.radius * side
     left, top = (max(int(c - radius), 0) for c in centre)
@@ -129,8 +129,8 @@ def _paint(
 def render_video(scene: MovingScene, frames: int, size: int) -> Tuple[np.ndarray, np.ndarray]:
     """Frames (T, size, size, 3) uint8 and masks (T, size, size) uint8: 0 the ground, i the i-th object."""
     side = size * _OVERSAMPLING
-    way = scene.camera * ((frames - 1) / CLIP)
-    margin = int(math.ceil(np.abs(way).max() * side)) + 1
+    path = scene.camera * ((frames - 1) / CLIP)
+    margin = int(math.ceil(np.abs(path).max() * side)) + 1
     ground = _ground_texture(scene.ground, side, margin)
     textures = [_object_texture(item, side) for item in scene.objects]
     video = np.empty((frames, size, size, 3), np.uint8)

@@ -1,7 +1,8 @@
-"""Procedural solid textures: a scalar pattern over space, coloured through a small random palette."""
+"""Procedural solid textures: a scalar pattern in space, coloured by a small random palette."""
 
 import colorsys
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ def _flat_index(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def fractal_noise(points: np.ndarray) -> np.ndarray:
-    """Smooth noise at points (3, n), interpolated linearly: (n,), around 0.5."""
+    """Smooth noise at points (3, n), interpolated linearly: (n,), about 0.5."""
     volume = _noise_volume()
     scaled = points * _PER_UNIT
     floor = np.floor(scaled)
@@ -206,7 +207,7 @@ class Material:
 
 
 def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` sRGB colours, each one as far from the others as chance allows."""
+    """`count` sRGB colours that differ; how much they must is lowered until enough are drawn."""
     vivid = rng.uniform() < 0.3
     middle = rng.uniform((0, 0.05, 0.3), (1, 0.9 if vivid else 0.5, 0.85))
     spread = np.array((0.5, 0.3, 0.4) if vivid else (0.06, 0.15, 0.25))
@@ -230,14 +231,15 @@ def _rotation(rng: np.random.Generator, flat: bool) -> np.ndarray:
     return turn @ (orthogonal * np.sign(np.diag(triangular)))
 
 
-def sample_material(rng: np.random.Generator, cells: float, flat: bool) -> Material:
+def sample_material(rng: np.random.Generator, low: float, high: float, flat: bool) -> Material:
     """Draw a material.
 
     Args:
         rng: Source of all randomness.
-        cells: Pattern cells per unit of length of the owner's space.
+        low, high: Range of the pattern cells per unit of length of the owner's space, sampled log-uniformly.
         flat: The owner is a plane at height 0: only turn the pattern about the vertical axis.
     """
+    cells = math.exp(rng.uniform(math.log(low), math.log(high)))
     pattern = str(rng.choice(list(PATTERNS)))
     count = int(rng.integers(2, 5))
     linear = _palette(rng, count) ** 2.2

@@ -1,15 +1,14 @@
 """Make videos like MOVi's, without any download; the command is `ocl-msf videos`.
 
-Files are laid out as MOVi-C, D and E (https://github.com/google-research/kubric), so that
-`ocl-msf convert movi` reads them. The videos are far simpler: flat pieces with the texture and
-shading of bodies glide over a textured ground, cover each other, turn, bounce off walls around the frame, and
-leave it and return. Casting rays, as `ocl_msf.data.synthetic.scenes` does, would take about six times as long.
+The files have the layout of MOVi-C, D and E (https://github.com/google-research/kubric), so that `ocl-msf convert movi`
+reads them. The videos are far simpler: flat objects, textured and shaded like bodies, move over a textured ground,
+cover each other, turn, bounce off walls around the frame, and leave it and return. Casting rays, as
+`ocl_msf.data.synthetic.scenes` does, would take about six times as long.
 
-c: 3 to 10 objects, all moving. d: 10 to 20 that rest and 1 to 3 that move. e: as d, and the camera moves.
+c: 3 to 10 objects, all moving. d: 10 to 20 objects at rest and 1 to 3 moving. e: as d, with a moving camera.
 """
 
 import functools
-import io
 import json
 import math
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
+from ocl_msf.data.shards import encode_png
 from ocl_msf.data.synthetic._sprites import OUTLINES, WALLS, MovingObject, MovingScene, render_video
-from ocl_msf.data.synthetic._textures import Material, sample_material
+from ocl_msf.data.synthetic._textures import sample_material
 from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import run_tasks
 from ocl_msf.files import DataError, replacing
@@ -28,11 +28,7 @@ VERSION = 1  # of the generator: videos of different versions differ and must no
 VARIANTS = ("c", "d", "e")
 SPLITS = ("train", "validation")
 _PER_SHARD = 20
-_DRIFT = 0.3  # the camera's way in a clip, in frame widths, at most
-
-
-def _material(rng: np.random.Generator, low: float, high: float, flat: bool) -> Material:
-    return sample_material(rng, math.exp(rng.uniform(math.log(low), math.log(high))), flat)
+_DRIFT = 0.3  # greatest distance that the camera moves in a clip, in frame widths
 
 
 def _direction(rng: np.random.Generator) -> np.ndarray:
@@ -55,7 +51,7 @@ def sample_moving_scene(rng: np.random.Generator, variant: str) -> MovingScene:
         objects.append(
             MovingObject(
                 outline=str(rng.choice(list(OUTLINES))),
-                material=_material(rng, 0.8, 2.5, flat=False),
+                material=sample_material(rng, 0.8, 2.5, flat=False),
                 radius=math.exp(rng.uniform(math.log(low), math.log(high))),
                 start=places[int(np.argmax(gaps))],
                 velocity=speed * _direction(rng),
@@ -64,7 +60,7 @@ def sample_moving_scene(rng: np.random.Generator, variant: str) -> MovingScene:
             )
         )
     return MovingScene(
-        ground=_material(rng, 0.5, 2, flat=True),
+        ground=sample_material(rng, 0.5, 2, flat=True),
         objects=objects,
         camera=_direction(rng) * rng.uniform(0.1, _DRIFT) if variant == "e" else np.zeros(2),
         light=_direction(rng),
@@ -72,7 +68,7 @@ def sample_moving_scene(rng: np.random.Generator, variant: str) -> MovingScene:
 
 
 def _by_visibility(objects: List[MovingObject], masks: np.ndarray) -> Tuple[List[MovingObject], np.ndarray]:
-    """Number objects by the pixels that they show in the video, most first; drop those that never show."""
+    """Number objects by their visible pixels in the video, most first, and drop those that are never visible."""
     pixels = np.bincount(masks.ravel(), minlength=len(objects) + 1)[1:]
     order = [i for i in np.argsort(-pixels, kind="stable") if pixels[i]]
     renumbered = np.zeros(len(objects) + 1, np.uint8)
@@ -81,7 +77,7 @@ def _by_visibility(objects: List[MovingObject], masks: np.ndarray) -> Tuple[List
 
 
 def tight_boxes(masks: np.ndarray, number: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Frames (m,) in which an object shows, and its boxes there (m, 4) float32.
+    """Frames (m,) in which an object is visible, and its boxes there, (m, 4) float32.
 
     A box is (ymin, xmin, ymax, xmax) as shares of the frame, the maxima exclusive.
     """
@@ -93,12 +89,6 @@ def tight_boxes(masks: np.ndarray, number: int) -> Tuple[np.ndarray, np.ndarray]
     return frames, (np.stack(first + last, axis=1) / masks.shape[1]).astype(np.float32).reshape(-1, 4)
 
 
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
-
-
 def make_video(variant: str, seed: int, frames: int, size: int, split: str, index: int) -> Dict[str, Any]:
     """Video `index` of a split as the features of a MOVi record; it depends on the arguments alone."""
     rng = np.random.default_rng([VERSION, seed, VARIANTS.index(variant), SPLITS.index(split), index])
@@ -108,8 +98,8 @@ def make_video(variant: str, seed: int, frames: int, size: int, split: str, inde
     shown = [tight_boxes(masks, number) for number in range(1, len(objects) + 1)]
     lengths = np.array([len(times) for times, _ in shown], np.int64)
     features = {
-        "video": [_png(frame) for frame in video],
-        "segmentations": [_png(mask) for mask in masks],
+        "video": [encode_png(Image.fromarray(frame), 1) for frame in video],
+        "segmentations": [encode_png(Image.fromarray(mask), 1) for mask in masks],
         "instances/bboxes/ragged_flat_values": np.concatenate([np.zeros((0, 4))] + [boxes for _, boxes in shown]),
         "instances/bboxes/ragged_row_lengths_0": lengths,
         "instances/bbox_frames/ragged_flat_values": np.concatenate([np.zeros(0, int)] + [times for times, _ in shown]),
@@ -136,16 +126,16 @@ def _write_shard(make: Callable[..., Dict[str, Any]], task: Tuple[Path, str, Seq
         write_records(file, (encode_example(make(split, index)) for index in indices))
 
 
-def _claim(folder: Path, settings: Dict[str, Any]) -> None:
-    """Note the settings in a folder, or compare them with those that are noted there."""
+def _record_settings(folder: Path, settings: Dict[str, Any]) -> None:
+    """Write the settings into a folder, or compare them with those that are recorded there."""
     path = folder / "generator.json"
     if path.exists():
         try:
-            found = json.loads(path.read_text())
+            earlier = json.loads(path.read_text())
         except ValueError:
-            found = None
-        if found != settings:
-            raise DataError(f"{folder} has videos of other settings ({found}). Use those or another folder.")
+            earlier = None
+        if earlier != settings:
+            raise DataError(f"{folder} has videos of other settings ({earlier}). Use those or another folder.")
         return
     with replacing(path) as file:
         file.write(json.dumps(settings).encode())
@@ -161,7 +151,7 @@ def make_moving_scenes(
     seed: int = 0,
     workers: int = 2,
 ) -> Path:
-    """Write videos in MOVi's layout; shards that are there already are kept.
+    """Write videos in MOVi's layout; existing shards are kept.
 
     Args:
         out: Folder that gets `movi_<variant>/<size>x<size>/1.0.0/movi_<variant>-<split>.tfrecord-<n>-of-<count>`.
@@ -171,7 +161,7 @@ def make_moving_scenes(
         frames: Per video.
         size: Height and width in pixels.
         seed: Other seeds give other videos.
-        workers: Processes.
+        workers: Number of processes.
 
     Returns:
         The folder of the shards.
@@ -181,7 +171,7 @@ def make_moving_scenes(
     """
     folder = out / f"movi_{variant}" / f"{size}x{size}" / "1.0.0"
     settings = {"variant": variant, "seed": seed, "frames": frames, "size": size}
-    _claim(folder, {"version": VERSION, **settings, "videos": videos, "validation": validation})
+    _record_settings(folder, {"version": VERSION, **settings, "videos": videos, "validation": validation})
     tasks = []
     for split, total in zip(SPLITS, (videos, validation)):
         count = -(-total // _PER_SHARD)

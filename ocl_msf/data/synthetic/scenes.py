@@ -1,12 +1,10 @@
 """Make scenes like ClevrTex's, without any download; the command is `ocl-msf scenes`.
 
-Three to ten textured bodies of very different sizes stand on a textured ground. Files are laid out as in
-ClevrTex (https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so that `ocl-msf convert clevrtex`
-reads them.
+Three to ten textured bodies of very different sizes stand on a textured ground. The files have the layout of ClevrTex
+(https://www.robots.ox.ac.uk/~vgg/data/clevrtex/), so that `ocl-msf convert clevrtex` reads them.
 """
 
 import functools
-import io
 import itertools
 import json
 import math
@@ -16,6 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 from PIL import Image
 
+from ocl_msf.data.shards import encode_png
 from ocl_msf.data.synthetic._render import Camera, Light, Scene, render, trace
 from ocl_msf.data.synthetic._shapes import SHAPES, Body
 from ocl_msf.data.synthetic._textures import Material, sample_material
@@ -66,7 +65,7 @@ def _light(rng: np.random.Generator, camera: Camera) -> Light:
 
 
 def _bodies(rng: np.random.Generator) -> Optional[List[Body]]:
-    """Three to ten bodies that do not touch, a large and a small one among them; None where room is short."""
+    """Three to ten bodies that do not touch, at least one large and one small; None if they do not fit."""
     count = int(rng.integers(3, 11))
     names = ["large", "small"] + [str(rng.choice(list(SIZES))) for _ in range(count - 2)]
     bodies = []
@@ -83,17 +82,12 @@ def _bodies(rng: np.random.Generator) -> Optional[List[Body]]:
     return [bodies[i] for i in rng.permutation(count)]
 
 
-def _material(rng: np.random.Generator, low: float, high: float, flat: bool) -> Material:
-    """A material of `low` to `high` pattern cells per unit, as likely small as large."""
-    return sample_material(rng, math.exp(rng.uniform(math.log(low), math.log(high))), flat)
-
-
 def sample_scene(seed: int, index: int, width: int, height: int) -> Tuple[Scene, np.ndarray]:
-    """Draw scene `index` of the endless series `seed`.
+    """Draw scene `index` of the infinite series `seed`.
 
     Returns:
-        The scene, in which every body is visible, and its instance mask (height, width) uint8: 0 where the
-        ground is, i where the i-th body is.
+        The scene, in which every body is visible, and its instance mask (height, width) uint8: 0 for the ground, i
+        for the i-th body.
     """
     for attempt in itertools.count():
         rng = np.random.default_rng([seed, index, attempt])
@@ -109,7 +103,8 @@ def sample_scene(seed: int, index: int, width: int, height: int) -> Tuple[Scene,
         camera=camera,
         light=_light(rng, camera),
         bodies=bodies,
-        materials=[_material(rng, 0.6, 2.5, flat=True)] + [_material(rng, 1.2, 4, flat=False) for _ in bodies],
+        materials=[sample_material(rng, 0.6, 2.5, flat=True)]
+        + [sample_material(rng, 1.2, 4, flat=False) for _ in bodies],
         curve_start=float(rng.uniform(4.5, 6)),
         curve_radius=float(rng.uniform(6, 8)),
     )
@@ -163,14 +158,8 @@ def _metadata(scene: Scene, name: str, index: int, origin: Dict[str, Any]) -> Di
     }
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
-
-
 def scene_path(out: Path, index: int) -> Path:
-    """Where scene `index` lies under `out`, without the endings `.png`, `_flat.png` and `.json`."""
+    """The path of scene `index` below `out`, without `.png`, `_flat.png` or `.json`."""
     return out / "clevrtex_full" / str(index // 1000) / f"CLEVRTEX_full_{index:06d}"
 
 
@@ -179,7 +168,7 @@ def _origin(seed: int, size: Tuple[int, int]) -> Dict[str, Any]:
 
 
 def write_scene(out: Path, seed: int, size: Tuple[int, int], index: int) -> None:
-    """Render scene `index` and write its three files, the JSON last: where it is, the scene is complete."""
+    """Render scene `index` and write its three files, the JSON last: where there is one, the scene is complete."""
     scene, mask = sample_scene(seed, index, *size)
     path = scene_path(out, index)
     opaque = np.full(mask.shape + (1,), 255, np.uint8)
@@ -187,8 +176,8 @@ def write_scene(out: Path, seed: int, size: Tuple[int, int], index: int) -> None
     palette_image.putpalette([value for colour in _PALETTE * 4 for value in colour])
     metadata = _metadata(scene, path.name, index, _origin(seed, size))
     contents = {
-        ".png": _png(Image.fromarray(np.concatenate([render(scene), opaque], axis=2))),
-        "_flat.png": _png(palette_image),
+        ".png": encode_png(Image.fromarray(np.concatenate([render(scene), opaque], axis=2)), 1),
+        "_flat.png": encode_png(palette_image, 1),
         ".json": json.dumps(metadata, indent=1).encode(),
     }
     for ending, content in contents.items():
@@ -202,26 +191,26 @@ def _is_complete(out: Path, seed: int, size: Tuple[int, int], index: int) -> boo
     if not all(path.with_name(path.name + ending).exists() for ending in (".png", "_flat.png", ".json")):
         return False
     try:
-        found = json.loads(record.read_text()).get("generator")
+        settings = json.loads(record.read_text()).get("generator")
     except ValueError:
         return False
-    if found != _origin(seed, size):
-        raise DataError(f"{record} is a scene made with other settings ({found}). Use those or another folder.")
+    if settings != _origin(seed, size):
+        raise DataError(f"{record} is a scene made with other settings ({settings}). Use those or another folder.")
     return True
 
 
 def make_scenes(out: Path, count: int, seed: int = 0, size: Tuple[int, int] = (320, 240), workers: int = 2) -> int:
-    """Write scenes 0 .. `count` - 1 in ClevrTex's layout; scenes that are there already are kept.
+    """Write scenes 0 to `count` - 1 in ClevrTex's layout; existing ones are kept.
 
     Args:
         out: Folder that gets `clevrtex_full/<index // 1000>/CLEVRTEX_full_<index>{.png,_flat.png,.json}`.
         count: Number of scenes.
         seed: A scene depends on seed, size and its index alone.
         size: Width and height in pixels.
-        workers: Processes.
+        workers: Number of processes.
 
     Returns:
-        How many scenes were made now.
+        How many scenes were new.
 
     Raises:
         DataError: `out` holds scenes made with other settings, or the disk is full.
