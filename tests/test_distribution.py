@@ -90,12 +90,6 @@ def test_oclf_beside_the_host_is_an_error_that_names_both(python, tmp_path, prog
     assert status != 0 and "`pip uninstall ocl ocl-msf-host`" in printed.splitlines()[-1], printed
 
 
-@pytest.mark.slow
-def test_the_command_is_there_and_explains_itself(python, tmp_path):
-    status, printed = run(python.with_name("ocl-msf"), "--help", cwd=tmp_path)
-    assert status == 0 and "ocl-msf demo" in printed
-
-
 DEMO = """
 from pathlib import Path
 from ocl_msf import demo
