@@ -5,6 +5,7 @@ import statistics
 import subprocess
 
 import hydra
+import ocl.cli.eval  # noqa: F401  registers the config that evaluations are composed of
 import pytest
 import torch
 from ocl.cli.train import train as train_config
