@@ -74,6 +74,8 @@ TARGETS = {
     "ocl_msf.video.ChunkedTokenDecoder": "ocl_msf.decoding.TokenDecoder",
     "ocl_msf.video.in_chunks": "ocl_msf.chunks.in_chunks",
     "ocl_msf.video_grouping.VideoSlotAttentionGrouping": "ocl_msf.perceptual_grouping.VideoSlotAttentionGrouping",
+    "ocl_msf.data.convert.main": "ocl_msf.cli.main",
+    "ocl_msf.data.inspect.main": "ocl_msf.cli.main",
     "ocl_msf.data.shards.describe": "ocl_msf.data.summary.describe",
     "ocl_msf.data.shards.shard_records": "ocl_msf.data.summary.files_of",
     "ocl_msf.data.shards.verify": "ocl_msf.data.summary.verify",

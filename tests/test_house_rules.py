@@ -257,7 +257,7 @@ def test_commands_of_ours_are_understood(path):
     """Those in blocks of bash, and those between backticks, where the name of a command will do."""
     text = path.read_text(encoding="utf-8")
     lines = [line for line in bash_commands(path) if line.startswith("ocl-msf ")]
-    for line in [*lines, *re.findall(r"`(ocl-msf [^`]+)`", text)]:
+    for line in [*lines, *re.findall(r"`(ocl-msf \w[^`]*)`", text)]:
         command, words = typer.main.get_command(app), shlex.split(line.replace("\n# ", " "))[1:]
         while words and hasattr(command, "commands"):
             assert words[0] in command.commands, f"{path}: there is no command {line}"

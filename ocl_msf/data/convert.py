@@ -4,12 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+from ocl_msf._renamed import refuse_old_names
 from ocl_msf.data.catalog import OCLF_LAYOUTS, Layout
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
 from ocl_msf.data.shards import write_dataset
 from ocl_msf.data.summary import verify
 from ocl_msf.files import DataError
+
+__getattr__ = refuse_old_names(__name__)
 
 # Each module has `folder_name([variant])` and `prepare(raw, ...) -> Conversion`.
 DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}

@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from ocl_msf._renamed import refuse_old_names
 from ocl_msf.data.lmdb import LMDBFile, decode_files
 from ocl_msf.data.shards import read_shard
 from ocl_msf.data.summary import SUMMARY, check_files, describe, read_summary
 from ocl_msf.files import DataError, replacing
+
+__getattr__ = refuse_old_names(__name__)
 
 MASKS = ("mask", "segmentation", "segmentations", "segmentation-instance", "instance_mask")  # in order of preference
 BOXES = ("instance_bbox", "bbox")
