@@ -90,12 +90,6 @@ KEYWORDS = {
     "ocl_msf.fusion.MultiScaleFusion": {"specific": "per_scale_codebooks"},
 }
 
-# Parts of the names of weights in checkpoints, to be replaced in this order.
-STATE_KEYS = {
-    ".dino.vit.": ".vit.network.",
-    ".dino.": ".vit.",
-}
-
 # Arguments that were words and are modules now, by class and keyword: what a config has to say instead.
 VALUES: Dict[str, Dict[str, Dict[str, Any]]] = {
     "ocl_msf.fusion.MultiScaleFusion": {
@@ -119,16 +113,6 @@ class OldNames(MetaPathFinder):
             raise ModuleNotFoundError(f"the command is `ocl-msf {COMMANDS[name]}` now.", name=name)
         if name in MODULES:
             raise ModuleNotFoundError(f"{name} is called {MODULES[name]} now.", name=name)
-
-
-def rename_weights(state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Give the weights of an old checkpoint of a model their names of today, according to STATE_KEYS."""
-    renamed = {}
-    for name, weight in state_dict.items():
-        for old, new in STATE_KEYS.items():
-            name = name.replace(old, new)
-        renamed[name] = weight
-    return renamed
 
 
 def refuse_old_names(module: str) -> Callable[[str], Any]:

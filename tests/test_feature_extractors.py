@@ -3,7 +3,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ocl_msf._renamed import rename_weights
+from ocl_msf.experiments.upgrade import rename_weights
 from ocl_msf.feature_extractors import FrozenViT, NaiveCNN, ViTWithCNN, vit_dim, vit_num_patches
 from ocl_msf.training.callbacks import LoadViT
 

@@ -90,3 +90,18 @@ def protocol(
     from ocl_msf.experiments.protocol import score_checkpoints
 
     score_checkpoints(runs, split, last, by, gpus, settings or [], dry_run)
+
+
+@command("upgrade", "ocl-msf upgrade outputs/msf/slate_clevrtex/TIME")
+def upgrade(
+    runs: Annotated[List[Path], Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+) -> None:
+    """Convert runs of an earlier version.
+
+    They are evaluated, resumed and reported like new ones then. The configuration of before stays in
+    RUN/config/config.before-upgrade.yaml.
+    """
+    from ocl_msf.experiments.upgrade import upgrade_run
+
+    for run in runs:
+        print(f"{run}: {'converted' if upgrade_run(run) else 'up to date'}")
