@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "training": FRAMEWORK
     | {"hydra", "diffusers", "tqdm", "ocl_msf._renamed", "ocl_msf.training", "ocl_msf.experiments", "ocl_msf.files"},
     "experiments": HOST
+    | {"hydra_plugins"}
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
     "results": FRAMEWORK
     | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors"}

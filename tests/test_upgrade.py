@@ -1,5 +1,7 @@
 """Runs of an earlier version: their command is composed anew, and their weights take the names of today."""
 
+import re
+
 import hydra
 import ocl.cli.train  # noqa: F401  registers the configs that experiments are composed of
 import pytest
@@ -11,6 +13,8 @@ from ocl_msf.cli import main
 from ocl_msf.experiments.runs import Run
 from ocl_msf.experiments.upgrade import rename_override, upgrade_run
 from ocl_msf.files import DataError
+
+pytestmark = pytest.mark.needs_host
 
 COMMAND = ["+experiment=msf/slate_clevrtex", "+msf/preset=cpu", "experiment.image_size=32", "experiment.token_dim=8"]
 VIT = ["experiment.encoder={vit:vit_tiny_patch16_224,pretrained:false}"]
@@ -27,7 +31,7 @@ def former(tmp_path):
     OmegaConf.save({"losses": {"codebook": {"_target_": "routed.ocl_msf.losses.Weighted"}}}, config / "config.yaml")
     recorded = [*COMMAND, *VIT, "experiment.dino_weights=none.pth", "dataset=clevrtex_lmdb"]
     OmegaConf.save(OmegaConf.create(recorded), config / "overrides.yaml")
-    names = {name: name.replace(".vit.network.", ".dino.vit.").replace(".vit.", ".dino.") for name in weights}
+    names = {name: re.sub(r"\.vit\.(network)?", lambda m: ".dino.vit" if m[1] else ".dino.", name) for name in weights}
     path = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=5.ckpt"
     path.parent.mkdir(parents=True)
     torch.save({"global_step": 5, "state_dict": {names[name]: x for name, x in weights.items()}}, path)
