@@ -265,7 +265,7 @@ def test_environments_are_shown_once_and_by_run(runs, tmp_path):
 def test_runs_without_a_record_of_their_environment_are_said_to_have_none(runs, tmp_path):
     main(["report", str(runs), "--out", str(tmp_path / "report")])
     shown = read(tmp_path / "report")
-    assert "none recorded: what follows is where this report was made" in shown.text
+    assert "These runs have not recorded their environment" in shown.text
     assert ["", "this report"] in shown.rows
 
 
