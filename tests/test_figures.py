@@ -313,16 +313,19 @@ def test_every_figure_is_one_command(vae, tmp_path, capsys):
     assert not (tmp_path / "none.png").exists()
 
 
-def evaluation(name, folder):
+def evaluation(name, folder, kind="none"):
+    """The evaluation of a run whose config says in `experiment.evaluation` what kind of run it is."""
+    run = folder / "run.yaml"
+    run.write_text(f"experiment: {{evaluation: {kind}}}\n", encoding="utf-8")
     with hydra.initialize_config_module("configs", version_base="1.3"):
-        choices = [f"+evaluation=msf/{name}", "train_config_path=x", f"output_dir={folder}"]
+        choices = [f"+evaluation=msf/{name}", f"train_config_path='{run}'", f"output_dir='{folder}'"]
         return hydra.compose("evaluation_config", overrides=choices)
 
 
-@pytest.mark.parametrize("name", ["scenes", "slate_clevrtex"])
+@pytest.mark.parametrize("name", ["scenes", "scores", "slate_clevrtex"])
 def test_evaluations_score_scenes(name, tmp_path):
     images, true, masks, names = make_scenes(2)
-    module = instantiate(evaluation(name, tmp_path).modules.scene_scores)
+    module = instantiate(evaluation(name, tmp_path, "images").modules.scene_scores)
     evaluated = Evaluation()
     inputs = {"image": images, "mask": true, "__key__": names}
     module(inputs={"input": inputs, "masks": masks, "model": evaluated})
@@ -330,10 +333,10 @@ def test_evaluations_score_scenes(name, tmp_path):
     assert read_scenes(tmp_path / "scenes.npz").keys.tolist() == names
 
 
-@pytest.mark.parametrize("name", ["guidance_maps", "separability"])
+@pytest.mark.parametrize("name", ["guidance_maps", "separability", "scores"])
 def test_evaluations_keep_guidance(name, tmp_path):
     models = {"vqvae": make_vae(VectorQuantizer(8, 16), 1)}
-    module = instantiate(evaluation(name, tmp_path).modules.guidance_maps)
+    module = instantiate(evaluation(name, tmp_path, "separability").modules.guidance_maps)
     inputs = {"image": IMAGE[None].expand(3, -1, -1, -1), "__key__": ["a", "b", "c"]}
     module(inputs={"input": inputs, "model": {"models": models}})
     kept = read_guidance(tmp_path / "guidance.npz")
