@@ -325,6 +325,14 @@ def test_competitors_have_their_own_numbers_in_the_paper(tmp_path):
     assert found == {"dinosaur_clevrtex": (45.75, "Table 3"), "sysbinder_clevrtex": (71.27, "Table 1")}
 
 
+def test_a_run_of_an_earlier_version_is_named_with_the_command_that_converts_it(runs, tmp_path):
+    config = runs / "s1" / "slate" / "now" / "config" / "config.yaml"
+    config.write_text(config.read_text().replace("stage: 2", "model: {_target_: ocl_msf.guidance.FrozenGuidance}"))
+    with pytest.raises(SystemExit, match=f"ocl-msf upgrade {config.parents[1]}"):
+        main(["report", str(runs), "--out", str(tmp_path / "report")])
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_damaged_report_is_named(runs, tmp_path):
     (runs / "s1" / "slate" / "now" / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"metrics\.json is damaged"):

@@ -146,8 +146,8 @@ def draw(images: torch.Tensor, edited: Edit, path: Path) -> None:
     figure, axes = picture_grid(pictures, 2.5, 2.5)
     for axis, mask in zip(axes[1], masks):
         for slot in np.unique(mask):
-            place = np.argwhere(mask == slot)
-            y, x = place[len(place) // 2]
+            pixels = np.argwhere(mask == slot)
+            y, x = pixels[np.abs(pixels - pixels.mean(0)).sum(1).argmin()]  # the pixel next to the centre
             axis.text(x, y, str(slot), ha="center", va="center", color="white", bbox={"facecolor": "black"})
     save(figure, path)
 
