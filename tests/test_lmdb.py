@@ -10,7 +10,7 @@ import safetensors.numpy
 from PIL import Image
 
 from ocl_msf.data.lmdb import LMDBFile, write_lmdb
-from ocl_msf.data.shards import Conversion, encode_array
+from ocl_msf.data.shards import Conversion, encode_array, encode_png
 from ocl_msf.data.summary import verify
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
@@ -21,7 +21,7 @@ def encode(number):
     if number == 4:
         raise Rejected("torn", f"file {number}")
     return f"{number:06d}", {
-        "image.png": png(number),
+        "image.png": encode_png(Image.fromarray(image(number))),
         "mask.npy.gz": encode_array(mask(number)),
         "objects.bbox.npy": npy(boxes(number)),
         "title.txt": f"Größe {number}".encode(),
@@ -39,12 +39,6 @@ def mask(number):
 
 def boxes(number):
     return np.random.default_rng(number).random((number % 3, 4)).astype(np.float32)  # none, too
-
-
-def png(number):
-    buffer = io.BytesIO()
-    Image.fromarray(image(number)).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def npy(array):

@@ -1,4 +1,3 @@
-import io
 import json
 import runpy
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from ocl_msf.cli import main
 from ocl_msf.data.raw import movi
+from ocl_msf.data.shards import encode_png
 from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import Rejected
 from ocl_msf.files import DataError
@@ -19,9 +19,7 @@ TIMES, SIDE = 24, 32
 
 
 def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
-    return buffer.getvalue()
+    return encode_png(Image.fromarray(array))
 
 
 def moving_masks(seed, count, times=TIMES, side=SIDE):

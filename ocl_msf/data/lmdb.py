@@ -86,7 +86,7 @@ def _encode_safetensors(encode: Callable[[Any], Sample], raw_sample: Any) -> Sam
 
 
 def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[str, Any]:
-    """Decode the fields of a sample, copying them.
+    """Decode fields of a sample, copying them; safetensors itself decodes all fields of what is in memory.
 
     Args:
         value: The sample in the safetensors format.
