@@ -1,5 +1,6 @@
 """The table runner: what it plans, what it recognises, what it prints."""
 
+import io
 import json
 import os
 import runpy
@@ -8,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -322,7 +324,22 @@ def test_a_reader_may_leave(tmp_path):
     assert done.stderr == "" and done.stdout.startswith("6 of 6 runs")
 
 
+@pytest.fixture
+def forked(run_program, monkeypatch):
+    """Tasks are real programs, but started by `run_program`, one after the other."""
+
+    def start(command, **_):
+        _, option, module, *arguments = command
+        assert option == "-m"
+        done = run_program(module, *arguments, cwd=Path.cwd())
+        printed = io.BytesIO((done.stdout + done.stderr).encode())
+        return SimpleNamespace(stdout=printed, returncode=done.returncode, poll=lambda: done.returncode)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_table_four_from_nothing(tmp_path, shards, monkeypatch, capfd):
     monkeypatch.setenv("DATASET_PREFIX", str(shards))
     command = ["table4", "--part", "c256", "--seeds", "0", "--preset", "cpu", "--out", str(tmp_path), "--set", *TINY]
@@ -337,6 +354,7 @@ def test_table_four_from_nothing(tmp_path, shards, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_table_seven_from_a_miniature_of_coco(tmp_path, monkeypatch, capfd):
     """Both stages of both rows, on 4 images, and mIoU of small, medium, large and all things of 3."""
     raw = runpy.run_path(str(Path(__file__).with_name("raw_coco.py")))
