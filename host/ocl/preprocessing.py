@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, Normalize, Resize
 from torchvision.transforms.functional import center_crop
 
-from ocl._annotations import AddEmptyBboxes, AddEmptyMasks, AddImageSize, CanonicalizeBboxes, RescaleBboxes
+from ocl._annotations import (
+    AddEmptyBboxes,
+    AddEmptyMasks,
+    AddImageSize,
+    AddSegmentationMaskFromInstanceMask,
+    CanonicalizeBboxes,
+    InstanceMasksToDenseMasks,
+    RescaleBboxes,
+    VOCInstanceMasksToDenseMasks,
+    expand_dense_mask,
+)
 from ocl._loader.pipe import get_field
 
 __all__ = [
@@ -265,105 +275,3 @@ class IntegerToOneHotMask:
         ids = np.arange(int(self.ignore_typical_background), n_ids + 1, dtype=dtype)
         ids = np.moveaxis(ids.reshape(-1, *[1] * mask.ndim), 0, self.output_axis)
         return (np.expand_dims(mask, self.output_axis) == ids).astype(np.uint8)
-
-
-def expand_dense_mask(mask: np.ndarray) -> np.ndarray:
-    """Split a mask of class ids into one mask per class.
-
-    Args:
-        mask: (1, h, w, 1) class ids, 0 is background.
-
-    Returns:
-        (k, h, w, 1), each slice holds the id of its class or 0; the background gets a slice only if there is nothing
-        else.
-    """
-    classes = np.unique(mask)
-    classes = (classes[classes != 0] if len(classes) > 1 else classes).reshape(-1, 1, 1, 1)
-    return np.where(mask == classes, classes, 0).astype(mask.dtype)
-
-
-class InstanceMasksToDenseMasks:
-    """Multiply binary instance masks with the categories of the instances.
-
-    Args:
-        instance_mask_key: Field of the masks (i, h, w, 1); samples without it are not changed.
-        category_key: Field of the categories (i,).
-    """
-
-    def __init__(self, instance_mask_key: str = "instance_mask", category_key: str = "instance_category"):
-        self.instance_mask_key, self.category_key = instance_mask_key, category_key
-
-    def __call__(self, data: Sample) -> Sample:
-        """Return the sample with uint8 masks.
-
-        Raises:
-            ValueError: If a category is not in 1 ... 255.
-        """
-        if self.instance_mask_key not in data:
-            return data
-        categories = np.asarray(get_field(data, self.category_key))
-        if np.any((categories <= 0) | (categories > 255)):
-            raise ValueError(f"Categories of instances have to be in 1 ... 255, not {categories.tolist()}.")
-        masks = data[self.instance_mask_key] * categories.reshape(-1, 1, 1, 1)
-        return {**data, self.instance_mask_key: masks.astype(np.uint8)}
-
-
-class AddSegmentationMaskFromInstanceMask:
-    """Add masks per class, made of dense instance masks; where these overlap, the highest class wins.
-
-    Args:
-        instance_mask_key: Field of the masks (i, h, w, 1); samples without it are not changed.
-        target_key: Field of the new masks (k, h, w, 1).
-    """
-
-    def __init__(self, instance_mask_key: str = "instance_mask", target_key: str = "segmentation_mask"):
-        self.instance_mask_key, self.target_key = instance_mask_key, target_key
-
-    def __call__(self, data: Sample) -> Sample:
-        """Return the sample with the new field."""
-        if self.instance_mask_key not in data:
-            return data
-        classes = data[self.instance_mask_key].max(axis=0, keepdims=True, initial=0)
-        return {**data, self.target_key: expand_dense_mask(classes)}
-
-
-class VOCInstanceMasksToDenseMasks:
-    """Give the instances of PASCAL VOC their classes.
-
-    Args:
-        instance_mask_key: Field of the one-hot instance masks, replaced by masks of class ids.
-        class_mask_key: Field of the class ids (h, w, 1), 255 is void.
-        classes_key: Field to add with the class of each instance (i,).
-        ignore_mask_key: Field to add with the void pixels (1, h, w, 1), bool.
-        instance_axis: Axis of the instances.
-    """
-
-    def __init__(
-        self,
-        instance_mask_key: str = "segmentation-instance",
-        class_mask_key: str = "segmentation-class",
-        classes_key: str = "instance_category",
-        ignore_mask_key: str = "ignore_mask",
-        instance_axis: int = -4,
-    ):
-        self.instance_mask_key, self.class_mask_key = instance_mask_key, class_mask_key
-        self.classes_key, self.ignore_mask_key, self.instance_axis = classes_key, ignore_mask_key, instance_axis
-
-    def __call__(self, data: Sample) -> Sample:
-        """Return the sample with the new fields.
-
-        Raises:
-            ValueError: If an instance has pixels of no class or of several.
-        """
-        class_mask = np.expand_dims(get_field(data, self.class_mask_key), self.instance_axis)
-        masks = get_field(data, self.instance_mask_key) * class_mask
-        classes = [np.unique(mask[mask > 0]) for mask in np.moveaxis(masks, self.instance_axis, 0)]
-        mixed = [ids.tolist() for ids in classes if len(ids) != 1]
-        if mixed:
-            raise ValueError(f"The pixels of an instance have to be of one class, not {mixed[0]}.")
-        return {
-            **data,
-            self.instance_mask_key: masks,
-            self.ignore_mask_key: class_mask == 255,
-            self.classes_key: np.array(classes, class_mask.dtype).reshape(-1),
-        }

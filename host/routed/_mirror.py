@@ -6,7 +6,7 @@ import importlib.machinery
 import inspect
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 from torch import nn
@@ -54,6 +54,18 @@ def get(mirror: types.ModuleType, original: Any, name: str) -> Any:
     return vars(mirror).setdefault(name, _route(value, mirror.__name__, name))
 
 
+def _take_paths(parameters: Iterable[str], kwargs: dict[str, Any], name: str) -> dict[str, list[str]]:
+    """Take the keywords `<parameter>_path` out of `kwargs`, and return the parts of each path by parameter."""
+    paths = {}
+    for parameter in parameters:
+        path = kwargs.pop(f"{parameter}_path", None)
+        if isinstance(path, str):
+            paths[parameter] = path.split(".") if path else []
+        elif path is not None:
+            raise TypeError(f"`{parameter}_path` of `{name}` must be a dotted path, got {path!r}.")
+    return paths
+
+
 def _route(cls: Any, module_name: str, name: str) -> type:
     """Return a subclass of `cls`, known as `<module_name>.<name>`, whose routed method reads from a tree."""
     method_name = "update" if issubclass(cls, Metric) else "forward" if issubclass(cls, nn.Module) else "__call__"
@@ -66,15 +78,8 @@ def _route(cls: Any, module_name: str, name: str) -> type:
         __doc__, __module__, __qualname__ = cls.__doc__, module_name, name
 
         def __init__(self, *args: Any, **kwargs: Any):
-            paths = {}
-            for parameter in parameters:
-                path = kwargs.pop(f"{parameter}_path", None)
-                if isinstance(path, str):
-                    paths[parameter] = path.split(".") if path else []
-                elif path is not None:
-                    raise TypeError(f"`{parameter}_path` of `{name}` must be a dotted path, got {path!r}.")
             # Bypasses the attribute handling of modules, which are not yet initialized here.
-            object.__setattr__(self, "_argument_paths", paths)
+            object.__setattr__(self, "_argument_paths", _take_paths(parameters, kwargs, name))
             super().__init__(*args, **kwargs)
 
     def call(self: Any, *args: Any, inputs: Any = None, **kwargs: Any) -> Any:
