@@ -63,8 +63,8 @@ def loaders(folder: Path, options: argparse.Namespace) -> Dict[str, Callable[[],
             with Image.open(path) as image, Image.open(path.with_name(f"{path.stem}_flat.png")) as mask:
                 left = (image.width - image.height) // 2
                 box = (left, 0, left + image.height, image.height)
-                np.asarray(image.convert("RGB").crop(box).resize((options.size,) * 2, Image.BILINEAR))
-                np.asarray(mask.crop(box).resize((options.size,) * 2, Image.NEAREST))
+                np.asarray(image.convert("RGB").crop(box).resize((options.size,) * 2, Image.Resampling.BILINEAR))
+                np.asarray(mask.crop(box).resize((options.size,) * 2, Image.Resampling.NEAREST))
         return len(paths)
 
     settings = {"batch_size": 16, "num_workers": options.workers}

@@ -24,7 +24,7 @@ def write_shards(folder: Path, options: argparse.Namespace) -> str:
         with webdataset.TarWriter(str(folder / f"{shard:06d}.tar")) as sink:
             for index in range(options.samples):
                 coarse = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                image = Image.fromarray(coarse).resize((options.size, options.size), Image.BICUBIC)
+                image = Image.fromarray(coarse).resize((options.size, options.size), Image.Resampling.BICUBIC)
                 buffer = io.BytesIO()
                 image.save(buffer, "PNG")
                 mask = np.asarray(image)[..., :1] // 32

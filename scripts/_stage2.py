@@ -29,7 +29,7 @@ class PlainTokenDecoder(nn.Module):
     def __init__(self, dim: int, num_tokens: int, num_layers: int):
         super().__init__()
         layer = nn.TransformerDecoderLayer(dim, HEADS, 4 * dim, 0.1, batch_first=True, norm_first=True)
-        layer.dropout = nn.Identity()  # inside the MLP, where SLATE has none
+        layer.dropout = nn.Identity()  # type: ignore[assignment]  # inside the MLP, where SLATE has none
         self.transformer = nn.TransformerDecoder(layer, num_layers, nn.LayerNorm(dim))
         self.project_slots = nn.Linear(dim, dim, bias=False)
         self.project_tokens = nn.Linear(dim, dim, bias=False)
@@ -140,13 +140,13 @@ def build_generation(name: str, options: argparse.Namespace) -> Callable[[], Non
     def lookup(indices):
         return (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
 
-    decoder.lookup = lookup
+    decoder.lookup = lookup  # type: ignore[assignment]
     if name == "cache":
         return lambda: decoder.generate(slots)
     side = options.size // 4
     written = torch.randint(CODES, (options.batch, 2, side, side), device=options.device)
     positions = range(options.every // 2, side**2, options.every)
-    return lambda: generate_without_cache(decoder, slots, written, positions)
+    return lambda: generate_without_cache(decoder, slots, written, positions)  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def generate_without_cache(
         Codes (b, g, number of positions).
     """
     slots = decoder.project_slots(slots)
-    tokens = decoder.project_tokens(rearrange(decoder.lookup(written), "b d h w -> b (h w) d"))
+    tokens = decoder.project_tokens(rearrange(decoder.lookup(written), "b d h w -> b (h w) d"))  # type: ignore[misc]
     x = torch.cat([decoder.begin.expand(len(slots), -1, -1), tokens[:, :-1]], 1) + decoder.positions
     chosen = []
     for position in positions:

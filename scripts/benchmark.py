@@ -50,7 +50,7 @@ def literal_algorithm_1(weight: torch.Tensor, codebooks: List[torch.Tensor], map
         codes = torch.cat([codebooks[0][shared], codebooks[1 + i][variant]], -1).permute(0, 3, 1, 2)
         passed = features + (codes - features).detach()
         quantized.append(torch.einsum("buhw,uc->bchw", passed, weight))
-        loss = loss + F.mse_loss(codes, features.detach()) + F.mse_loss(features, codes.detach())
+        loss = loss + F.mse_loss(codes, features.detach()) + F.mse_loss(features, codes.detach())  # type: ignore[assignment]
     return quantized, loss
 
 

@@ -12,6 +12,7 @@ import sys
 
 import hydra  # noqa: F401
 import pytorch_lightning  # noqa: F401
+import timm  # noqa: F401
 import torchmetrics  # noqa: F401
 
 

@@ -14,7 +14,8 @@ def random_state(with_device: bool = True) -> Dict[str, Any]:
         with_device: Include that of the current CUDA device, if one is in use.
     """
     name, words, *rest = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": (name, torch.from_numpy(words.astype(np.int64)), *rest)}
+    state: Dict[str, Any] = {"python": random.getstate()}
+    state["numpy"] = (name, torch.from_numpy(words.astype(np.int64)), *rest)  # type: ignore[attr-defined]
     state["torch"] = torch.get_rng_state()
     if with_device and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()

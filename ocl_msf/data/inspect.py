@@ -99,7 +99,7 @@ def object_boxes(sample: Dict[str, Any]) -> np.ndarray:
 
 
 def _colour(number: int) -> Tuple[int, ...]:
-    return Image.new("HSV", (1, 1), (int(255 * (number * GOLDEN % 1)), 255, 255)).convert("RGB").getpixel((0, 0))
+    return Image.new("HSV", (1, 1), (int(255 * (number * GOLDEN % 1)), 255, 255)).convert("RGB").getpixel((0, 0))  # type: ignore[return-value]
 
 
 def outlined(sample: Dict[str, Any]) -> np.ndarray:

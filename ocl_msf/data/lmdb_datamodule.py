@@ -4,7 +4,7 @@ import itertools
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -146,11 +146,13 @@ def _seed_worker(number: int) -> None:
 class _Loader(DataLoader):
     """Begins passes in the process that knows the rank; what they draw leaves its generators as they are."""
 
-    def __iter__(self) -> Iterator[Any]:
+    begin_pass: Callable[[], Tuple[int, int]]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         epoch, done = self.begin_pass()
-        seed = self.dataset.begin(epoch)
+        seed = self.dataset.begin(epoch)  # type: ignore[attr-defined]
         self.generator = torch.Generator().manual_seed(seed)  # gives the workers their seeds
-        batches = super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
         if self.num_workers == 0:
             batches = with_own_rng(batches, seed)
         if done:

@@ -44,7 +44,8 @@ def record_offsets(path: Path) -> List[int]:
     Raises:
         DataError: The file is cut off, a length is damaged, or it cannot be read.
     """
-    offsets, offset = [], 0
+    offsets: List[int] = []
+    offset = 0
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:

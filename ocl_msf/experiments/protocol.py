@@ -168,7 +168,7 @@ def score_checkpoints(
     tasks = [task for plan in plans.values() for task in plan.values()]
     if dry_run:
         for task in tasks:
-            print(("finished: " if task.done() else "") + pasteable(["ocl_eval", *task.command()[3:]]))
+            print(("finished: " if task.done and task.done() else "") + pasteable(["ocl_eval", *task.command()[3:]]))
         return
     run_all(tasks, workers)
     for run, plan in plans.items():

@@ -288,7 +288,7 @@ def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:
     settings = {run: {name: run.setting(name) for name in wanted} for run in find_runs(folder)}
     for run in settings:
         if run.finished and settings[run] == wanted:
-            return run.checkpoint
+            return run.checkpoint  # type: ignore[return-value]  # a finished run has one
     lines = [f"Stage 2 needs a trained VAE with {_listed(wanted)}, and {folder} holds no finished run of it."]
     for run, its in settings.items():
         lines.append(f"  {run.folder}: {_listed(its)}, step {run.step} of {run.max_steps}")

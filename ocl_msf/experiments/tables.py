@@ -320,4 +320,4 @@ def _work(plans: Sequence[PlannedRow], gpus: str, slurm: Optional[Sequence[str]]
         return
     for task in tasks:
         _, _, module, *words = task.command()
-        print(("finished: " if task.done() else "") + pasteable([PROGRAMS[module], *words]))
+        print(("finished: " if task.done and task.done() else "") + pasteable([PROGRAMS[module], *words]))

@@ -137,7 +137,7 @@ class LogCodebooks(Callback):
         """Watch every quantiser in the model."""
 
         def log(quantizer, inputs, output):
-            if quantizer.training and trainer.global_step % trainer.log_every_n_steps == 0:
+            if quantizer.training and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 scalars = {f"codebooks/{name}": x.item() for name, x in quantizer.statistics(output).items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(scalars, trainer.global_step)
@@ -153,8 +153,9 @@ class LogCodebooks(Callback):
 
 def at_validation_end(trainer: Trainer, act: Callable[[Trainer], None]) -> None:
     """Register `act` to be called with the trainer after each validation; repeated calls have no effect."""
-    if act not in [callback.act for callback in trainer.callbacks if isinstance(callback, _AtValidationEnd)]:
-        trainer.callbacks.append(_AtValidationEnd(act))
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if act not in [callback.act for callback in callbacks if isinstance(callback, _AtValidationEnd)]:
+        callbacks.append(_AtValidationEnd(act))
 
 
 class _AtValidationEnd(Callback):

@@ -73,7 +73,7 @@ def central_square(width: int, height: int, share: float = 1.0) -> Box:
 
 def crop_image(image: Image.Image, box: Box, size: int) -> bytes:
     """Crop and resize an image bilinearly (antialiased) to `size` pixels; returns a PNG file."""
-    return encode_png(image.crop(box).resize((size, size), Image.BILINEAR))
+    return encode_png(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def crop_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:

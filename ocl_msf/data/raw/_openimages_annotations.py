@@ -112,10 +112,10 @@ def read_masks(
             match = _MASK_FILE.fullmatch(file)
             if match is None or match.group(1) != name:
                 raise _LineError(f"{file[:60]!r} is no mask file of this image")
-            category, corners = _category(classes, label), _corners(corners)
+            category, box = _category(classes, label), _corners(corners)
             image.masks.append(file.decode())
             image.categories.append(category)
-            image.corners.extend(corners)
+            image.corners.extend(box)
         except _LineError as error:
             image.problem = image.problem or str(error)
     return images
@@ -137,9 +137,9 @@ def add_boxes(
             label, *corners, group = values
             if group not in (b"0", b"1", b"-1"):
                 raise _LineError(f"{group[:40]!r} is not 0, 1 or -1")
-            category, corners = _category(classes, label), _corners(corners)
+            category, box = _category(classes, label), _corners(corners)
             image.box_categories.append(category)
-            image.box_corners.extend(corners)
+            image.box_corners.extend(box)
             image.box_groups.append(int(group))
         except _LineError as error:
             image.problem = image.problem or f"box: {error}"

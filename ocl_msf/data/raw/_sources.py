@@ -14,8 +14,8 @@ from ocl_msf.data.raw._tars import RandomAccess, TarMember, list_members
 from ocl_msf.files import DataError
 
 # What reading a damaged archive raises; RuntimeError if it is encrypted or its compression is unknown.
-READ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError)
-READ_ERRORS += (zipfile.BadZipFile, tarfile.TarError, zlib.error)
+_BUILT_IN = (OSError, EOFError, ValueError, KeyError, RuntimeError)
+READ_ERRORS = (*_BUILT_IN, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 class Source(NamedTuple):

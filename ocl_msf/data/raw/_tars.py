@@ -75,7 +75,7 @@ def list_members(paths: Sequence[Path]) -> Iterator[TarMember]:
                 if member.isreg():
                     yield TarMember(names, member.name, member.offset_data, member.size)
                 progress.update(parts.consumed - progress.n)
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]
                 member = archive.next()
             start = archive.offset
             file.seek(start)
@@ -86,7 +86,7 @@ def list_members(paths: Sequence[Path]) -> Iterator[TarMember]:
                 raise tarfile.ReadError(f"no file begins at byte {start}")
 
 
-def _skip_zeros(file: BinaryIO, start: int) -> bool:
+def _skip_zeros(file: BinaryIO, start: int) -> bool:  # type: ignore[return]
     """Go to the first block from `start` on that is not empty; False if there is none."""
     for block in itertools.count():
         file.seek(start + block * _BLOCK)

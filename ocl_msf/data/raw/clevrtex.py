@@ -27,7 +27,7 @@ MAX_OBJECTS = 10
 class RawScene(NamedTuple):
     """Index and files of a scene."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
     image: AnySource
     mask: AnySource
 

@@ -21,7 +21,7 @@ class ObjectFilter(NamedTuple):
     max_objects: int = 10
     min_box_area: float = 16.0
     small: str = "image"
-    count: Optional[str] = None
+    count: Optional[str] = None  # type: ignore[assignment]  # not the method of tuples
     measure: str = "resized"
 
     def describe(self) -> Dict[str, Any]:

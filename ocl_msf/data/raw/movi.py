@@ -202,8 +202,9 @@ def encode_video(max_objects: int, size: int, raw_video: RawVideo) -> Sample:
         raise Rejected("mask of an unknown object", sample, f"{numbers.max()} of {boxes.shape[1]}")
     table = np.zeros((len(video), max_objects, 4), np.float32)
     table[:, : boxes.shape[1]] = boxes[:, :max_objects]
+    frames = [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for image in video]
     files = {
-        "video.npy.gz": encode_array(np.stack([image.resize((size, size), Image.BILINEAR) for image in video])),
+        "video.npy.gz": encode_array(np.stack(frames)),
         "segmentations.npy.gz": encode_array(np.where(numbers > max_objects, 0, numbers).astype(np.uint8)),
         "instance_bbox.npy.gz": encode_array(table),
     }

@@ -98,7 +98,7 @@ def prepare(
     return Conversion(options, images, functools.partial(encode_image, size, object_filter))
 
 
-def _first(sources: Sources, names: Iterable[str]) -> Optional[Source]:
+def _first(sources: Sources, names: Iterable[str]) -> Optional[AnySource]:
     return next((source for source in map(sources.find, names) if source), None)
 
 

@@ -104,7 +104,7 @@ def _read_list(sources: Sources, name: str) -> List[str]:
 
 def _voc_image(sources: Sources, name: str) -> RawImage:
     masks = [sources.find(f"{folder}/{name}.png") for folder in ("SegmentationClass", "SegmentationObject")]
-    return RawImage(name, sources.find(f"JPEGImages/{name}.jpg"), *masks, from_sbd=False)
+    return RawImage(name, sources.find(f"JPEGImages/{name}.jpg"), *masks, from_sbd=False)  # type: ignore[misc]
 
 
 def _sbd_images(sources: Sources, without: Set[str]) -> List[RawImage]:
@@ -116,7 +116,7 @@ def _sbd_images(sources: Sources, without: Set[str]) -> List[RawImage]:
     for name in sorted(names - without):
         image = sources.find(f"JPEGImages/{name}.jpg") or sources.find(f"img/{name}.jpg")
         masks = [sources.find(f"{folder}/{name}.mat") for folder in ("cls", "inst")]
-        images.append(RawImage(name, image, *masks, from_sbd=True))
+        images.append(RawImage(name, image, *masks, from_sbd=True))  # type: ignore[misc]
     return images
 
 

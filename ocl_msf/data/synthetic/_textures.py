@@ -4,6 +4,7 @@ import colorsys
 import functools
 import math
 from dataclasses import dataclass
+from typing import List
 
 import numpy as np
 
@@ -211,7 +212,8 @@ def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
     vivid = rng.uniform() < 0.3
     middle = rng.uniform((0, 0.05, 0.3), (1, 0.9 if vivid else 0.5, 0.85))
     spread = np.array((0.5, 0.3, 0.4) if vivid else (0.06, 0.15, 0.25))
-    colours, apart = [], 0.3
+    colours: List[np.ndarray] = []
+    apart = 0.3
     while len(colours) < count:
         hue, saturation, value = middle + rng.uniform(-spread, spread)
         colour = np.array(colorsys.hsv_to_rgb(hue % 1, np.clip(saturation, 0, 1), np.clip(value, 0.08, 0.95)))

@@ -68,7 +68,7 @@ def _bodies(rng: np.random.Generator) -> Optional[List[Body]]:
     """Three to ten bodies that do not touch, at least one large and one small; None if they do not fit."""
     count = int(rng.integers(3, 11))
     names = ["large", "small"] + [str(rng.choice(list(SIZES))) for _ in range(count - 2)]
-    bodies = []
+    bodies: List[Body] = []
     for radius in sorted((float(rng.uniform(*SIZES[name])) for name in names), reverse=True):
         shape = str(rng.choice(list(SHAPES)))
         for _ in range(60):

@@ -134,7 +134,7 @@ class GuidanceSheet(nn.Module):
         for number, one in enumerate(image):
             rank = rank_of(key[number]) if key else (self.seen, str(self.seen))
             self.seen += 1
-            changed |= self.kept.offer(rank, lambda one=one: guidance_maps(vae, one))
+            changed |= self.kept.offer(rank, lambda one=one: guidance_maps(vae, one))  # type: ignore[misc]
         if changed:
             self._write()
         return len(self.kept.items)

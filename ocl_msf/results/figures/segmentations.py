@@ -94,7 +94,7 @@ class SceneScores(nn.Module):
             metric.update(masks[one].cpu(), true_masks[one].cpu(), None if ignore is None else ignore[one].cpu())
             self.scores[name] = float(metric.compute())
             show = (image[number], true_masks[number], masks[number])
-            self.pictures.offer(rank_of(name), lambda show=show: _picture(*show))
+            self.pictures.offer(rank_of(name), lambda show=show: _picture(*show))  # type: ignore[misc]
         return len(self.scores)
 
     def _write(self, trainer: Trainer) -> None:
