@@ -25,6 +25,7 @@ class MSFSearchPathPlugin(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("ocl-msf", f"file://{configs()}")
         OmegaConf.register_new_resolver("msf_evaluation", part_of_evaluation, replace=True)
+        OmegaConf.register_new_resolver("msf_run", value_of_run, replace=True)
         OmegaConf.register_new_resolver("msf_former", refuse, replace=True)
         store = ConfigStore.instance().store
         for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
@@ -46,8 +47,8 @@ def configs() -> Path:
 def refuse(name: str) -> NoReturn:
     """Say what a data set's config is called now."""
     raise ValueError(
-        f"dataset={name} is gone: one config reads shards and LMDB. Data converted before are read by "
-        f"dataset={FORMER_DATASETS[name]}"
+        f"dataset={name} is gone: without the suffix, one config reads shards and LMDB. Data converted before are "
+        f"read by dataset={FORMER_DATASETS[name]}"
     )
 
 
@@ -71,6 +72,11 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
     if not OmegaConf.is_dict(part):
         return default if part is None else part
     return OmegaConf.create(OmegaConf.to_container(part), parent=_root_)
+
+
+def value_of_run(key: str, *, _root_: DictConfig) -> Any:
+    """A value of the config of the run that is evaluated, None if there is none."""
+    return OmegaConf.select(OmegaConf.load(_train_config(_root_)), key)
 
 
 def _train_config(evaluation: DictConfig) -> Path:
