@@ -92,7 +92,7 @@ def test_both_stages_take_a_step(compose, tmp_path, model, vae, loss):
     train(config)
     (checkpoint,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*step=1.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
-    assert list(config.losses) == [loss]
+    assert list(instantiate(config.losses)) == [loss]
 
 
 def test_the_larger_input_has_stage_one_of_its_own(compose):
