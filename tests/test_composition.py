@@ -5,6 +5,8 @@ from ocl_msf.composition import drop_nulls, guided_losses, guided_models
 from ocl_msf.decoding import TokenDecoder
 from ocl_msf.losses import GroupedCrossEntropy
 
+pytestmark = pytest.mark.needs_host
+
 VAE = {
     "_target_": "ocl_msf.autoencoder.VQVAE",
     "encoder": {"_target_": "ocl_msf.autoencoder.Encoder", "dim": 4, "hidden_dim": 8},
