@@ -8,6 +8,7 @@ import pytest
 import torch
 from ocl.cli.train import build_model_from_config
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from ocl_msf.cli import main
 from ocl_msf.experiments.runs import Run
@@ -96,3 +97,11 @@ def test_the_command_says_what_it_did(former, capsys):
     main(["upgrade", str(folder)])
     main(["upgrade", str(folder)])
     assert capsys.readouterr().out == f"{folder}: converted\n{folder}: up to date\n"
+
+
+@pytest.mark.parametrize("former", ["experiment.dino=vit_base_patch8_224.dino", "+experiment.dino_weights=PATH"])
+def test_a_former_setting_is_refused_with_its_name_of_today(former):
+    with hydra.initialize_config_module("configs", version_base="1.3"):
+        config = hydra.compose("training_config", overrides=[*COMMAND, former])
+    with pytest.raises(InterpolationResolutionError, match=r"experiment\.dino\w* is called experiment\.vit\.\w+ now"):
+        OmegaConf.to_container(config.experiment.callbacks, resolve=True)

@@ -11,7 +11,7 @@ from typing import Any, Dict, List
 
 import hydra
 import torch
-from hydra_plugins.ocl_msf import FORMER_DATASETS
+from hydra_plugins.ocl_msf import FORMER_DATASETS, FORMER_SETTINGS
 from omegaconf import DictConfig, OmegaConf
 
 from ocl_msf._host import require_host
@@ -21,8 +21,7 @@ from ocl_msf.files import DataError, replacing
 with require_host():
     from ocl.cli.train import build_model_from_config
 
-# Keys of overrides, and parts of the names of weights, which are replaced in this order.
-KEYS = {"experiment.dino": "experiment.vit.name", "experiment.dino_weights": "experiment.vit.weights"}
+# Parts of the names of weights, replaced in this order.
 WEIGHTS = {".dino.vit.": ".vit.network.", ".dino.": ".vit."}
 OVERRIDE = re.compile(r"(\+*)([^=]+)=(.*)", re.DOTALL)
 
@@ -68,7 +67,7 @@ def rename_override(override: str) -> List[str]:
     plus, key, value = parts.groups()
     if key == "dataset" and value in FORMER_DATASETS:
         return f"{plus}dataset={FORMER_DATASETS[value]}".split(" ")
-    return [f"{plus}{KEYS.get(key, key)}={value}"]
+    return [f"{plus}{FORMER_SETTINGS.get(key, key)}={value}"]
 
 
 def rename_weights(weights: Dict[str, Any]) -> Dict[str, Any]:

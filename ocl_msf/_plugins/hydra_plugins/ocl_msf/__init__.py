@@ -17,6 +17,7 @@ FORMER_DATASETS = {
     **{f"{name}_lmdb": f"{name} dataset.name={name}_lmdb" for name in ("coco_panoptic", "voc", "voc_trainaug")},
     "clevrtex_ood_lmdb": "clevrtex_ood dataset.name=clevrtex_outd_lmdb",
 }
+FORMER_SETTINGS = {"experiment.dino": "experiment.vit.name", "experiment.dino_weights": "experiment.vit.weights"}
 
 
 class MSFSearchPathPlugin(SearchPathPlugin):
@@ -27,6 +28,7 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_evaluation", part_of_evaluation, replace=True)
         OmegaConf.register_new_resolver("msf_run", value_of_run, replace=True)
         OmegaConf.register_new_resolver("msf_former", refuse, replace=True)
+        OmegaConf.register_new_resolver("msf_setting", setting, replace=True)
         store = ConfigStore.instance().store
         for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
             scores = {"defaults": ["/evaluation/msf/scores"]}
@@ -50,6 +52,14 @@ def refuse(name: str) -> NoReturn:
         f"dataset={name} is gone: without the suffix, one config reads shards and LMDB. Data converted before are "
         f"read by dataset={FORMER_DATASETS[name]}"
     )
+
+
+def setting(key: str, *, _root_: DictConfig) -> Any:
+    """A setting of a config, unless one is given under a former name, which is an error."""
+    for former, name in FORMER_SETTINGS.items():
+        if OmegaConf.select(_root_, former) is not None:
+            raise ValueError(f"{former} is called {name} now.")
+    return OmegaConf.select(_root_, key)
 
 
 def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
