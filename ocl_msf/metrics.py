@@ -6,7 +6,7 @@ without foreground scores 1 in ARI_fg, and a sample without any mask is left out
 pixels (padding) never count.
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -105,6 +105,7 @@ class ObjectSeparability(torchmetrics.Metric):
 
     full_state_update = False
     is_differentiable = False
+    superpixels: Union[torch.Tensor, List[torch.Tensor]]
 
     def __init__(
         self, distance: str = "inter", num_clusters: int = 11, over: str = "image", per_image: Optional[int] = None

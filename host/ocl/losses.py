@@ -1,6 +1,6 @@
 """Losses."""
 
-from typing import Union
+from typing import Callable, Union
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ocl.scheduling import HPScheduler
 from ocl.typing import PerceptualGroupingOutput
 
-_DISTANCES = {
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "mse_sum": lambda input, target: F.mse_loss(input, target, reduction="sum") / len(input),
     "l1": F.l1_loss,

@@ -46,7 +46,7 @@ def get_activation_fn(
     if callable(name_or_callable):
         return name_or_callable
     name = name_or_callable.lower()
-    builders = {
+    builders: dict[str, Callable[[], nn.Module]] = {
         "relu": lambda: nn.ReLU(inplace),
         "leaky_relu": lambda: nn.LeakyReLU(leaky_relu_slope or 0.0, inplace),
         "relu_squared": ReLUSquared,
