@@ -57,6 +57,14 @@ def test_an_sdist_makes_the_wheel_of_the_checkout(distributions, tmp_path, name)
     assert contents(tmp_path / wheel.name) == contents(wheel)
 
 
+def test_an_editable_install_copies_nothing_that_could_get_old(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel:editable", "-d", tmp_path]
+    status, printed = run(*command, cwd=ROOT)
+    assert status == 0, printed
+    (wheel,) = tmp_path.glob("*.whl")
+    assert {Path(name).suffix for name in contents(wheel) if ".dist-info/" not in name} == {".pth"}
+
+
 def test_the_wheel_of_the_host_has_all_of_it(distributions):
     (wheel,) = distributions.glob("ocl_msf_host-*.whl")
     files = {path for name in ("ocl", "routed", "configs") for path in (ROOT / "host" / name).rglob("*")}
