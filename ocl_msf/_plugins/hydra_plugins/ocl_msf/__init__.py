@@ -72,6 +72,8 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
         default: If the run needs no more than its own losses and metrics, or the file has no such part.
         _root_: The config of the evaluation, whose `train_config_path` says where the run's is.
     """
+    if "train_config_path" not in _root_:  # OmegaConf resolves the parts for OCLF's typed config while it composes them
+        return default
     run = OmegaConf.load(_train_config(_root_))
     name = OmegaConf.select(run, "experiment.evaluation")
     if "evaluation" not in OmegaConf.select(run, "experiment", default={}):  # trained before runs said it themselves
@@ -86,7 +88,7 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
 
 def value_of_run(key: str, *, _root_: DictConfig) -> Any:
     """A value of the config of the run that is evaluated, None if there is none."""
-    return OmegaConf.select(OmegaConf.load(_train_config(_root_)), key)
+    return OmegaConf.select(OmegaConf.load(_train_config(_root_)), key) if "train_config_path" in _root_ else None
 
 
 def _train_config(evaluation: DictConfig) -> Path:
