@@ -45,6 +45,24 @@ class VoidMask:
         return (ids == self.void)[None]
 
 
+class CrowdsToVoid:
+    """Of converted COCO, the pixels of crowd regions, which scores leave out.
+
+    Args:
+        score_crowds: Leave out none: crowds are scored like objects.
+    """
+
+    def __init__(self, score_crowds: bool = False) -> None:
+        self.score_crowds = score_crowds
+
+    def __call__(self, sample: Dict[str, Any]) -> Dict[str, Any]:
+        """Replace `segment_iscrowd` (n) by `void`, booleans (1 h w 1), with `segmentation` (h w 1) as it is."""
+        sample = dict(sample)
+        crowds = 1 + np.flatnonzero(sample.pop("segment_iscrowd"))
+        void = np.isin(sample["segmentation"], crowds)[None]
+        return {**sample, "void": np.zeros_like(void) if self.score_crowds else void}
+
+
 class SegmentAreas:
     """Of converted COCO, the areas of things in the original image, in the order of their masks.
 
@@ -60,10 +78,11 @@ class SegmentAreas:
 
         It is -1 for what has no size to be scored by: void, stuff, and masks without a segment.
         """
-        segments = zip(sample["segment_area"], sample["segment_isthing"])
+        sample = dict(sample)
+        segments = zip(sample.pop("segment_area"), sample.pop("segment_isthing"))
         areas = [-1.0] + [area if is_thing else -1.0 for area, is_thing in segments]
         areas = (areas + [-1.0] * self.num_masks)[: self.num_masks]
-        return {**{name: value for name, value in sample.items() if not name.startswith("segment_")}, "area": areas}
+        return {**sample, "area": areas}
 
 
 class SampleFrames:

@@ -101,6 +101,7 @@ def test_instances_keep_what_the_crop_leaves(raw):
     assert ball.sum() == ball[10:22, 40:50].sum() + ball[40:50, 2:8].sum()
     assert sample["instance_bbox"].tolist() == [[10, 20, 20, 20], [2, 10, 48, 40]]
     assert sample["instance_category"].tolist() == [RAW.PERSON, RAW.BALL]
+    assert sample["instance_iscrowd"].tolist() == [1, 0]
     assert sample["instance_area"].tolist() == [400, 150]
     assert len(samples[25]["instance_mask"]) == 1 and "instance_mask" not in samples[9]
     sample = encode_all(raw, "--no-filter", "--size", "120", "--splits", "val")[0][632]
