@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "__main__": {"ocl_msf.cli"},
     "demo": HOST | {"ocl_msf.experiments"},
     "data": FRAMEWORK
-    | {"PIL", "crc32c", "google", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
+    | {"PIL", "crc32c", "google", "hydra", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
     | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }
 COMMAND_LINES = {"cli", "demo", "experiments", "results"}  # these may print

@@ -37,6 +37,7 @@ def decode_sample(raw_sample: RawSample) -> dict[str, Any]:
 def decode_samples(stream: Iterable[RawSample], reader: ShardReader) -> Iterator[dict[str, Any]]:
     """Yield the decoded samples of a stream, without damaged ones if the reader tolerates them."""
     for raw_sample in stream:
+        reader.current_shard = raw_sample.shard
         with reader.tolerance():
             yield decode_sample(raw_sample)
 

@@ -15,7 +15,7 @@ from ocl._loader.pipe import Pipe
 from ocl._loader.random_samples import RandomSamples
 from ocl._loader.random_state import draw_seed, get_random_state, set_random_state
 from ocl._loader.ranks import gather, share_of_rank
-from ocl._loader.shards import Damage, ShardError, ShardReader, Shards, expand_shards
+from ocl._loader.shards import Damage, ShardError, ShardReader, Shards, expand_shards, explain_missing_fields
 from ocl.data_decoding import decode_samples
 from ocl.transforms import Transform
 
@@ -218,7 +218,8 @@ class WebdatasetDataModule(_SplitDataModule):
         if split == "train" and self.shuffle_train:
             pipe = pipe.shuffle(self.shuffle_buffer_size)
         pipe = pipe.then(functools.partial(decode_samples, reader=reader))
-        return self._transformed(pipe, split).with_size(self._size(split))
+        pipe = self._transformed(pipe, split).then(functools.partial(explain_missing_fields, reader=reader))
+        return pipe.with_size(self._size(split))
 
     def _loader(self, split: str) -> DataLoader:
         finish = Pipe().collate(collate_with_autopadding if self.use_autopadding else collate_with_batch_size)

@@ -1,7 +1,10 @@
 """The data module of converted data sets."""
 
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
+
+from hydra.utils import to_absolute_path
 
 from ocl_msf._host import require_host
 from ocl_msf.data.catalog import conversion_command
@@ -16,7 +19,8 @@ class ShardDataModule(WebdatasetDataModule):
     """A data set in the shards that `ocl_msf.data.convert` wrote; their `summary.json` has all the numbers.
 
     Args:
-        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
+        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
+            the program was started.
         name: Folder of this one below it.
         train_transforms: The host's transforms by name, for training samples.
         eval_transforms: The same for validation and test samples.
@@ -36,7 +40,7 @@ class ShardDataModule(WebdatasetDataModule):
         **settings: Any,
     ) -> None:
         splits = find_files(prefix, name, ".tar")
-        shards = {f"{split}_shards": splits[split]["paths"] if split in splits else None for split in SPLITS}
+        shards = {f"{split}_shards": _literal(splits[split]["paths"]) if split in splits else None for split in SPLITS}
         sizes = {f"{split}_size": splits[split]["samples"] if split in splits else None for split in SPLITS}
         transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
         super().__init__(**shards, **sizes, **transforms, **settings)
@@ -58,7 +62,7 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
             "DATASET_PREFIX is not set. Set this environment variable (or dataset.prefix) to the folder "
             f"of all data sets, OUT of `{conversion_command(name)}`."
         )
-    folder = Path(prefix) / name
+    folder = Path(to_absolute_path(prefix)) / name
     command = conversion_command(folder.name, str(folder.parent))
     try:
         summary = read_summary(folder)
@@ -76,3 +80,8 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
             paths.append(str(folder / file["name"]))
         splits[split] = {"paths": paths, "samples": content["samples"]}
     return splits
+
+
+def _literal(paths: List[str]) -> List[str]:
+    """The paths, so that the host expands no braces in them."""
+    return [re.sub(r"[\\{},]", r"\\\g<0>", path) for path in paths]
