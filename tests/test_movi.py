@@ -1,3 +1,4 @@
+import io
 import json
 import runpy
 from pathlib import Path
@@ -195,6 +196,11 @@ def broken(name):
         features["video"] = np.arange(24)
     elif name == "unreadable frame":
         features["video"][7] = features["video"][7][:-40]
+    elif name == "frame turned by EXIF data":
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = 6
+        Image.new("RGB", (SIDE, SIDE)).save(file, "PNG", exif=exif)
+        features["video"][7] = file.getvalue()
     elif name == "frame of another mode":
         features["segmentations"][2] = png(np.zeros((SIDE, SIDE, 3), np.uint8))
     elif name == "frames not square or of different sizes":
@@ -214,6 +220,7 @@ def broken(name):
         "missing feature",
         "feature of another type",
         "unreadable frame",
+        "frame turned by EXIF data",
         "frame of another mode",
         "frames not square or of different sizes",
         "video and masks do not fit",

@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from ocl_msf.data.pictures import to_rgb
 from ocl_msf.data.shards import Conversion, Sample, read_shard, write_in_order
 from ocl_msf.data.summary import (
     PARTS,
@@ -63,7 +64,7 @@ def _to_array(name: str, content: bytes) -> Tuple[str, np.ndarray]:
         return field, np.load(io.BytesIO(content), allow_pickle=False)
     if extension in _IMAGES:
         with Image.open(io.BytesIO(content)) as image:
-            return field, np.asarray(image.convert("RGB"))
+            return field, np.asarray(to_rgb(image))
     if extension in _TEXTS:
         return name, np.frombuffer(content, np.uint8)
     raise DataError(f"LMDB files have no {extension} fields ({name}): arrays, images and text only.")

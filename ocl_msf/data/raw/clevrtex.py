@@ -159,7 +159,7 @@ def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
         Rejected: A file is damaged, or the mask does not fit.
     """
     name = f"scene {scene.index}"
-    image = read_image(name, "image", scene.image, mode="RGB")
+    image = read_image(name, "image", scene.image, rgb=True)
     mask = read_image(name, "mask", scene.mask, image.size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
         raise Rejected("mask is neither a palette nor a grey image", name, f"{scene.mask}: {mask.mode}")

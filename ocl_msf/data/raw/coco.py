@@ -122,7 +122,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
     """
     annotations, name = raw_image.annotations, raw_image.name
     raw_size = (annotations.width, annotations.height)
-    image = read_image(name, "image", raw_image.image, raw_size, "RGB")
+    image = read_image(name, "image", raw_image.image, raw_size, rgb=True)
     segments = annotations.segments
     numbers = np.zeros(raw_size[::-1], np.uint8)
     if segments:

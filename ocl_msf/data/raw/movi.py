@@ -14,6 +14,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 from PIL import Image
 
+from ocl_msf.data.pictures import is_turned
 from ocl_msf.data.raw._images import decode_image, resize_mask
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.tfrecord import Feature, parse_example, read_record, record_offsets
@@ -136,6 +137,8 @@ def _read_frames(pngs: Sequence[bytes], modes: Sequence[str], sample: str) -> Li
             raise Rejected("unreadable frame", sample, f"frame {number}: {error}") from error
         if image.size != (image.width, image.width) or (frames and image.size != frames[0].size):
             raise Rejected("frames not square or of different sizes", sample, f"frame {number}")
+        if is_turned(image):
+            raise Rejected("frame turned by EXIF data", sample, f"frame {number}")
         if image.mode not in modes:
             raise Rejected("frame of another mode", sample, f"frame {number}: {image.mode}")
         frames.append(image)

@@ -139,7 +139,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
         Rejected: A file is missing or damaged, the masks do not fit, or the filter removes the image.
     """
     name = raw_image.name
-    image = read_image(name, "image", raw_image.image, mode="RGB")
+    image = read_image(name, "image", raw_image.image, rgb=True)
     read = _read_mat if raw_image.from_sbd else _read_png
     classes = read(name, "class mask", raw_image.classes, image.size)
     objects = read(name, "object mask", raw_image.objects, image.size)
