@@ -27,7 +27,7 @@ def test_the_data_module_reads_samples_with_the_experiments_transforms(tmp_path)
     (batch,) = data.val_dataloader()
     assert sorted(batch["__key__"]) == ["139", "285", "632"]
     assert batch["image"].shape == (3, 3, 64, 64) and -1 <= batch["image"].min() < batch["image"].max() <= 1
-    assert batch["mask"].shape == (3, 11, 64, 64) and (batch["mask"].sum(dim=1) == 1).all()
+    assert batch["mask"].shape == (3, 3, 64, 64) and (batch["mask"].sum(dim=1) == 1).all()
     masks = dict(zip(batch["__key__"], batch["mask"]))
     assert (masks["632"][1] == 1).all()  # nothing but sky
     void, ball = masks["285"][:2]  # 60 x 80, the ball is at 30 to 50 in both; the square starts at 10

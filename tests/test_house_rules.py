@@ -67,7 +67,14 @@ MAY_IMPORT = {
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
     "results": FRAMEWORK
     | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors"}
-    | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
+    | {
+        "ocl_msf.data",
+        "ocl_msf.experiments",
+        "ocl_msf.files",
+        "ocl_msf.metrics",
+        "ocl_msf.results",
+        "ocl_msf.training",
+    },
     "files": set(),
     "cli": {"typer", "typing_extensions", "ocl_msf.cli", "ocl_msf.demo", "ocl_msf.files"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.results"},

@@ -95,6 +95,12 @@ def test_a_run_of_an_earlier_version_is_named_with_the_command_that_converts_it(
         run.stage  # noqa: B018
 
 
+def test_a_score_that_is_not_defined_is_no_score(tmp_path):
+    configure(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"metrics": {"val": {"ari": 0.5, "ari_fg": null, "miou": NaN}}}')
+    assert Run.open(tmp_path).scores == {"ari": 0.5}
+
+
 def test_scores_and_environment_are_read_once(tmp_path):
     configure(tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {"val": {"ari": 0.5, "ari_fg": 0.25}}}))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from ocl_msf.experiments.paper import format_scores, format_value, mean_and_deviation, value_of
-from ocl_msf.experiments.runs import Run, Scores
+from ocl_msf.experiments.runs import Run, Scores, defined
 from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
 from ocl_msf.files import DataError, replacing
 
@@ -72,7 +72,7 @@ def read_scores(run: Run, split: str, step: int) -> Scores:
     Raises:
         DataError: the report is damaged.
     """
-    return run.read_json(f"protocol/{split}/step-{step}.json").get("metrics", {}).get(split, {})
+    return defined(run.read_json(f"protocol/{split}/step-{step}.json").get("metrics", {}).get(split, {}))
 
 
 def summarize(scores: Dict[int, Scores], by: str, best: Optional[int] = None) -> Dict[str, Any]:

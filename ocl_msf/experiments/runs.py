@@ -4,7 +4,7 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -252,8 +252,14 @@ def config_path(folder: Path) -> Path:
     return folder / "config" / "config.yaml"
 
 
+def defined(scores: Mapping[str, Optional[float]]) -> Scores:
+    """Scores of a report but those that are not defined, null or NaN, such as ARI_fg of data without any object."""
+    return {name: value for name, value in scores.items() if value is not None and value == value}
+
+
 def with_sum(scores: Scores) -> Scores:
-    """Scores and, as in the paper's ablations, the sum of ARI and ARI_fg."""
+    """Scores that are defined and, as in the paper's ablations, the sum of ARI and ARI_fg."""
+    scores = defined(scores)
     return {**scores, "ari+ari_fg": scores["ari"] + scores["ari_fg"]} if {"ari", "ari_fg"} <= {*scores} else scores
 
 
