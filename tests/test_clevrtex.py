@@ -265,7 +265,8 @@ def test_broken_files_are_counted_or_stop_a_strict_conversion(tmp_path):
 @pytest.mark.parametrize(
     "mask, reason, detail",
     [
-        (Image.new("RGB", (320, 240)), "mask is neither a palette nor a grey image", r"_flat\.png: RGB"),
+        (Image.new("I;16", (320, 240)), "mask is neither a palette nor a grey image of 8 bits", r"_flat\.png: I;16"),
+        (Image.new("RGB", (320, 240)), "mask is neither a palette nor a grey image of 8 bits", r"_flat\.png: RGB"),
         (Image.new("L", (240, 240)), "mask of another size", r"\(240, 240\), not \(320, 240\)"),
         (Image.new("L", (320, 240), 11), "mask has an object above 10", r"_flat\.png: 11"),
     ],

@@ -162,7 +162,7 @@ def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
     image = read_image(name, "image", scene.image, rgb=True)
     mask = read_image(name, "mask", scene.mask, image.size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
-        raise Rejected("mask is neither a palette nor a grey image", name, f"{scene.mask}: {mask.mode}")
+        raise Rejected("mask is neither a palette nor a grey image of 8 bits", name, f"{scene.mask}: {mask.mode}")
     numbers = np.asarray(mask)
     if numbers.max() > MAX_OBJECTS:
         raise Rejected(f"mask has an object above {MAX_OBJECTS}", name, f"{scene.mask}: {numbers.max()}")

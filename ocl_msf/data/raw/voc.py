@@ -159,7 +159,7 @@ def _read_png(name: str, what: str, source: Optional[AnySource], size: Tuple[int
     """A palette image's indices, never its colours: (H, W) uint8."""
     mask = read_image(name, what, source, size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
-        raise Rejected(f"{what} is neither a palette nor a grey image", name, mask.mode)
+        raise Rejected(f"{what} is neither a palette nor a grey image of 8 bits", name, mask.mode)
     return np.asarray(mask)
 
 
