@@ -55,6 +55,7 @@ def load_validation(prefix, *overrides):
     chosen += ["dataset.num_workers=0", "dataset.eval_batch_size=4", "experiment.image_size=128"]
     with initialize_config_module("configs", version_base="1.3"):
         config = compose("training_config", overrides=chosen)
+    torch.manual_seed(0)  # of the order of the shards
     (batch,) = build_and_register_datamodule_from_config(config).val_dataloader()
     return build_model_from_config(config), batch
 
