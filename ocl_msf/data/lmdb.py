@@ -36,6 +36,7 @@ from ocl_msf.data.summary import (
     has_damage,
     read_earlier,
     read_summary,
+    rejected_of,
     remove,
     sha256,
     summarize,
@@ -170,7 +171,9 @@ def write_lmdb(
     parts = read_summary(folder / PARTS)
     for split, (file,) in files.items():
         file["samples"] = parts["splits"][split]["samples"]
-    summary = dict(summarize(folder.name, "lmdb", options, files), rejected=parts["rejected"])
+        rejected = rejected_of(parts["splits"][split]["shards"])
+        file.update({"rejected": rejected} if rejected else {})
+    summary = summarize(folder.name, "lmdb", options, files)
     write_summary(folder / SUMMARY, summary)
     shutil.rmtree(folder / PARTS)
     return summary

@@ -113,8 +113,33 @@ def test_training_has_as_many_full_batches_as_its_length_says(tmp_path):
     batches = list(loader)  # each worker has only two full batches, the rest of both makes the fifth
     assert [batch["batch_size"] for batch in batches] == [4] * 5 == [4] * len(loader)
     assert len(set(keys_of(batches))) == 20
-    with pytest.raises(ShardError, match="no full batch of 21"):
-        list(data_module(shards, num_workers=2, batch_size=21, train_size=20).train_dataloader())
+    for size in (20, None):
+        with pytest.raises(ShardError, match="no full batch of 21 training samples: there are 20"):
+            list(data_module(shards, num_workers=2, batch_size=21, train_size=size).train_dataloader())
+
+
+def test_training_needs_a_batch_for_every_rank(tmp_path, monkeypatch):
+    options = {"batch_size": 8, "train_size": 15}
+    shards = write_shards(tmp_path, (5, 5, 5))
+    assert len(data_module(shards, **options).train_dataloader()) == 1
+    for module in ("ocl._loader.ranks", "ocl._loader.loaders"):
+        monkeypatch.setattr(f"{module}.world_size", lambda: 2)
+    with pytest.raises(ShardError, match="8 training samples for each of 2 processes: there are 15"):
+        data_module(shards, **options).train_dataloader()
+
+
+def test_an_evaluation_of_nothing_is_an_error(tmp_path):
+    shards = write_shards(tmp_path, (2,))
+    with pytest.raises(ShardError, match="no sample to evaluate: val_size is 0"):
+        data_module(shards, val_size=0).val_dataloader()
+    for size in (2, None):
+        loader = data_module(shards, transforms=[Filter(never, ["x"])], val_size=size).val_dataloader()
+        with pytest.raises(ShardError, match="no sample to evaluate.*filters keep none"):
+            list(loader)
+
+
+def never(x):
+    return False
 
 
 def test_training_order_follows_the_seed(tmp_path):
