@@ -87,10 +87,10 @@ def test_both_formats_are_read_with_the_experiments_transforms(compose, name):
 @pytest.mark.parametrize("model, vae, loss", [("slate", "", "tokens"), ("slotdiffusion", "_c4", "noise")])
 def test_both_stages_take_a_step(compose, tmp_path, model, vae, loss):
     train(compose(f"vqvae_openimages{vae}"))
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step=1.ckpt")
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step0000001.ckpt")
     config = compose(f"{model}_openimages", f"experiment.vae_checkpoint='{checkpoint}'")
     train(config)
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*step=1.ckpt")
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*step0000001.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
     assert list(instantiate(config.losses)) == [loss]
 

@@ -58,7 +58,12 @@ def test_checkpoints_are_found_whichever_logger_names_their_folder(place, tmp_pa
     assert Run.open(checkpoint).folder == tmp_path
 
 
-def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_path):
+def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_path, monkeypatch):
+    """Whoever looks at it from wherever: another run of the same place below the current folder is another run."""
+    decoy = configure(tmp_path / "elsewhere" / "first") / "lightning_logs" / "version_0" / "checkpoints"
+    decoy.mkdir(parents=True)
+    (decoy / "epoch=0-step=20.ckpt").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     first = configure(tmp_path / "first")
     checkpoint = first / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=20.ckpt"
     checkpoint.parent.mkdir(parents=True)
@@ -78,6 +83,17 @@ def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_pat
     checkpoint.unlink()
     run = Run.open(second)
     assert run.predecessor is None and run.first_step == 20 and run.all_checkpoints == {}
+
+
+def test_steps_are_read_from_names_of_today_and_of_before(tmp_path):
+    """Those of earlier versions are Lightning's own, which adds a version where a file of the name is there."""
+    checkpoints = make_run(tmp_path, steps=(), max_steps=30)
+    names = ["epoch=0-step=5.ckpt", "epoch0000-step0000010.ckpt", "epoch0002-step0000020-v1.ckpt"]
+    for name in [*names, "last.ckpt", "step.ckpt", "misstep=x7.ckpt"]:
+        (checkpoints / name).touch()
+    run = Run.open(tmp_path)
+    assert {step: path.name for step, path in run.checkpoints.items()} == dict(zip((5, 10, 20), names))
+    assert run.step == 20 and not run.finished
 
 
 def test_stage_and_evaluation_are_those_of_the_config(tmp_path):
