@@ -61,7 +61,16 @@ MAY_IMPORT = {
     "video": {"torch", "ocl_msf._renamed"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "training": FRAMEWORK
-    | {"hydra", "diffusers", "tqdm", "ocl_msf._renamed", "ocl_msf.training", "ocl_msf.experiments", "ocl_msf.files"},
+    | {
+        "hydra",
+        "omegaconf",
+        "diffusers",
+        "tqdm",
+        "ocl_msf._renamed",
+        "ocl_msf.training",
+        "ocl_msf.experiments",
+        "ocl_msf.files",
+    },
     "experiments": HOST
     | {"hydra_plugins"}
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
