@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Callable, List, Optional
 
 from ocl_msf._host import require_host
-from ocl_msf.experiments.runs import Run, Scores, find_runs, furthest
-from ocl_msf.experiments.tasks import Task, run_all
+from ocl_msf.experiments.runs import Run, Scores, config_path, find_runs, furthest
+from ocl_msf.experiments.tasks import Task, assign, run_all
 
 with require_host():
     import ocl.cli.train  # noqa: F401  without it, the steps after the scenes would fail
@@ -71,8 +71,8 @@ def _train(folder: Path, experiment: str) -> Run:
 
     run = so_far()
     overrides = [f"+experiment=msf/{experiment}", "+msf/preset=cpu", "seed=0"]
-    overrides += [f"+experiment.root_output_folder='{outputs}'"]
-    overrides += [f"load_checkpoint='{run.checkpoint}'"] if run else []
+    overrides += [assign("+experiment.root_output_folder", outputs)]
+    overrides += [assign("load_checkpoint", run.checkpoint)] if run else []
     _run(folder, f"training {experiment}", ["ocl.cli.train", *overrides], outputs / f"{experiment}.log", done)
     trained = so_far()
     assert trained is not None, "a training that is done has left a checkpoint"
@@ -86,8 +86,9 @@ def _evaluate(folder: Path, title: str, run: Run, checkpoint: Optional[Path], re
         return report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)
 
     report.parent.mkdir(parents=True, exist_ok=True)
-    overrides = ["+evaluation=msf/scores", f"train_config_path='{run.folder}/config/config.yaml'"]
-    overrides += [f"checkpoint_path='{checkpoint}'", f"output_dir='{report.parent}'", f"report_filename={report.name}"]
+    overrides = ["+evaluation=msf/scores", assign("train_config_path", config_path(run.folder))]
+    overrides += [assign("checkpoint_path", checkpoint), assign("output_dir", report.parent)]
+    overrides += [f"report_filename={report.name}"]
     _run(folder, title, ["ocl.cli.eval", *overrides], report.with_suffix(".log"), done)
     return json.loads(report.read_text())["metrics"]["val"]
 

@@ -1,9 +1,9 @@
 """Scores that the host does not have: mIoU by object size (Table 7) and object separability of guidance (Table 4).
 
-ARI, ARI_fg, mIoU and mBO are the host's (`ocl.metrics`). They equal scikit-learn's adjusted_rand_score and an
-assignment by scipy's linear_sum_assignment for one sample, averaged over samples. Two of their conventions: a sample
-without foreground scores 1 in ARI_fg, and a sample without any mask is left out of mIoU and mBO. True masks without
-pixels (padding) never count.
+ARI, mIoU and mBO are the host's (`ocl.metrics`). They equal scikit-learn's adjusted_rand_score and an assignment by
+scipy's linear_sum_assignment for one sample, averaged over samples. Samples with nothing to score are left out of
+them, and of ARI_fg those without foreground; OCLF's own `ARIMetric` counts these as 1. True masks without pixels
+(padding) never count.
 """
 
 from typing import List, Optional, Tuple, Union
@@ -14,12 +14,79 @@ import torchmetrics
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
+from ocl_msf._host import require_host
+
+with require_host():
+    from ocl.metrics import ARIMetric
+
 SIZES = {  # of objects, in pixels of the original image; as in COCO, an object on a limit belongs to both classes
     "small": (0, 32**2),
     "medium": (32**2, 96**2),
     "large": (96**2, float("inf")),
     "all": (0, float("inf")),
 }
+
+
+class ARI(ARIMetric):
+    """Adjusted Rand index, the mean over the samples that have a pixel to score, as the literature reports ARI_fg.
+
+    The host's `ARIMetric` counts a sample without such a pixel, an image of background alone in ARI_fg, as 1.
+
+    Args:
+        foreground: leave out the pixels of the first true mask (ARI_fg).
+    """
+
+    scored: torch.Tensor
+
+    def __init__(self, foreground: bool = True):
+        super().__init__(foreground=foreground)
+        _add_sum(self, "scored", torch.int64)
+
+    def update(self, prediction: torch.Tensor, target: torch.Tensor, ignore: Optional[torch.Tensor] = None) -> None:
+        """Add samples.
+
+        Args:
+            prediction: scores (b, k, h, w), or (b, t, k, h, w): a video is scored jointly over its frames.
+            target: true masks (b, n, h, w) or (b, t, n, h, w), positive inside, disjoint.
+            ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are ignored.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        _check_masks(prediction, target, None, ignore)
+        chosen = _have_pixels(target, ignore, self.foreground)
+        self.scored += chosen.sum()
+        if chosen.any():
+            super().update(prediction[chosen], target[chosen], None if ignore is None else ignore[chosen])
+
+    def compute(self) -> torch.Tensor:
+        """The mean over samples, float64; NaN if there were none to score."""
+        return super().compute() if self.scored > 0 else self.scored.double() * torch.nan
+
+
+class ScoredSamples(torchmetrics.Metric):
+    """How many samples have a pixel to score, and so count in `ARI`.
+
+    Args:
+        foreground: see `ARI`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    scored: torch.Tensor
+
+    def __init__(self, foreground: bool = True):
+        super().__init__()
+        self.foreground = foreground
+        _add_sum(self, "scored", torch.int64)
+
+    def update(self, target: torch.Tensor, ignore: Optional[torch.Tensor] = None) -> None:
+        """Add samples: `target` and `ignore` as those of `ARI`."""
+        self.scored += _have_pixels(target, ignore, self.foreground).sum()
+
+    def compute(self) -> torch.Tensor:
+        """The number, float64."""
+        return self.scored.double()
 
 
 class SizedMaskIoU(torchmetrics.Metric):
@@ -190,8 +257,18 @@ def _separate(superpixels: torch.Tensor, num_clusters: int) -> Tuple[float, floa
 
 
 def _add_sums(metric: torchmetrics.Metric, name: str) -> None:
-    metric.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-    metric.add_state("count", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+    _add_sum(metric, name, torch.float64)
+    _add_sum(metric, "count", torch.int64)
+
+
+def _add_sum(metric: torchmetrics.Metric, name: str, dtype: torch.dtype) -> None:
+    metric.add_state(name, default=torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+
+def _have_pixels(target: torch.Tensor, ignore: Optional[torch.Tensor], foreground: bool) -> torch.Tensor:
+    """Which samples have a pixel in a true mask, but the first if `foreground`, that is not ignored: (b,), bool."""
+    inside = _flatten(target > 0)[:, int(foreground) :]  # b n p
+    return (inside if ignore is None else inside & ~_flatten(ignore > 0)).flatten(1).any(1)
 
 
 def _images(guidance: torch.Tensor) -> torch.Tensor:

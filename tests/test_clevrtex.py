@@ -241,9 +241,44 @@ def test_incomplete_raw_data_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="Scene 1 is there twice"):
         convert(tmp_path / "raw", tmp_path / "out")
     shutil.rmtree(twin.parent)
-    images[1].unlink()
-    with pytest.raises(SystemExit, match="Scene 1 is missing"):
-        convert(tmp_path / "raw", tmp_path / "out")
+
+
+@pytest.mark.parametrize("first", [1, 5000])
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_part_of_the_scenes_is_converted(tmp_path, first, archive):
+    for index in range(first, first + 22):
+        write_scene(tmp_path / "raw", index, [(100, 50, 180, 120)])
+    if archive:  # the second part of a download whose parts are archives of their own
+        content = gzip.compress(pack(tmp_path / "raw" / "clevrtex_full", ""))
+        shutil.rmtree(tmp_path / "raw" / "clevrtex_full")
+        (tmp_path / "raw" / "clevrtex_full_part2.tar.gz").write_bytes(content)
+    summary = convert(tmp_path / "raw", tmp_path / "default")
+    counts = {name: split["samples"] for name, split in summary["splits"].items()}
+    assert counts == {"test": 2, "val": 2, "train": 18} and not summary["rejected"]
+    assert sorted(read_samples(tmp_path / "default", "val")) == [f"{first + i:06d}" for i in (2, 3)]
+    chosen = [f"val=:{first + 3}", f"test={first + 3}:-10", f"train={first + 12}:{first + 99}"]
+    convert(tmp_path / "raw", tmp_path / "chosen", "--splits", *chosen)
+    keys = [sorted(map(int, read_samples(tmp_path / "chosen", split))) for split in ("val", "test", "train")]
+    assert sum(keys, []) == list(range(first, first + 22)) and [len(split) for split in keys] == [3, 9, 10]
+    with pytest.raises(SystemExit, match=rf"train=0:1 is empty: there are 22 scenes, {first} to {first + 21}"):
+        convert(tmp_path / "raw", tmp_path / "none", "--splits", "train=0:1")
+
+
+def test_a_gap_between_scenes_is_counted_and_named(tmp_path):
+    for index in [*range(3, 15), *range(17, 27)]:
+        write_scene(tmp_path / "raw", index, [(100, 50, 180, 120)])
+    image = next((tmp_path / "raw").rglob("CLEVRTEX_full_000020.png"))
+    image.unlink()  # its mask alone is no scene
+    summary = convert(tmp_path / "raw", tmp_path / "out")
+    assert summary["rejected"] == {
+        "missing scene": {"count": 3, "names": ["scene 15", "scene 16", "scene 20"]},
+    }
+    counts = {name: split["samples"] for name, split in summary["splits"].items()}
+    assert counts == {"test": 2, "val": 2, "train": 17}
+    with pytest.raises(SystemExit, match="scene 15: missing scene.*--strict"):
+        convert(tmp_path / "raw", tmp_path / "out", "--strict")
+    with pytest.raises(SystemExit, match=r"split val is empty.*2 for \"missing scene\" \(scene 15, scene 16\)"):
+        convert(tmp_path / "raw", tmp_path / "gap", "--splits", "val=15:17", "train=17:")
 
 
 def test_broken_files_are_counted_or_stop_a_strict_conversion(tmp_path):
@@ -265,7 +300,8 @@ def test_broken_files_are_counted_or_stop_a_strict_conversion(tmp_path):
 @pytest.mark.parametrize(
     "mask, reason, detail",
     [
-        (Image.new("RGB", (320, 240)), "mask is neither a palette nor a grey image", r"_flat\.png: RGB"),
+        (Image.new("I;16", (320, 240)), "mask is neither a palette nor a grey image of 8 bits", r"_flat\.png: I;16"),
+        (Image.new("RGB", (320, 240)), "mask is neither a palette nor a grey image of 8 bits", r"_flat\.png: RGB"),
         (Image.new("L", (240, 240)), "mask of another size", r"\(240, 240\), not \(320, 240\)"),
         (Image.new("L", (320, 240), 11), "mask has an object above 10", r"_flat\.png: 11"),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
 
 from ocl_msf.cli import main
 from ocl_msf.data.raw import coco
@@ -101,6 +102,7 @@ def test_instances_keep_what_the_crop_leaves(raw):
     assert ball.sum() == ball[10:22, 40:50].sum() + ball[40:50, 2:8].sum()
     assert sample["instance_bbox"].tolist() == [[10, 20, 20, 20], [2, 10, 48, 40]]
     assert sample["instance_category"].tolist() == [RAW.PERSON, RAW.BALL]
+    assert sample["instance_iscrowd"].tolist() == [1, 0]
     assert sample["instance_area"].tolist() == [400, 150]
     assert len(samples[25]["instance_mask"]) == 1 and "instance_mask" not in samples[9]
     sample = encode_all(raw, "--no-filter", "--size", "120", "--splits", "val")[0][632]
@@ -144,6 +146,36 @@ def test_polygons_are_drawn_as_by_the_official_api():
     for nothing in ([], [[]], [[1, 1, 2, 2]], [[60, 1, 70, 1, 70, 9]], [[-9, -9, -5, -9, -5, -5]]):
         assert rasterize(nothing, height, width).sum() == 0
     assert rasterize([[-9, -9, 99, -9, 99, 99, -9, 99]], height, width).all()
+
+
+@pytest.mark.parametrize("side, pixels", [(2.9, 4), (1.84, 1), (4.9, 16), (19.8, 361)])
+def test_squares_have_the_official_number_of_pixels(side, pixels):
+    """Which leaves out the outline on the right and below, where the corners are halves."""
+    low, high = 10.5, 10.5 + side
+    square = [[low, low, high, low, high, high, low, high]]
+    assert rasterize(square, 64, 64).sum() == reference_mask(square, 64, 64).sum() == pixels
+
+
+def test_instances_are_those_of_the_official_api(own):
+    """Polygons of one part and of several, with holes and over the border, and both forms of run lengths."""
+    rng = np.random.default_rng(0)
+    path = own / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    places = [((0, 0), (120, 120)), ((-60, -60), (180, 180)), ((50, 50), (53, 54))]
+    shapes = [[random_polygon(rng, *places[i % 3]) for _ in range(i % 4 + 1)] for i in range(60)]
+    shapes += [[[5, 5, 95, 5, 95, 95, 5, 95, 5, 5, 15, 15, 15, 55.5, 55.5, 55.5, 55.5, 15, 15, 15]]]
+    for mask in [rng.random((120, 120)) < share for share in (0.02, 0.5, 1)]:
+        packed = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
+        shapes.append({"size": [120, 120], "counts": packed["counts"].decode()})
+        shapes.append({"size": [120, 120], "counts": decode_counts(packed["counts"].decode())})
+    template = next(entry for entry in content["annotations"] if entry["image_id"] == 632)
+    content["annotations"] = [{**template, "id": i, "segmentation": shape} for i, shape in enumerate(shapes, 1)]
+    path.write_text(json.dumps(content))
+    official = COCO(path)
+    expected = [mask for mask in map(official.annToMask, official.loadAnns(official.getAnnIds())) if mask.any()]
+    sample = encode_all(own, "--no-filter", "--size", "120", "--splits", "val")[0][632]
+    np.testing.assert_array_equal(sample["instance_mask"][..., 0], expected)
+    assert len(expected) > 50
 
 
 def test_run_lengths_are_drawn_as_by_the_official_api():

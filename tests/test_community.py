@@ -67,7 +67,7 @@ def vae_checkpoint(tmp_path_factory, shards):
         patch.setenv("DATASET_PREFIX", str(shards))
         small = ["+msf/preset=cpu", "dataset.batch_size=4", "dataset.num_workers=0", "experiment.image_size=32"]
         train_config(compose("+experiment=msf/vqvae_clevrtex", *small, VAE, f"experiment.pretraining={steps}"))
-    (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*step=1.ckpt")
+    (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*step0000001.ckpt")
     return checkpoint
 
 
@@ -80,7 +80,7 @@ def launch(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("data", FIELDS)
 def test_msf_guides_a_community_slate(data, vae_checkpoint, launch):
-    config = compose(*guided(data, "experiment.data=any", f"experiment.vae_checkpoint='{vae_checkpoint}'"))
+    config = compose(*guided(data, "experiment.data=any", f"experiment.vae_checkpoint={vae_checkpoint}"))
     config.trainer.logger = OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "."})
     train_config(config)
 
@@ -130,7 +130,7 @@ def test_variants_and_scales_can_still_be_chosen():
 
 
 def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint, run_program, tmp_path):
-    checkpoint = f"experiment.vae_checkpoint='{vae_checkpoint}'"
+    checkpoint = f"experiment.vae_checkpoint={vae_checkpoint}"
     command = guided("movi_c", checkpoint, "+dataset.eval_batch_size=2")
     done = run_program("ocl.cli.train", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from ocl.transforms import Map
+from omegaconf import OmegaConf
 
 from ocl_msf.cli import main
+from ocl_msf.data import open_dataset
 from ocl_msf.data.datamodule import ShardDataModule
 from ocl_msf.data.synthetic.scenes import make_scenes
 
@@ -74,6 +77,29 @@ def test_every_sample_is_read_as_it_was_written(prefix, workers):
 def test_an_unset_prefix_says_what_to_set(prefix):
     with pytest.raises(ValueError, match=r"DATASET_PREFIX is not set\. .*convert clevrtex RAW OUT"):
         ShardDataModule(prefix, "clevrtex")
+
+
+@pytest.mark.parametrize("form", ["webdataset", "lmdb"])
+def test_a_relative_prefix_starts_where_the_program_was_started(prefix, tmp_path, monkeypatch, form):
+    if form == "lmdb":
+        options = ["--splits", "train=:9", "--size", "16", "--workers", "1", "--format", "lmdb", "--overwrite"]
+        main(["convert", "clevrtex", str(tmp_path / "raw"), str(tmp_path), *options])
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    launched = OmegaConf.create({"hydra": {"runtime": {"cwd": str(tmp_path.parent)}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", launched)
+    data = open_dataset(tmp_path.name, "clevrtex", None, train_transforms=transforms(), batch_size=3, num_workers=0)
+    assert data.train_size == 9 and len(list(data.train_dataloader())) == 3
+    with pytest.raises(ValueError, match=rf"{tmp_path.parent}/nowhere/clevrtex/summary\.json is missing"):
+        open_dataset("nowhere", "clevrtex")
+
+
+def test_braces_in_the_name_of_a_folder_are_part_of_it(prefix):
+    for name in ("{a,b}", "{1..3}", "{", "back\\slash,"):
+        (prefix / "clevrtex").rename(prefix / name)
+        data = ShardDataModule(str(prefix), name, None, transforms(), batch_size=4, num_workers=0)
+        assert sum(batch["batch_size"] for batch in data.val_dataloader()) == 5
+        (prefix / name).rename(prefix / "clevrtex")
 
 
 def test_missing_data_say_how_to_make_them(tmp_path):

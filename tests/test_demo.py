@@ -33,7 +33,7 @@ def play(tmp_path, monkeypatch):
             (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 1000}\n")
             version = folder / "lightning_logs" / "version_0"
             (version / "checkpoints").mkdir(parents=True)
-            (version / "checkpoints" / f"epoch=0-step={steps}.ckpt").touch()
+            (version / "checkpoints" / f"epoch0000-step{steps:07}.ckpt").touch()
             if "load_checkpoint" not in chosen:
                 (version / "untrained.ckpt").touch()
 
@@ -71,5 +71,5 @@ def test_training_goes_on_from_the_last_checkpoint(play):
     with pytest.raises(SystemExit):
         play(steps=400)
     ran = dict(play())
-    assert ran["training vqvae_clevrtex"][-1].endswith("epoch=0-step=400.ckpt'")
+    assert ran["training vqvae_clevrtex"][-1].endswith("/epoch0000-step0000400.ckpt")
     assert not any("load_checkpoint" in word for word in ran["training slate_clevrtex"])

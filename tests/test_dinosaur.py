@@ -47,7 +47,7 @@ def test_it_trains_on_a_file_and_is_scored_without_it(weights, call, tmp_path):
     status, printed = call("ocl.cli.train", *command, f"experiment.vit.weights='{weights}'")
     assert status == 0, printed
     (run,) = tmp_path.glob("outputs/msf/dinosaur_clevrtex/*")
-    (checkpoint,) = run.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
+    (checkpoint,) = run.glob("lightning_logs/version_0/checkpoints/*step0000002.ckpt")
     trained = torch.load(checkpoint, weights_only=True)["state_dict"]
     for name, x in torch.load(weights, weights_only=True).items():
         assert torch.equal(trained[f"models.feature_extractor.vit.network.{name}"], x), name

@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.cli import main
 from ocl_msf.diffusion import DiffusionDecoder
+from ocl_msf.files import DataError
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
 from ocl_msf.perceptual_grouping import BlockSlotAttentionGrouping
@@ -129,6 +131,26 @@ def test_pictures_are_cut_to_their_central_square(tmp_path):
     transform = {"_target_": "torchvision.transforms.ToTensor"}
     (image,) = load_images([tmp_path / "wide.png"], OmegaConf.create({"experiment": {"image_transform": transform}}))
     assert image.shape == (3, 10, 10) and (image[1] == 1).all() and (image[0] == 0).all()
+
+
+def test_pictures_are_read_as_viewers_show_them(tmp_path):
+    """Turned by EXIF data as by Pillow; grey values of 16 bits are not white."""
+    config = OmegaConf.create({"experiment": {"image_transform": {"_target_": "torchvision.transforms.PILToTensor"}}})
+    noise = Image.effect_noise((9, 7), 90).convert("RGB")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        noise.save(tmp_path / "turned.png", exif=exif)
+        ImageOps.exif_transpose(Image.open(tmp_path / "turned.png")).save(tmp_path / "upright.png", exif=b"")
+        turned, upright = load_images([tmp_path / "turned.png", tmp_path / "upright.png"], config)
+        assert torch.equal(turned, upright)
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp * 257).save(tmp_path / "deep.png")
+    (image,) = load_images([tmp_path / "deep.png"], config)
+    np.testing.assert_array_equal(image, np.stack([ramp] * 3))
+    Image.new("F", (4, 4)).save(tmp_path / "fractions.tiff")
+    with pytest.raises(DataError, match="fractions.tiff cannot be read as a picture: pixels have 32 bits"):
+        load_images([tmp_path / "fractions.tiff"], config)
 
 
 @pytest.mark.parametrize("swap", ["2", "2:x", "1:2:3"])

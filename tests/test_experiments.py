@@ -79,7 +79,7 @@ def vae_checkpoint(runs):
 
 
 def checkpoint_of(run):
-    (path,) = run.glob("lightning_logs/version_0/checkpoints/*step=2.ckpt")
+    (path,) = run.glob("lightning_logs/version_0/checkpoints/*step0000002.ckpt")
     return path
 
 
@@ -294,10 +294,10 @@ def test_impossible_settings_are_named(compose, override, message):
 
 def test_training_goes_on_from_a_checkpoint(compose, slate_run, tmp_path):
     """Stage 1 is not needed for it, and the last step is kept though it is no multiple of the interval."""
-    overrides = [f"load_checkpoint='{checkpoint_of(slate_run)}'", "experiment.training.steps=5"]
+    overrides = [f"load_checkpoint={checkpoint_of(slate_run)}", "experiment.training.steps=5"]
     train_config(compose("+experiment=msf/slate_clevrtex", *overrides))
     saved = [path.name.split("-")[1] for path in tmp_path.glob("lightning_logs/version_0/checkpoints/*")]
-    assert sorted(saved) == ["step=4.ckpt", "step=5.ckpt"]
+    assert sorted(saved) == ["step0000004.ckpt", "step0000005.ckpt"]
 
 
 def test_a_user_without_a_vae_reads_one_message_and_no_traceback(call, tmp_path):

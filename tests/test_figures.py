@@ -203,6 +203,22 @@ def test_pixels_to_ignore_do_not_count(tmp_path):
     assert found.ari_fg[0] == pytest.approx(expected)
 
 
+def test_scenes_without_an_object_have_a_picture_and_no_score(tmp_path):
+    images, true, masks, names = make_scenes(6)
+    true[[1, 4]] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    found = take(SceneScores(str(tmp_path), 6), (images, true, masks, names), list(range(6)))
+    assert np.isnan(found.ari_fg).tolist() == [n in (1, 4) for n in range(6)] and len(found.shown) == 6
+    assert found.mean == pytest.approx(np.nanmean(found.ari_fg)) and sorted(found.scores) == [
+        names[n] for n in (0, 2, 3, 5)
+    ]
+    assert sorted(number for _, number in found.ranking) == [0, 2, 3, 5]
+    assert sorted(common_scenes({"model": found}, 6)) == sorted(found.scores)
+    empty = found._replace(ari_fg=np.full(6, np.nan))
+    assert np.isnan(empty.mean) and not empty.ranking
+    with pytest.raises(DataError, match="no scene in common that shows an object"):
+        draw_segmentations({"model": empty}, tmp_path / "a.png")
+
+
 def test_models_side_by_side_on_the_same_scenes(tmp_path):
     images, true, masks, names = make_scenes(6)
     good = take(SceneScores(str(tmp_path / "good"), 6), (images, true, true, names), list(range(6)))

@@ -61,20 +61,36 @@ MAY_IMPORT = {
     "video": {"torch", "ocl_msf._renamed"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "training": FRAMEWORK
-    | {"hydra", "diffusers", "tqdm", "ocl_msf._renamed", "ocl_msf.training", "ocl_msf.experiments", "ocl_msf.files"},
+    | {
+        "hydra",
+        "omegaconf",
+        "diffusers",
+        "tqdm",
+        "ocl_msf._renamed",
+        "ocl_msf.training",
+        "ocl_msf.experiments",
+        "ocl_msf.files",
+    },
     "experiments": HOST
     | {"hydra_plugins"}
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
     "results": FRAMEWORK
     | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors"}
-    | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.results", "ocl_msf.training"},
+    | {
+        "ocl_msf.data",
+        "ocl_msf.experiments",
+        "ocl_msf.files",
+        "ocl_msf.metrics",
+        "ocl_msf.results",
+        "ocl_msf.training",
+    },
     "files": set(),
     "cli": {"typer", "typing_extensions", "ocl_msf.cli", "ocl_msf.demo", "ocl_msf.files"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.results"},
     "__main__": {"ocl_msf.cli"},
     "demo": HOST | {"ocl_msf.experiments"},
     "data": FRAMEWORK
-    | {"PIL", "crc32c", "google", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
+    | {"PIL", "crc32c", "google", "hydra", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
     | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }
 COMMAND_LINES = {"cli", "demo", "experiments", "results"}  # these may print

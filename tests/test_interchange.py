@@ -162,3 +162,13 @@ def test_voc(tmp_path, data_module):
 def test_what_the_framework_has_no_config_for_is_named(tmp_path):
     with pytest.raises(SystemExit, match="no config for clevrtex, only for coco_panoptic, movi_c"):
         main(["convert", "clevrtex", str(tmp_path), str(tmp_path), "--oclf-layout"])
+
+
+@pytest.mark.parametrize(
+    "overrides, environment", [([], {"DATASET_PREFIX": "shards"}), (["dataset.prefix=shards"], {})]
+)
+def test_sizes_are_counted_below_a_relative_prefix(shards, tmp_path, run_program, overrides, environment):
+    (tmp_path / "shards").symlink_to(shards)
+    options = {"cwd": tmp_path, **environment}
+    done = run_program("ocl.cli.compute_dataset_size", "+dataset=clevrtex", *overrides, **options)
+    assert done.returncode == 0 and "Train split size: 8" in done.stdout, done.stdout + done.stderr

@@ -62,7 +62,7 @@ def train(prefix, tmp_path, monkeypatch):
     def run(leaf, *overrides):
         config = hydra.compose("training_config", overrides=[f"+experiment=msf/{leaf}", *TINY, *overrides])
         train_config(config)
-        return max(tmp_path.glob("lightning_logs/version_*/checkpoints/*step=2.ckpt"), key=str)
+        return max(tmp_path.glob("lightning_logs/version_*/checkpoints/*step0000002.ckpt"), key=str)
 
     with initialize_config_module("configs", version_base="1.1"):
         yield run

@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, jaccard_score
 
-from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU, object_separability
+from ocl_msf.metrics import ARI, ObjectSeparability, ScoredSamples, SizedMaskIoU, object_separability
 
 pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
 
@@ -137,6 +137,40 @@ def test_images_that_are_void_everywhere_change_no_score_but_ari():
         both.update(masks(predicted, 4), masks(true, 4), ignore=void)
         expected = one.compute().item() if of_void is None else (one.compute().item() + of_void) / 2
         assert both.compute().item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 3, 6, 7)])
+@pytest.mark.parametrize("foreground", [True, False])
+def test_ari_is_the_mean_over_the_samples_with_something_to_score(shape, foreground):
+    """Of five, one shows no object, one is void everywhere, one where its objects are; the host counts these as 1."""
+    true, predicted = draw(10, shape, 4, 3)
+    true[1] = 0
+    ignored = np.zeros(shape, bool)
+    ignored[2], ignored[3] = True, true[3] > 0
+    scores = []
+    for t, p, i in zip(true, predicted, ignored):
+        counted = ~i & (t > 0) if foreground else ~i
+        scores += [adjusted_rand_score(t[counted], p[counted])] if counted.any() else []
+    assert len(scores) == (2 if foreground else 4)
+    inputs = masks(predicted, 3), masks(true, 6), torch.from_numpy(ignored).unsqueeze(-3)
+    ours, theirs, count = ARI(foreground), host.ARIMetric(foreground), ScoredSamples(foreground)
+    for order in ([1, 2], [0, 3, 4]):  # nothing to score in the first batch
+        batch = [x[order] for x in inputs]
+        for metric, arguments in ((ours, batch), (theirs, batch), (count, batch[1:])):
+            metric.update(*arguments)
+    assert count.compute() == len(scores)
+    assert ours.compute().item() == pytest.approx(np.mean(scores), abs=1e-12)
+    assert theirs.compute().item() == pytest.approx((sum(scores) + 5 - len(scores)) / 5, abs=1e-12)
+
+
+def test_ari_without_any_sample_to_score_is_not_defined():
+    for target in (masks(np.zeros((2, 4, 4), int), 3), torch.ones(2, 1, 4, 4)):
+        metric, count = ARI(), ScoredSamples()
+        metric.update(torch.rand(2, 3, 4, 4), target)
+        count.update(target)
+        assert metric.compute().isnan() and count.compute() == 0
+    with pytest.raises(ValueError, match="Expected predictions"):
+        ARI().update(torch.rand(2, 3, 4, 4), torch.ones(2, 3, 4, 5))
 
 
 def test_a_sample_without_true_masks_is_left_out_of_overlaps():
@@ -300,6 +334,7 @@ def test_unknown_choices_are_named():
 RANKS = {
     "ari": partial(host.ARIMetric, False),
     "ari_fg": host.ARIMetric,
+    "of_objects": ARI,
     "miou": host.UnsupervisedMaskIoUMetric,
     "mbo": host.AverageBestOverlapMetric,
     "small": partial(SizedMaskIoU, "small"),
@@ -311,12 +346,13 @@ RANKS = {
 PROCESS = """
 import sys, torch
 from ocl import metrics as host
-from ocl_msf.metrics import ObjectSeparability, SizedMaskIoU
+from ocl_msf.metrics import ARI, ObjectSeparability, SizedMaskIoU
 rank, store, data = int(sys.argv[1]), sys.argv[2], torch.load(sys.argv[3], weights_only=True)
 torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 metrics = {
     "ari": host.ARIMetric(False),
     "ari_fg": host.ARIMetric(),
+    "of_objects": ARI(),
     "miou": host.UnsupervisedMaskIoUMetric(),
     "mbo": host.AverageBestOverlapMetric(),
     "small": SizedMaskIoU("small"),
@@ -325,7 +361,7 @@ metrics = {
     "set": ObjectSeparability("intra", 3, "set"),
 }
 part = slice(0, 1) if rank == 0 else slice(1, None)
-for name in list(metrics)[:6]:
+for name in list(metrics)[:7]:
     metrics[name].update(data["prediction"][part], data["target"][part])
 metrics["image"].update(data["maps"][part])
 metrics["set"].update(data["maps"][part])
@@ -335,8 +371,9 @@ for name, metric in metrics.items():
 
 
 def test_two_processes_score_as_one(tmp_path):
-    """Of unequal parts: one sample on the first, two on the second."""
+    """Of unequal parts: one sample on the first, which shows no object, two on the second."""
     true, predicted = draw(3, (3, 8, 8), 4, 4)
+    true[0] = 0
     maps = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = {"prediction": masks(predicted, 4), "target": masks(true, 4), "maps": maps}
     torch.save(data, tmp_path / "data.pt")

@@ -72,7 +72,7 @@ def test_both_formats_are_read_with_the_experiments_transforms(compose, name):
     images = [f"{int(key):016x}" for key in batch["__key__"]]
     assert sorted(images) == sorted(RAW.VAL)
     assert batch["image"].shape == (2, 3, 48, 48) and -1 <= batch["image"].min() < batch["image"].max() <= 1
-    assert batch["mask"].shape == (2, 11, 48, 48) and (batch["mask"].sum(dim=1) == 1).all()
+    assert batch["mask"].shape == (2, 3, 48, 48) and (batch["mask"].sum(dim=1) == 1).all()
     tortoise, chair = dict(zip(images, batch["mask"]))["af00000000000007"][1:3]
     size, objects = RAW.VAL["af00000000000007"]
     expected = RAW.draw(size, *objects[1][1:])[1::2, 1::2]  # of twice the image's size
@@ -87,10 +87,10 @@ def test_both_formats_are_read_with_the_experiments_transforms(compose, name):
 @pytest.mark.parametrize("model, vae, loss", [("slate", "", "tokens"), ("slotdiffusion", "_c4", "noise")])
 def test_both_stages_take_a_step(compose, tmp_path, model, vae, loss):
     train(compose(f"vqvae_openimages{vae}"))
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step=1.ckpt")
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step0000001.ckpt")
     config = compose(f"{model}_openimages", f"experiment.vae_checkpoint='{checkpoint}'")
     train(config)
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*step=1.ckpt")
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*step0000001.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
     assert list(instantiate(config.losses)) == [loss]
 

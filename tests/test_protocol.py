@@ -175,7 +175,7 @@ def test_training_keeps_the_last_checkpoints(shards, tmp_path, monkeypatch):
         assert config.experiment.callbacks.checkpoint.save_top_k == 25
         config.experiment.callbacks.checkpoint.save_top_k = 3
         train_config(config)
-    kept = sorted(path.name.split("step=")[1] for path in tmp_path.glob("lightning_logs/version_0/checkpoints/*"))
+    kept = sorted(path.name.split("step000000")[1] for path in tmp_path.glob("lightning_logs/version_0/checkpoints/*"))
     assert kept == ["4.ckpt", "6.ckpt", "8.ckpt", "9.ckpt"]
 
 

@@ -58,7 +58,12 @@ def test_checkpoints_are_found_whichever_logger_names_their_folder(place, tmp_pa
     assert Run.open(checkpoint).folder == tmp_path
 
 
-def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_path):
+def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_path, monkeypatch):
+    """Whoever looks at it from wherever: another run of the same place below the current folder is another run."""
+    decoy = configure(tmp_path / "elsewhere" / "first") / "lightning_logs" / "version_0" / "checkpoints"
+    decoy.mkdir(parents=True)
+    (decoy / "epoch=0-step=20.ckpt").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     first = configure(tmp_path / "first")
     checkpoint = first / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=20.ckpt"
     checkpoint.parent.mkdir(parents=True)
@@ -80,6 +85,17 @@ def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_pat
     assert run.predecessor is None and run.first_step == 20 and run.all_checkpoints == {}
 
 
+def test_steps_are_read_from_names_of_today_and_of_before(tmp_path):
+    """Those of earlier versions are Lightning's own, which adds a version where a file of the name is there."""
+    checkpoints = make_run(tmp_path, steps=(), max_steps=30)
+    names = ["epoch=0-step=5.ckpt", "epoch0000-step0000010.ckpt", "epoch0002-step0000020-v1.ckpt"]
+    for name in [*names, "last.ckpt", "step.ckpt", "misstep=x7.ckpt"]:
+        (checkpoints / name).touch()
+    run = Run.open(tmp_path)
+    assert {step: path.name for step, path in run.checkpoints.items()} == dict(zip((5, 10, 20), names))
+    assert run.step == 20 and not run.finished
+
+
 def test_stage_and_evaluation_are_those_of_the_config(tmp_path):
     for stage, report in ((1, "separability.json"), (2, "metrics.json")):
         run = Run.open(configure(tmp_path, experiment={"stage": stage}))
@@ -93,6 +109,12 @@ def test_a_run_of_an_earlier_version_is_named_with_the_command_that_converts_it(
     assert run.outdated and run.checkpoint is None
     with pytest.raises(DataError, match=f"ocl-msf upgrade {tmp_path}"):
         run.stage  # noqa: B018
+
+
+def test_a_score_that_is_not_defined_is_no_score(tmp_path):
+    configure(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"metrics": {"val": {"ari": 0.5, "ari_fg": null, "miou": NaN}}}')
+    assert Run.open(tmp_path).scores == {"ari": 0.5}
 
 
 def test_scores_and_environment_are_read_once(tmp_path):

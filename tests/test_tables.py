@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from ocl_msf.cli import main
-from ocl_msf.experiments import paper, tables
+from ocl_msf.experiments import jobs, paper, tables
 from ocl_msf.experiments.paper import TABLES
 
 pytestmark = pytest.mark.needs_host
@@ -37,7 +37,7 @@ def finish(job, step, scoring=None, scores=None):
     (folder / "config" / "overrides.yaml").write_text(json.dumps([*job.arguments, "load_checkpoint='/x'"]))
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    checkpoint = checkpoints / f"epoch=0-step={step}.ckpt"
+    checkpoint = checkpoints / f"epoch0000-step{step:07}.ckpt"
     checkpoint.touch()
     if scoring:
         report = {"checkpoint_path": str(checkpoint), "metrics": {"val": scores}}
@@ -119,7 +119,7 @@ def test_a_finished_run_is_recognised_by_its_command_and_its_report(tmp_path):
     (job,) = cell.jobs
     assert job.run is None and cell.scoring.scores is None
     finish(job, 500)
-    assert not job.run.finished and job.command[-1].endswith("step=500.ckpt'")
+    assert not job.run.finished and job.command[-1].endswith("/epoch0000-step0000500.ckpt")
     finish(job, 1000, cell.scoring, {"inter": 1.0, "intra": 0.5})
     assert job.run.finished and cell.scoring.scores == {"inter": 1.0, "intra": 0.5}
     assert str(job.run.checkpoint) in cell.scoring.command[-1]
@@ -218,7 +218,7 @@ if "experiment" in chosen:
     checkpoints = folder / "lightning_logs" / "version_0" / "checkpoints"
     checkpoints.mkdir(parents=True)
     fails = os.environ["FAILS"] in " ".join(words) and "load_checkpoint" not in chosen
-    (checkpoints / f"epoch=0-step={400 if fails else 1000}.ckpt").touch()
+    (checkpoints / f"epoch0000-step{400 if fails else 1000:07}.ckpt").touch()
     print("[now][ocl_msf.training.progress][INFO] - half way")
     print("a word of no interest")
     sys.exit(3 if fails else 0)
@@ -265,7 +265,7 @@ def test_a_table_is_run_and_after_a_failure_goes_on_from_the_checkpoint(runner, 
 
     message, printed, calls = runner(capsys, fails="slate_clevrtex msf/variant=no_inter")
     assert message == ""
-    assert calls[0][0][1] == "msf/variant=no_inter" and calls[0][0][-1].endswith("epoch=0-step=400.ckpt'")
+    assert calls[0][0][1] == "msf/variant=no_inter" and calls[0][0][-1].endswith("/epoch0000-step0000400.ckpt")
     assert [words[0].split("=")[1] for words, _ in calls] == [
         *("msf/slate_clevrtex", "msf/scores"),
         *("msf/vqvae_clevrtex", "msf/slate_clevrtex", "msf/scores"),
@@ -309,6 +309,30 @@ def test_a_dry_run_prints_commands_to_paste(tmp_path, capsys, monkeypatch):
     assert [shlex.split(line) for line in lines[:2]] == [["ocl_train", *job.arguments] for job in jobs[0]]
     assert shlex.split(lines[2])[:2] == ["ocl_eval", "+evaluation=msf/scores"] and len(lines) == 9
     assert not place.exists()
+
+
+def test_a_dry_run_searches_a_folder_once_and_composes_an_experiment_once(tmp_path, monkeypatch, capsys):
+    """However many seeds and variants there are; rows that set something else are composed as well."""
+    searched, composed = [], []
+    find, compose = jobs.find_runs, tables.hydra.compose
+    monkeypatch.setattr(jobs, "find_runs", lambda folder: searched.append(folder) or find(folder))
+    monkeypatch.setattr(tables.hydra, "compose", lambda *x, **y: composed.append(y["overrides"]) or compose(*x, **y))
+    tables._composed.cache_clear()
+    finish(tables.plan(TABLES["table6"][""], "clevrtex", [0], tmp_path)[0].jobs[0], 1000)
+    composed.clear()
+    main(["tables", "table6", "--seeds", "0", "1", "2", "--out", str(tmp_path), "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("18 of 18 runs") and printed.count("finished: ocl_train") == 1
+    assert len(searched) == len(set(searched)) == 18
+    small = "experiment.encoder.vit=null"
+    assert composed == [["+experiment=msf/vqvae_clevrtex"], ["+experiment=msf/slate_clevrtex", small]]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs" / "msf" / "variant").glob("*.yaml")))
+def test_variants_do_not_say_how_long_is_trained(path):
+    """So that `steps_of` and the overrides of rows need no composition for each."""
+    text = path.read_text()
+    assert not [name for name in ("trainer", "steps", "optimization", "encoder", "guidance") if f"{name}:" in text]
 
 
 def test_slurm_needs_no_settings(tmp_path, capsys, monkeypatch):

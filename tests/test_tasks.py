@@ -3,14 +3,16 @@
 import functools
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
+from ocl_msf.experiments.tasks import Task, assign, gpu_workers, pasteable, run_all
 
 
 def make(folder, name, code="", needs=()):
@@ -57,6 +59,22 @@ def test_gpus_are_a_number_or_a_list():
     for wrong in ("0", "two", "1,", "-1"):
         with pytest.raises(ValueError, match="gpus is a number"):
             gpu_workers(wrong)
+
+
+PLACES = [
+    "/a/b-c_1/epoch0002-step0000020.ckpt",
+    "a b/c.ckpt",
+    "/a/epoch=2-step=20.ckpt",
+    "/o'clock/[1,2]{x}.ckpt",
+    "/é",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_hydra_reads_a_path_whatever_it_is_called(place):
+    word = assign("key", place)
+    assert OverridesParser.create().parse_override(word).value() == place
+    assert ("'" in word) == (place != PLACES[0]) and shlex.split(pasteable([word])) == [word]
 
 
 @pytest.mark.parametrize("code, words", [("sys.exit('lost')", "status 1"), ("os._exit(0)", "without its result")])

@@ -166,7 +166,7 @@ def test_odd_samples_are_read_or_named(own):
     assert rejected == {
         "2007_000032": "damaged image",
         "2007_000063": "missing object mask",
-        "2011_003276": "class mask is neither a palette nor a grey image",
+        "2011_003276": "class mask is neither a palette nor a grey image of 8 bits",
         "2007_000033": "object mask of another size",
         "2007_000042": "an object of several classes",
         "2011_003271": "class mask with a class that VOC does not have",

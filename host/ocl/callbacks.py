@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -162,12 +163,17 @@ class StopOnSignal(pl.Callback):
             self._save_and_exit(trainer)
 
     def _save_and_exit(self, trainer: Trainer) -> None:
-        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if folder and trainer.global_step > 0 and not trainer.sanity_checking:
-            path = os.path.join(folder, f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
+        saving: Any = trainer.checkpoint_callback
+        if getattr(saving, "dirpath", None) and trainer.global_step > 0 and not trainer.sanity_checking:
+            path = os.path.join(saving.dirpath, f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt")
+            if "{step" in (saving.filename or ""):  # named like the others, unless it would look like the best one
+                path = saving.format_checkpoint_name({"epoch": trainer.current_epoch, "step": trainer.global_step})
             trainer.save_checkpoint(path, weights_only=False)
             if trainer.is_global_zero:
                 log.warning("Interrupted at step %d, saved %s", trainer.global_step, path)
-                log.warning("To continue, repeat the command with \"load_checkpoint='%s'\"", os.path.abspath(path))
+                path = os.path.abspath(path)
+                plain = re.fullmatch(r"[\w/.+-]+", path, re.ASCII)  # anything else needs quotes for Hydra and the shell
+                override = f"load_checkpoint={path}" if plain else f"\"load_checkpoint='{path}'\""
+                log.warning("To continue, repeat the command with %s", override)
         # The launcher kills the first process of a node if another one reports a failure.
         raise Interrupted(128 + (self._signal or signal.SIGTERM) if trainer.local_rank == 0 else 0)

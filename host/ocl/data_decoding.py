@@ -37,6 +37,7 @@ def decode_sample(raw_sample: RawSample) -> dict[str, Any]:
 def decode_samples(stream: Iterable[RawSample], reader: ShardReader) -> Iterator[dict[str, Any]]:
     """Yield the decoded samples of a stream, without damaged ones if the reader tolerates them."""
     for raw_sample in stream:
+        reader.current_shard = raw_sample.shard
         with reader.tolerance():
             yield decode_sample(raw_sample)
 
@@ -71,7 +72,15 @@ def _split_extension(name: str) -> tuple[str, str]:
 
 
 def _decode_image(data: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    """Decode a picture to RGB (h, w, 3); of grey values of 16 bits the upper 8, as Pillow does with colours."""
+    image: Image.Image = Image.open(io.BytesIO(data))
+    if image.getexif().get(0x0112) in range(2, 9):  # the tag of the orientation; 1 is upright
+        raise ValueError("EXIF data turn the picture, but would not turn masks beside it. Store it upright")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels have 32 bits (mode {image.mode}). Store arrays as .npy")
+    return np.array(image.convert("RGB"))
 
 
 def _refuse_pickle(data: bytes) -> NoReturn:

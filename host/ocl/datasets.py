@@ -10,12 +10,12 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from ocl._loader.collate import collate_with_autopadding, collate_with_batch_size
-from ocl._loader.loaders import Batches, EvaluationLoader, PlainLoader, TrainingLoader
+from ocl._loader.loaders import Batches, EvaluationLoader, PlainLoader, TrainingLoader, too_few_samples
 from ocl._loader.pipe import Pipe
 from ocl._loader.random_samples import RandomSamples
 from ocl._loader.random_state import draw_seed, get_random_state, set_random_state
 from ocl._loader.ranks import gather, share_of_rank
-from ocl._loader.shards import Damage, ShardError, ShardReader, Shards, expand_shards
+from ocl._loader.shards import Damage, ShardError, ShardReader, Shards, expand_shards, explain_missing_fields
 from ocl.data_decoding import decode_samples
 from ocl.transforms import Transform
 
@@ -218,16 +218,24 @@ class WebdatasetDataModule(_SplitDataModule):
         if split == "train" and self.shuffle_train:
             pipe = pipe.shuffle(self.shuffle_buffer_size)
         pipe = pipe.then(functools.partial(decode_samples, reader=reader))
-        return self._transformed(pipe, split).with_size(self._size(split))
+        pipe = self._transformed(pipe, split).then(functools.partial(explain_missing_fields, reader=reader))
+        return pipe.with_size(self._size(split))
 
     def _loader(self, split: str) -> DataLoader:
         finish = Pipe().collate(collate_with_autopadding if self.use_autopadding else collate_with_batch_size)
         finish = self._transformed(finish, split, batch=True)
         batches = Batches(self._samples(split), finish, self._batch_size(split), keep_partial=split != "train")
-        options: dict[str, Any] = dict(size=self._size(split), num_workers=self.num_workers, on_damage=self._report)
+        size = self._size(split)
+        options: dict[str, Any] = dict(size=size, num_workers=self.num_workers, on_damage=self._report)
+        # Lightning would take a loader of length 0 for nothing to do.
         if split != "train":
+            if size == 0:
+                raise ShardError(f"There is no sample to evaluate: {split}_size is 0.")
             return EvaluationLoader(batches, **options)
-        return TrainingLoader(batches, begin_pass=self._begin_pass, **options)
+        loader = TrainingLoader(batches, begin_pass=self._begin_pass, **options)
+        if size is not None and not len(loader):
+            raise too_few_samples(size, self.batch_size)
+        return loader
 
 
 class DummyDataModule(_SplitDataModule):

@@ -159,8 +159,8 @@ def movi(
         Optional[int],
         Option(
             min=1,
-            help="Boxes and mask numbers kept, those of the objects that show most; the others become background. By "
-            "default all that the variant can have, 10 for c, 23 for d and e.",
+            help="Boxes kept, those of the objects that show most; masks keep every object. By default all that the "
+            "variant can have, 10 for c, 23 for d and e.",
         ),
     ] = None,
     size: Size = 128,

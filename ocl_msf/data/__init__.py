@@ -8,7 +8,8 @@ def open_dataset(prefix: Optional[str], name: str, seed: Optional[int] = 0, **se
     """Make the data module of a converted data set, according to its format.
 
     Args:
-        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
+        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
+            the program was started.
         name: Folder of this one below it.
         seed: Of `LMDBDataModule`; reading shards follows the seed of the run.
         **settings: Other arguments of `ShardDataModule` or `LMDBDataModule`.
@@ -19,6 +20,9 @@ def open_dataset(prefix: Optional[str], name: str, seed: Optional[int] = 0, **se
     Raises:
         ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
     """
+    from hydra.utils import to_absolute_path
+
+    prefix = to_absolute_path(prefix) if prefix else None
     if prefix and any(Path(prefix, name).glob("*.lmdb")):
         from ocl_msf.data.lmdb_datamodule import LMDBDataModule
 

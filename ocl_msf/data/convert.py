@@ -9,7 +9,7 @@ from ocl_msf.data.catalog import OCLF_LAYOUTS, Layout
 from ocl_msf.data.lmdb import write_lmdb
 from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
 from ocl_msf.data.shards import write_dataset
-from ocl_msf.data.summary import verify
+from ocl_msf.data.summary import verify, why_empty
 from ocl_msf.files import DataError
 
 __getattr__ = refuse_old_names(__name__)
@@ -52,17 +52,22 @@ def convert(
         The data set's folder and its summary.
 
     Raises:
-        DataError: The raw data, the options or the folder are not as they have to be.
+        DataError: The raw data, the options or the folder are not as they have to be, or a split is empty.
     """
     module = DATASETS[dataset]
     variant = {"variant": options["variant"]} if "variant" in options else {}
     layout = _layout(module.folder_name(**variant), oclf_layout)
     folder = out / (name or layout.folder)
     if verify_only:
-        return folder, verify(folder)
-    conversion = dataclasses.replace(module.prepare(raw, **options), layout=layout.splits)
-    write = write_lmdb if format == "lmdb" else write_dataset
-    return folder, write(folder, conversion, samples_per_shard, workers, overwrite, strict)
+        summary = verify(folder)
+    else:
+        conversion = dataclasses.replace(module.prepare(raw, **options), layout=layout.splits)
+        write = write_lmdb if format == "lmdb" else write_dataset
+        summary = write(folder, conversion, samples_per_shard, workers, overwrite, strict)
+    empty = [reason for reason in (why_empty(summary, split) for split in summary["splits"]) if reason]
+    if empty:
+        raise DataError(f"{folder}: {'; '.join(empty)}. Correct the raw data or the options, then use --overwrite.")
+    return folder, summary
 
 
 def _layout(name: str, oclf_layout: bool) -> Layout:

@@ -1,11 +1,15 @@
 """The data module of converted data sets."""
 
+import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from hydra.utils import to_absolute_path
 
 from ocl_msf._host import require_host
 from ocl_msf.data.catalog import conversion_command
-from ocl_msf.data.summary import SPLITS, damage, read_summary
+from ocl_msf.data.summary import SPLITS, damage, read_summary, why_empty
 from ocl_msf.files import DataError
 
 with require_host():
@@ -16,7 +20,8 @@ class ShardDataModule(WebdatasetDataModule):
     """A data set in the shards that `ocl_msf.data.convert` wrote; their `summary.json` has all the numbers.
 
     Args:
-        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX.
+        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
+            the program was started.
         name: Folder of this one below it.
         train_transforms: The host's transforms by name, for training samples.
         eval_transforms: The same for validation and test samples.
@@ -36,14 +41,50 @@ class ShardDataModule(WebdatasetDataModule):
         **settings: Any,
     ) -> None:
         splits = find_files(prefix, name, ".tar")
-        shards = {f"{split}_shards": splits[split]["paths"] if split in splits else None for split in SPLITS}
+        self._empty = {split: content["empty"] for split, content in splits.items()}
+        shards = {f"{split}_shards": _literal(splits[split]["paths"]) if split in splits else None for split in SPLITS}
         sizes = {f"{split}_size": splits[split]["samples"] if split in splits else None for split in SPLITS}
         transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
         super().__init__(**shards, **sizes, **transforms, **settings)
 
+    def train_dataloader(self) -> Any:
+        """The host's loader of training batches.
+
+        Raises:
+            ValueError: There are too few samples for a batch.
+        """
+        self._check("train")
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        """The host's loader of validation batches.
+
+        Raises:
+            ValueError: The split is empty.
+        """
+        self._check("val")
+        return super().val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        """The host's loader of test batches.
+
+        Raises:
+            ValueError: The split is empty.
+        """
+        self._check("test")
+        return super().test_dataloader()
+
+    def _check(self, split: str) -> None:
+        if self._empty.get(split):
+            raise ValueError(self._empty[split])
+        if split == "train" and self.train_size is not None:
+            check_batch(self.train_size, self.batch_size)
+
 
 def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[str, Any]]:
     """Paths and number of samples, `paths` and `samples`, of every split, all there as the summary says.
+
+    `empty` says why there are no samples, "" where there are some.
 
     Args:
         prefix: Folder of all data sets.
@@ -58,7 +99,7 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
             "DATASET_PREFIX is not set. Set this environment variable (or dataset.prefix) to the folder "
             f"of all data sets, OUT of `{conversion_command(name)}`."
         )
-    folder = Path(prefix) / name
+    folder = Path(to_absolute_path(prefix)) / name
     command = conversion_command(folder.name, str(folder.parent))
     try:
         summary = read_summary(folder)
@@ -74,5 +115,34 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
             if what:
                 raise ValueError(f"{folder / file['name']} {what}. Make it again: `{command}`, options as before.")
             paths.append(str(folder / file["name"]))
-        splits[split] = {"paths": paths, "samples": content["samples"]}
+        reason = why_empty(summary, split)
+        empty = reason and f"{folder}: {reason}. Correct the raw data or the options of `{command}`."
+        splits[split] = {"paths": paths, "samples": content["samples"], "empty": empty}
     return splits
+
+
+def check_batch(samples: int, batch_size: int) -> None:
+    """Make sure that training samples fill a batch on every rank.
+
+    Raises:
+        ValueError: They do not.
+    """
+    ranks = rank_and_count()[1]
+    if samples < batch_size * ranks:
+        each = f" for each of {ranks} processes" if ranks > 1 else ""
+        raise ValueError(
+            f"There are {samples} training samples, too few for a batch of {batch_size}{each}: there would be no step. "
+            "Set a smaller dataset.batch_size, or convert more data."
+        )
+
+
+def rank_and_count() -> Tuple[int, int]:
+    """This process's rank and their number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _literal(paths: List[str]) -> List[str]:
+    """The paths, so that the host expands no braces in them."""
+    return [re.sub(r"[\\{},]", r"\\\g<0>", path) for path in paths]

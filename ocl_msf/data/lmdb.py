@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from ocl_msf.data.pictures import to_rgb
 from ocl_msf.data.shards import Conversion, Sample, read_shard, write_in_order
 from ocl_msf.data.summary import (
     PARTS,
@@ -35,6 +36,7 @@ from ocl_msf.data.summary import (
     has_damage,
     read_earlier,
     read_summary,
+    rejected_of,
     remove,
     sha256,
     summarize,
@@ -63,7 +65,7 @@ def _to_array(name: str, content: bytes) -> Tuple[str, np.ndarray]:
         return field, np.load(io.BytesIO(content), allow_pickle=False)
     if extension in _IMAGES:
         with Image.open(io.BytesIO(content)) as image:
-            return field, np.asarray(image.convert("RGB"))
+            return field, np.asarray(to_rgb(image))
     if extension in _TEXTS:
         return name, np.frombuffer(content, np.uint8)
     raise DataError(f"LMDB files have no {extension} fields ({name}): arrays, images and text only.")
@@ -169,7 +171,9 @@ def write_lmdb(
     parts = read_summary(folder / PARTS)
     for split, (file,) in files.items():
         file["samples"] = parts["splits"][split]["samples"]
-    summary = dict(summarize(folder.name, "lmdb", options, files), rejected=parts["rejected"])
+        rejected = rejected_of(parts["splits"][split]["shards"])
+        file.update({"rejected": rejected} if rejected else {})
+    summary = summarize(folder.name, "lmdb", options, files)
     write_summary(folder / SUMMARY, summary)
     shutil.rmtree(folder / PARTS)
     return summary

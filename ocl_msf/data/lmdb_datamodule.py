@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ocl_msf._host import require_host
 from ocl_msf.data._pipe import Pipe
 from ocl_msf.data._randomness import random_state, seed_all, set_random_state, with_own_rng
-from ocl_msf.data.datamodule import find_files
+from ocl_msf.data.datamodule import check_batch, find_files, rank_and_count
 from ocl_msf.data.lmdb import LMDBFile
 from ocl_msf.data.summary import SPLITS
 
@@ -89,6 +89,8 @@ class LMDBDataModule(LightningDataModule):
     def _loader(self, split: str) -> DataLoader:
         if split not in self.splits:
             raise ValueError(f"This data set has no {split} split, only {', '.join(self.splits)}.")
+        if self.splits[split]["empty"]:
+            raise ValueError(self.splits[split]["empty"])
         is_train = split == "train"
         transforms = self.train_transforms if is_train else self.eval_transforms
         batches = _Batches(
@@ -101,6 +103,8 @@ class LMDBDataModule(LightningDataModule):
             is_train and self.shuffle_train,
             self.seed,
         )
+        if is_train and not batches.unsure:
+            check_batch(batches.samples, self.batch_size)
         loader = _Loader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_seed_worker)
         loader.begin_pass = self.begin_pass if is_train else _first_pass
         return loader
@@ -112,7 +116,7 @@ class LMDBDataModule(LightningDataModule):
             self._epoch, self._resumed = self._epoch + 1, None
             return self._epoch, 0
         # Lightning may begin a pass only to find that its epoch was at its end, and then begin the next.
-        set_random_state(state["random"][_rank()[0] % len(state["random"])])
+        set_random_state(state["random"][rank_and_count()[0] % len(state["random"])])
         self._epoch = state["epoch"]
         return self._epoch, state["batches"]
 
@@ -157,7 +161,19 @@ class _Loader(DataLoader):
             batches = with_own_rng(batches, seed)
         if done:
             log.info("Reading over the %d batches of this epoch that are done", done)
-        return itertools.islice(batches, done, None)
+        return itertools.islice(self._some(batches), done, None)
+
+    def _some(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches, at least one."""
+        batch = None
+        for batch in batches:
+            yield batch
+        if batch is None:
+            size, samples = self.dataset.batch_size, len(self.dataset.indices)  # type: ignore[attr-defined]
+            raise ValueError(
+                f"There is no batch of {size} samples: this process has {samples}, of which the transforms keep too "
+                "few. Set a smaller batch size or fewer devices, or convert more data."
+            )
 
 
 class _Batches(IterableDataset):
@@ -189,7 +205,7 @@ class _Batches(IterableDataset):
         Raises:
             ValueError: Ranks could get different numbers of training batches, and wait for each other for ever.
         """
-        rank, ranks = _rank()
+        rank, ranks = rank_and_count()
         if self.is_train and ranks > 1 and self.unsure:
             raise ValueError(f"Train on one device: {self.unsure} may change the number of samples, so of batches.")
         order = np.arange(self.samples)
@@ -214,7 +230,7 @@ class _Batches(IterableDataset):
     def __len__(self) -> int:
         if self.unsure:
             raise TypeError(f"{self.unsure} may change the number of samples, so that of batches is not known.")
-        rank, ranks = _rank()
+        rank, ranks = rank_and_count()
         count = len(range(rank, self._end(ranks), ranks))
         return (count if self.is_train else count + self.batch_size - 1) // self.batch_size
 
@@ -226,16 +242,9 @@ class _Batches(IterableDataset):
                 yield self.file.read(keys[index], self.fields)
 
 
-def _rank() -> Tuple[int, int]:
-    """This process's rank and their number."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
 def _of_all_ranks(content: Any) -> List[Any]:
     """What each rank gives; all of them have to call this."""
-    _, ranks = _rank()
+    _, ranks = rank_and_count()
     contents = [content] * ranks
     if ranks > 1:
         torch.distributed.all_gather_object(contents, content)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 from ocl_msf.files import DataError, replacing
 
@@ -38,6 +38,15 @@ def add_rejected(rejected: Dict[str, Any], reason: str, entry: Dict[str, Any]) -
     rejected[reason] = dict(entry, count=count, names=names[:MAX_NAMES])
 
 
+def rejected_of(files: Iterable[Dict[str, Any]]) -> Dict[str, Any]:
+    """The samples that several files lack, count and names by reason."""
+    rejected: Dict[str, Any] = {}
+    for file in files:
+        for reason, entry in file.get("rejected", {}).items():
+            add_rejected(rejected, reason, entry)
+    return rejected
+
+
 def has_damage(content: Dict[str, Any]) -> bool:
     """Whether a file or a summary lacks samples that were rejected as damaged, and not removed by a filter."""
     return any("filtered" not in entry for entry in content.get("rejected", {}).values())
@@ -52,16 +61,12 @@ def summarize(name: str, form: str, options: Dict[str, Any], files: Dict[str, Li
         options: All that the content of the files depends on.
         files: By split; of each file the name, the number of samples, the size in bytes, the SHA-256, and `rejected`.
     """
-    rejected: Dict[str, Any] = {}
-    for file in sum(files.values(), []):
-        for reason, entry in file.get("rejected", {}).items():
-            add_rejected(rejected, reason, entry)
     return {
         "version": VERSION,
         "format": form,
         "dataset": name,
         "options": options,
-        "rejected": rejected,
+        "rejected": rejected_of(sum(files.values(), [])),
         "splits": {
             split: {"samples": sum(file["samples"] for file in content), "shards": content}
             for split, content in files.items()
@@ -137,6 +142,19 @@ def describe(summary: Dict[str, Any]) -> str:
         names = ", ".join(entry["names"][:3]) + (", ..." if entry["count"] > 3 else "")
         lines.append(f"left out {entry['count']}: {reason} ({names})")
     return "\n".join(lines)
+
+
+def why_empty(summary: Dict[str, Any], split: str) -> str:
+    """Why a split has no samples, "" if it has some: the most frequent reasons for leaving them out, with counts."""
+    content = summary["splits"][split]
+    if content["samples"]:
+        return ""
+    rejected = rejected_of(content["shards"]) or summary.get("rejected", {})
+    entries = sorted(rejected.items(), key=lambda item: -item[1]["count"])
+    reasons = [f'{entry["count"]} for "{reason}" ({", ".join(entry["names"][:3])})' for reason, entry in entries[:3]]
+    more = sum(entry["count"] for _, entry in entries[3:])
+    left_out = "; ".join(reasons + ([f"{more} for other reasons"] if more else []))
+    return f"split {split} is empty: {f'all its samples were left out, {left_out}' if left_out else 'it has no data'}"
 
 
 def files_of(summary: Dict[str, Any]) -> List[Dict[str, Any]]:

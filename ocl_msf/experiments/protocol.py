@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from ocl_msf.experiments.paper import format_scores, format_value, mean_and_deviation, value_of
-from ocl_msf.experiments.runs import Run, Scores
-from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
+from ocl_msf.experiments.runs import Run, Scores, config_path, defined
+from ocl_msf.experiments.tasks import Task, assign, gpu_workers, pasteable, run_all
 from ocl_msf.files import DataError, replacing
 
 MEASURES = ("ari", "ari_fg", "mbo", "inter", "intra")  # and all kinds of mIoU; losses are only in the files
@@ -45,12 +45,14 @@ def scorings(run: Run, split: str, count: int = 25, settings: Sequence[str] = ()
         DataError: the run has no checkpoints, or is outdated.
     """
     checkpoints, reports = last_checkpoints(run, count), run.folder / "protocol" / split
-    chosen = [f"+evaluation={run.evaluation}", f"train_config_path='{run.folder}/config/config.yaml'", "modules=null"]
+    config = assign("train_config_path", config_path(run.folder))
+    chosen = [f"+evaluation={run.evaluation}", config, "modules=null"]
     chosen += ["eval_val=false", f"eval_{split}=true"] if split != "val" else []
-    chosen += [f"output_dir='{reports}'", *settings, f"hydra.run.dir='{reports}'", "hydra.output_subdir=null"]
+    chosen += [assign("output_dir", reports), *settings]
+    chosen += [assign("hydra.run.dir", reports), "hydra.output_subdir=null"]
 
     def task(step: int, path: Path) -> Task:
-        command = [*chosen, f"checkpoint_path='{path}'", f"report_filename=step-{step}.json"]
+        command = [*chosen, assign("checkpoint_path", path), f"report_filename=step-{step}.json"]
         return Task(
             f"{run.folder.parent.name}, {split}, step {step}",
             lambda: _evaluate(reports, command),
@@ -72,7 +74,7 @@ def read_scores(run: Run, split: str, step: int) -> Scores:
     Raises:
         DataError: the report is damaged.
     """
-    return run.read_json(f"protocol/{split}/step-{step}.json").get("metrics", {}).get(split, {})
+    return defined(run.read_json(f"protocol/{split}/step-{step}.json").get("metrics", {}).get(split, {}))
 
 
 def summarize(scores: Dict[int, Scores], by: str, best: Optional[int] = None) -> Dict[str, Any]:

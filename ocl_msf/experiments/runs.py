@@ -4,7 +4,7 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ocl_msf.experiments.logs import Log, join_logs, read_log, seconds_per_step
 from ocl_msf.files import DataError
 
-STEP = re.compile(r"step=(\d+)\.ckpt$")
+STEP = re.compile(r"step=?(\d+)(-v\d+)?\.ckpt$")  # with =: of earlier versions, and what Lightning makes by itself
 CHECKPOINTS = ("*/*/checkpoints/*.ckpt", "checkpoints/*.ckpt")  # of any logger, and of none
 REPORTS = {1: "separability.json", 2: "metrics.json"}  # by stage
 NOT_SHARED = re.compile(r"\+*(seed|load_checkpoint|experiment\.root_output_folder|experiment\.vae_checkpoint)=")
@@ -124,8 +124,8 @@ class Run:
     @cached_property
     def checkpoints(self) -> Dict[int, Path]:
         """Its checkpoints by step, in that order."""
-        steps = ((STEP.search(path.name), path) for pattern in CHECKPOINTS for path in self.folder.glob(pattern))
-        return dict(sorted((int(step.group(1)), path) for step, path in steps if step))
+        paths = sorted(path for pattern in CHECKPOINTS for path in self.folder.glob(pattern))
+        return dict(sorted((step, path) for path in paths for step in [step_of(path)] if step is not None))
 
     @property
     def checkpoint(self) -> Optional[Path]:
@@ -161,8 +161,7 @@ class Run:
     @property
     def first_step(self) -> int:
         """The step of the checkpoint that training went on from, 0 without one."""
-        step = STEP.search(self.resumed_from.name) if self.resumed_from else None
-        return int(step.group(1)) if step else 0
+        return (step_of(self.resumed_from) if self.resumed_from else None) or 0
 
     @cached_property
     def predecessor(self) -> Optional["Run"]:
@@ -247,13 +246,29 @@ class Run:
         return seconds_per_step(self.log)
 
 
+def step_of(checkpoint: Path) -> Optional[int]:
+    """The step in a checkpoint's name; None if there is none.
+
+    >>> step_of(Path("epoch0002-step0000020.ckpt"))
+    20
+    """
+    step = STEP.search(checkpoint.name)
+    return int(step.group(1)) if step else None
+
+
 def config_path(folder: Path) -> Path:
     """Where a run has its training configuration."""
     return folder / "config" / "config.yaml"
 
 
+def defined(scores: Mapping[str, Optional[float]]) -> Scores:
+    """Scores of a report but those that are not defined, null or NaN, such as ARI_fg of data without any object."""
+    return {name: value for name, value in scores.items() if value is not None and value == value}
+
+
 def with_sum(scores: Scores) -> Scores:
-    """Scores and, as in the paper's ablations, the sum of ARI and ARI_fg."""
+    """Scores that are defined and, as in the paper's ablations, the sum of ARI and ARI_fg."""
+    scores = defined(scores)
     return {**scores, "ari+ari_fg": scores["ari"] + scores["ari_fg"]} if {"ari", "ari_fg"} <= {*scores} else scores
 
 

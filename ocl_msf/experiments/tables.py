@@ -9,19 +9,19 @@ hydra-submitit-launcher. Training stays on one GPU, because the paper's batches 
 """
 
 import functools
-import sys
 from pathlib import Path
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ocl_msf._host import require_host
+from ocl_msf.experiments.jobs import Find, Job, Scoring, run_of, searching_once
 from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores
-from ocl_msf.experiments.runs import REPORTS, Run, find_runs, furthest
+from ocl_msf.experiments.runs import REPORTS, Run
 from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
 
 with require_host():
@@ -32,69 +32,6 @@ SLURM += [f"hydra.launcher.{x}" for x in ("gres=gpu:1", "tasks_per_node=1", "cpu
 PROGRAMS = {"ocl.cli.train": "ocl_train", "ocl.cli.eval": "ocl_eval"}
 
 
-class Job(NamedTuple):
-    """One training run.
-
-    Attributes:
-        experiment: name below `+experiment=msf/`.
-        root: where its outputs go, shared by the stages of one row and seed.
-        overrides: the rest of its command.
-    """
-
-    experiment: str
-    root: Path
-    overrides: Tuple[str, ...]
-
-    @property
-    def arguments(self) -> List[str]:
-        """What follows `ocl_train`."""
-        chosen = [f"+experiment=msf/{self.experiment}", *self.overrides]
-        return [*chosen, f"+experiment.root_output_folder='{self.root}'"]
-
-    @property
-    def run(self) -> Optional[Run]:
-        """The furthest run of this very command, or None."""
-        wanted = _identifying_overrides(self.arguments)
-        runs = find_runs(self.root / "msf" / self.experiment)
-        return furthest(run for run in runs if _identifying_overrides(run.overrides) == wanted)
-
-    @property
-    def command(self) -> List[str]:
-        """Training from the start, or resuming from the last checkpoint."""
-        run = self.run
-        resume = [f"load_checkpoint='{run.checkpoint}'"] if run else []
-        return [sys.executable, "-m", "ocl.cli.train", *self.arguments, *resume]
-
-
-class Scoring(NamedTuple):
-    """The evaluation of a job.
-
-    Attributes:
-        job: what is scored.
-        report: the file with its scores, in the run's folder.
-    """
-
-    job: Job
-    report: str
-
-    @property
-    def scores(self) -> Optional[Dict[str, float]]:
-        """Scores of the job's last checkpoint on the validation set, or None if they are not there."""
-        run = self.job.run
-        report = run.read_json(self.report) if run and run.finished else {}
-        current = report and Path(report["checkpoint_path"]).name == run.checkpoint.name
-        return report["metrics"]["val"] if current else None
-
-    @property
-    def command(self) -> List[str]:
-        """The command; RUN stands for the folder of a run that has not been trained yet."""
-        run = self.job.run
-        folder = run.folder if run else self.job.root / "msf" / self.job.experiment / "RUN"
-        chosen = ["+evaluation=msf/scores", f"train_config_path='{folder}/config/config.yaml'"]
-        chosen += [f"checkpoint_path='{run.checkpoint}'"] if run else []
-        return [sys.executable, "-m", "ocl.cli.eval", *chosen]
-
-
 class PlannedRow(NamedTuple):
     """A row of a table for one seed: what to train, in this order, and how to score it."""
 
@@ -102,16 +39,6 @@ class PlannedRow(NamedTuple):
     seed: int
     jobs: List[Job]
     scoring: Scoring
-
-
-def _identifying_overrides(overrides: Sequence[str]) -> Set[Tuple[str, str]]:
-    """The overrides that determine what is trained: all but the output folder and the checkpoint to resume from.
-
-    They are compared as Hydra parses them, because it does not always record them as they were written: 1e-3 or 0.001.
-    """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    pairs = {(override.key_or_group, override.get_value_element_as_str()) for override in parsed}
-    return {(key, value) for key, value in pairs if key not in ("load_checkpoint", "experiment.root_output_folder")}
 
 
 @functools.lru_cache(maxsize=None)
@@ -153,26 +80,35 @@ def _planned(row: Row, seed: int, part: TablePart, out: Path, preset: str, setti
     common = [f"msf/variant={row.variant}"] if row.variant not in ("msf", None) else []
     common += ([f"+msf/preset={preset}"] if preset else []) + [f"seed={seed}", *settings]
     *first, last = part.experiments(row)
-    own = [override for override in row.overrides if _matters(override, last, tuple(common))]
+    own = [one for one in row.overrides if _matters(one, last, tuple(common))]
     jobs = [*(Job(name, root, tuple(common)) for name in first), Job(last, root, (*common, *own))]
     return PlannedRow(row, seed, jobs, Scoring(jobs[-1], REPORTS[2 if part.model else 1]))
 
 
 def _matters(override: str, experiment: str, others: Tuple[str, ...]) -> bool:
     """Whether an override changes anything: rows share a run if a preset already sets what they differ in."""
-    chosen = (f"+experiment=msf/{experiment}", *others)
-    return _compose(chosen) != _compose((*chosen, override))
+    config = _compose([f"+experiment=msf/{experiment}", *others])
+    one = OverridesParser.create().parse_override(override)
+    if one.key_or_group in config.hydra.runtime.choices:
+        return config.hydra.runtime.choices[one.key_or_group] != one.value()
+    return OmegaConf.select(config, one.key_or_group) != one.value()
 
 
 def steps_of(job: Job) -> int:
     """How many steps a job trains, from its composed configuration."""
-    return int(_compose(tuple(word for word in job.arguments if "root_output_folder=" not in word)).trainer.max_steps)
+    return int(_compose(job.arguments).trainer.max_steps)
+
+
+def _compose(arguments: Sequence[str]) -> DictConfig:
+    """The configuration of a job but for its seed, folder and variant, none of which says how long it trains."""
+    left_out = ("seed=", "msf/variant=", "+experiment.root_output_folder=")
+    return _composed(tuple(word for word in arguments if not word.startswith(left_out)))
 
 
 @functools.lru_cache(maxsize=None)
-def _compose(arguments: Tuple[str, ...]) -> DictConfig:
+def _composed(arguments: Tuple[str, ...]) -> DictConfig:
     with hydra.initialize_config_module("configs", version_base="1.3"):
-        return hydra.compose("training_config", overrides=list(arguments))
+        return hydra.compose("training_config", overrides=list(arguments), return_hydra_config=True)
 
 
 def seconds_per_step(run: Run) -> float:
@@ -181,9 +117,9 @@ def seconds_per_step(run: Run) -> float:
     return max(run.checkpoint.stat().st_mtime - begin, 0.0) / max(run.step - run.first_step, 1)
 
 
-def estimate(jobs: Sequence[Job], workers: int = 1) -> str:
+def estimate(jobs: Sequence[Job], workers: int = 1, find: Find = run_of) -> str:
     """Say how many steps are left to train, and how long they take if a finished run of the experiment shows it."""
-    runs = {job: job.run for job in jobs}
+    runs = {job: find(job) for job in jobs}
     speeds = {job.experiment: seconds_per_step(run) for job, run in runs.items() if run and run.finished}
     left = {job: steps_of(job) - (run.step if run else 0) for job, run in runs.items()}
     left = {job: steps for job, steps in left.items() if steps > 0}
@@ -196,8 +132,8 @@ def estimate(jobs: Sequence[Job], workers: int = 1) -> str:
     return text + (f"; {unknown:,} steps of unknown speed" if unknown else "")
 
 
-def tasks_of(plans: Sequence[PlannedRow], launcher: Sequence[str] = ()) -> List[Task]:
-    """Order what plans need, each job once; `launcher` is appended to every command.
+def tasks_of(plans: Sequence[PlannedRow], launcher: Sequence[str] = (), find: Find = run_of) -> List[Task]:
+    """Order what plans need, each job once; `launcher` is appended to every command, `find` says what there is.
 
     Jobs of one experiment with the same root never run side by side: start times name their folders.
     """
@@ -209,38 +145,49 @@ def tasks_of(plans: Sequence[PlannedRow], launcher: Sequence[str] = ()) -> List[
         for job in planned.jobs:
             if job not in trainings:
                 twins = [task for j, task in trainings.items() if (j.root, j.experiment) == (job.root, job.experiment)]
-                trainings[job] = _training(job, planned, launcher, [*needs, *twins])
+                trainings[job] = _training(job, planned, launcher, [*needs, *twins], find)
                 tasks.append(trainings[job])
             needs = [trainings[job]]
         if planned.scoring not in scorings:
-            scorings[planned.scoring] = _scoring(planned, launcher, needs)
+            scorings[planned.scoring] = _scoring(planned, launcher, needs, find)
             tasks.append(scorings[planned.scoring])
     return tasks
 
 
-def _training(job: Job, planned: PlannedRow, launcher: Sequence[str], needs: List[Task]) -> Task:
+def _training(job: Job, planned: PlannedRow, launcher: Sequence[str], needs: List[Task], find: Find) -> Task:
     def done() -> bool:
-        run = job.run
+        run = find(job)
         return bool(run and run.finished)
 
+    def command() -> List[str]:
+        return [*job.command_after(find(job)), *launcher]
+
     title = f"{planned.row.label}, seed {planned.seed}: training {job.experiment}"
-    return Task(title, lambda: [*job.command, *launcher], job.root / f"{job.experiment}.log", done, needs)
+    return Task(title, command, job.root / f"{job.experiment}.log", done, needs)
 
 
-def _scoring(planned: PlannedRow, launcher: Sequence[str], needs: List[Task]) -> Task:
+def _scoring(planned: PlannedRow, launcher: Sequence[str], needs: List[Task], find: Find) -> Task:
     scoring = planned.scoring
+
+    def done() -> bool:
+        return scoring.scores_of(find(scoring.job)) is not None
+
+    def command() -> List[str]:
+        return [*scoring.command_for(find(scoring.job)), *launcher]
+
     title = f"{planned.row.label}, seed {planned.seed}: scoring {scoring.job.experiment}"
     log = scoring.job.root / f"{scoring.job.experiment}.scoring.log"
-    return Task(title, lambda: [*scoring.command, *launcher], log, lambda: scoring.scores is not None, needs)
+    return Task(title, command, log, done, needs)
 
 
-def markdown(part: TablePart, dataset: str, plans: Sequence[PlannedRow]) -> str:
+def markdown(part: TablePart, dataset: str, plans: Sequence[PlannedRow], find: Find = run_of) -> str:
     """Write a part of a table: every row of the paper, our scores beside it, and the number of their seeds."""
     lines = [f"{part.title}, {dataset}", ""]
     lines.append("| | " + " | ".join(f"{m} | paper" for m in part.metrics) + " | seeds |")
     lines.append("|---" * (2 * len(part.metrics) + 2) + "|")
     for row in (row for row in part.rows if row.dataset == dataset):
-        runs = [scores for scores in (one.scoring.scores for one in plans if one.row == row) if scores is not None]
+        found = [one.scoring.scores_of(find(one.scoring.job)) for one in plans if one.row == row]
+        runs = [scores for scores in found if scores is not None]
         entries = [row.label]
         for metric, value in zip(part.metrics, row.values):
             entries += [format_scores(metric, runs), str(value)]
@@ -282,9 +229,11 @@ def make_tables(
     for chosen in parts.values():
         for row in (row for row in chosen.rows if row.dataset == dataset and missing(chosen, row)):
             print(f"{row.label} is left out: there is no {', no '.join(missing(chosen, row))} yet.")
-    _work([planned for rows in plans.values() for planned in rows], gpus, slurm, dry_run)
+    found = searching_once()
+    _work([planned for rows in plans.values() for planned in rows], gpus, slurm, dry_run, found)
+    found = found if dry_run else searching_once()
     for name, chosen in parts.items():
-        print("\n" + markdown(chosen, dataset, plans[name]))
+        print("\n" + markdown(chosen, dataset, plans[name], found))
 
 
 def _parts(table: str, name: Optional[str], dataset: str) -> Dict[str, TablePart]:
@@ -304,17 +253,17 @@ def _parts(table: str, name: Optional[str], dataset: str) -> Dict[str, TablePart
     return parts
 
 
-def _work(plans: Sequence[PlannedRow], gpus: str, slurm: Optional[Sequence[str]], dry_run: bool) -> None:
+def _work(plans: Sequence[PlannedRow], gpus: str, slurm: Optional[Sequence[str]], dry_run: bool, find: Find) -> None:
     """Print the steps that are left to train; then run the commands or, if `dry_run`, print them.
 
     Raises:
         ValueError: `gpus` is not understood.
     """
     launcher = [] if slurm is None else [*SLURM, *slurm, "--multirun"]  # Hydra wants flags at the end
-    tasks = tasks_of(plans, launcher)
+    tasks = tasks_of(plans, launcher, find if dry_run else run_of)
     workers = gpu_workers(gpus) if slurm is None else [[]] * max(len(tasks), 2)
     jobs = list(dict.fromkeys(job for planned in plans for job in planned.jobs))
-    print(estimate(jobs, len(workers) if gpus else 1), flush=True)
+    print(estimate(jobs, len(workers) if gpus else 1, find), flush=True)
     if not dry_run:
         run_all(tasks, workers)
         return

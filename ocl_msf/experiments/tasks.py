@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import shlex
 import shutil
 import struct
@@ -37,6 +38,19 @@ class Task:
     log: Path
     done: Optional[Callable[[], bool]] = None
     needs: List["Task"] = field(default_factory=list)
+
+
+def assign(name: str, value: object) -> str:
+    """An override as Hydra reads it, with quotes around what its grammar does not take without.
+
+    >>> assign("load_checkpoint", "outputs/now/epoch0002-step0000020.ckpt")
+    'load_checkpoint=outputs/now/epoch0002-step0000020.ckpt'
+    >>> assign("load_checkpoint", "epoch=2-step=20.ckpt")
+    "load_checkpoint='epoch=2-step=20.ckpt'"
+    """
+    text = str(value)
+    quoted = "'" + text.replace("'", r"\'") + "'"
+    return f"{name}={text if re.fullmatch('[0-9A-Za-z_/.+-]+', text) else quoted}"
 
 
 def pasteable(words: Sequence[str]) -> str:

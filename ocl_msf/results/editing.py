@@ -8,10 +8,11 @@ import torch
 from hydra.utils import instantiate
 from matplotlib import rc_context
 from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 
 from ocl_msf._host import require_host
+from ocl_msf.data.pictures import to_rgb
 from ocl_msf.experiments.checkpoints import read_weights
 from ocl_msf.experiments.runs import Run
 from ocl_msf.files import DataError
@@ -111,7 +112,10 @@ def load_model(path: Path) -> Tuple[nn.Module, DictConfig]:
 
 
 def load_images(paths: Sequence[Path], config: DictConfig) -> torch.Tensor:
-    """Read pictures, crop their central squares and prepare them as in training: (b, 3, size, size) in [-1, 1].
+    """Read pictures as viewers show them, crop their central squares and prepare them as in training.
+
+    Returns:
+        (b, 3, size, size) in [-1, 1].
 
     Raises:
         DataError: a file does not exist or is no picture.
@@ -120,8 +124,8 @@ def load_images(paths: Sequence[Path], config: DictConfig) -> torch.Tensor:
     images = []
     for path in paths:
         try:
-            image = Image.open(path).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+            image = to_rgb(ImageOps.exif_transpose(Image.open(path)))
+        except (OSError, ValueError, UnidentifiedImageError) as error:
             raise DataError(f"{path} cannot be read as a picture: {error}") from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

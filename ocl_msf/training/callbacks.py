@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ocl_msf._renamed import refuse_old_names
 from ocl_msf.experiments.checkpoints import read_weights
-from ocl_msf.experiments.runs import find_finished
+from ocl_msf.experiments.runs import find_finished, step_of
 
 __getattr__ = refuse_old_names(__name__)
 
@@ -108,11 +108,13 @@ class SaveFinished(Callback):
     """Keep the model of the last step, also when that is no multiple of the interval between checkpoints."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save beside the other checkpoints, unless that step has been saved."""
-        folder, step = Path(trainer.checkpoint_callback.dirpath), trainer.global_step
-        missing = trainer.strategy.broadcast(not list(folder.glob(f"*step={step}.ckpt")))  # one rank looks, all agree
+        """Save beside the other checkpoints and under a name like theirs, unless that step has been saved."""
+        saving: Any = trainer.checkpoint_callback
+        step = trainer.global_step
+        saved = {step_of(path) for path in Path(saving.dirpath).glob("*.ckpt")}
+        missing = trainer.strategy.broadcast(step not in saved)  # one rank looks, all agree
         if step >= trainer.max_steps and missing:
-            trainer.save_checkpoint(folder / f"epoch={trainer.current_epoch}-step={step}.ckpt")
+            trainer.save_checkpoint(saving.format_checkpoint_name({"epoch": trainer.current_epoch, "step": step}))
 
 
 class SaveUntrained(Callback):

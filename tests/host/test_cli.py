@@ -197,6 +197,28 @@ def test_sigterm_becomes_the_exit_status_and_leaves_a_checkpoint(ocl_train, user
     assert checkpoint.endswith("step=2.ckpt") and f"load_checkpoint='{checkpoint}'" in result.stdout
 
 
+def test_an_interrupted_run_names_its_checkpoint_as_it_names_all(ocl_train, user_configs, tmp_path):
+    """Without quotes in the command to continue, if Hydra needs none."""
+    (tmp_path / "stopping.py").write_text(
+        "import os, signal\n"
+        "import pytorch_lightning as pl\n\n\n"
+        "class Stop(pl.Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        "        if trainer.global_step == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    saving = "_target_:pytorch_lightning.callbacks.ModelCheckpoint,auto_insert_metric_name:false,filename:%s"
+    for pattern, name in {"at{step:03}": "at002.ckpt", "best": "epoch=0-step=2.ckpt"}.items():
+        chosen = ["+experiment.callbacks.stop._target_=stopping.Stop", f"hydra.run.dir={pattern[:2]}"]
+        chosen.append(f"+experiment.callbacks.saving={{{saving % repr(pattern)}}}")
+        result = ocl_train("--config-dir", user_configs, "+experiment=tiny", *chosen, cwd=tmp_path, PYTHONPATH=path)
+        (checkpoint,) = (tmp_path / pattern[:2]).glob("lightning_logs/version_0/checkpoints/*")
+        quote = "'" if "=" in name else ""
+        assert result.returncode == 143 and checkpoint.name == name
+        assert f"load_checkpoint={quote}{checkpoint}{quote}" in result.stdout
+
+
 def test_resuming_continues_in_a_new_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = cli_utils.find_checkpoint(str(run))
@@ -315,6 +337,8 @@ def test_the_newest_checkpoint_is_found(tmp_path):
     write(9, "epoch=0-step=500.ckpt", 900)
     newest = write(10, "epoch=10-step=100.ckpt", 100)
     write(10, "epoch=9-step=90.ckpt", 200)  # copying a run changes its times
+    assert cli_utils.find_checkpoint(str(tmp_path)) == newest
+    newest = write(10, "epoch0011-step0000110.ckpt", 50)  # of an experiment that names them without =
     assert cli_utils.find_checkpoint(str(tmp_path)) == newest
     newest = write(10, "last.ckpt", 300)
     assert cli_utils.find_checkpoint(str(tmp_path)) == newest

@@ -32,7 +32,7 @@ from ocl.transforms import (
     SplitConsecutive,
     VideoDecoder,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def npy(array):
@@ -113,8 +113,33 @@ def test_training_has_as_many_full_batches_as_its_length_says(tmp_path):
     batches = list(loader)  # each worker has only two full batches, the rest of both makes the fifth
     assert [batch["batch_size"] for batch in batches] == [4] * 5 == [4] * len(loader)
     assert len(set(keys_of(batches))) == 20
-    with pytest.raises(ShardError, match="no full batch of 21"):
-        list(data_module(shards, num_workers=2, batch_size=21, train_size=20).train_dataloader())
+    for size in (20, None):
+        with pytest.raises(ShardError, match="no full batch of 21 training samples: there are 20"):
+            list(data_module(shards, num_workers=2, batch_size=21, train_size=size).train_dataloader())
+
+
+def test_training_needs_a_batch_for_every_rank(tmp_path, monkeypatch):
+    options = {"batch_size": 8, "train_size": 15}
+    shards = write_shards(tmp_path, (5, 5, 5))
+    assert len(data_module(shards, **options).train_dataloader()) == 1
+    for module in ("ocl._loader.ranks", "ocl._loader.loaders"):
+        monkeypatch.setattr(f"{module}.world_size", lambda: 2)
+    with pytest.raises(ShardError, match="8 training samples for each of 2 processes: there are 15"):
+        data_module(shards, **options).train_dataloader()
+
+
+def test_an_evaluation_of_nothing_is_an_error(tmp_path):
+    shards = write_shards(tmp_path, (2,))
+    with pytest.raises(ShardError, match="no sample to evaluate: val_size is 0"):
+        data_module(shards, val_size=0).val_dataloader()
+    for size in (2, None):
+        loader = data_module(shards, transforms=[Filter(never, ["x"])], val_size=size).val_dataloader()
+        with pytest.raises(ShardError, match="no sample to evaluate.*filters keep none"):
+            list(loader)
+
+
+def never(x):
+    return False
 
 
 def test_training_order_follows_the_seed(tmp_path):
@@ -300,6 +325,45 @@ def test_fields_are_chosen_by_prefix_and_decoded_by_extension(tmp_path):
     assert sample["clip.mp4"].read() == b"raw" and sample["_note.txt"] == "note"
     assert sample["__key__"] == "7" and "other" not in sample
     assert decode_field("x.txt.gz", gzip.compress(b"text")) == ("x", "text")
+
+
+@pytest.mark.parametrize("extension", ["png", "pgm"])
+def test_grey_pictures_of_16_bits_keep_their_upper_8(extension):
+    """A ramp of them is one, not black and then white; those of a picture of 8 bits in 16 are the picture."""
+    ramp = np.arange(65536).astype(np.uint16).reshape(256, 256)
+
+    def decoded(pixels):
+        header = f"P5 {pixels.shape[1]} {pixels.shape[0]} 65535\n".encode()
+        content = png(pixels) if extension == "png" else header + pixels.astype(">u2").tobytes()
+        return decode_field(f"x.{extension}", content)[1]
+
+    np.testing.assert_array_equal(decoded(ramp), np.repeat(ramp[..., None] // 256, 3, -1))
+    grey = np.arange(256, dtype=np.uint16)[None]
+    for deep in (grey * 256, grey * 257):
+        np.testing.assert_array_equal(decoded(deep), decode_field("x.png", png(grey.astype(np.uint8)))[1])
+    fractions = io.BytesIO()
+    Image.new("F", (2, 2)).save(fractions, "TIFF")
+    with pytest.raises(ValueError, match="32 bits"):
+        decode_field("x.png", fractions.getvalue())
+
+
+def test_pictures_that_exif_data_turn_are_named_or_skipped(tmp_path):
+    """Masks beside them would not be turned. Pillow says which these are."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    for orientation in range(10):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+        image = Image.open(file)
+        (tmp_path / "s.tar").write_bytes(tar({"0.x.npy": npy(np.zeros(1)), "7.x.jpg": file.getvalue()}))
+        if np.array_equal(ImageOps.exif_transpose(image), image):
+            _, sample = data_module(str(tmp_path / "s.tar")).val_data_iterator()
+            np.testing.assert_array_equal(sample["x"], image.convert("RGB"))
+            continue
+        with pytest.raises(ShardError, match=r"`x.jpg` of sample `7` in shard .*EXIF data turn the picture"):
+            list(data_module(str(tmp_path / "s.tar")).val_data_iterator())
+        (sample,) = data_module(str(tmp_path / "s.tar"), on_error="skip").val_data_iterator()
+        assert sample["__key__"] == "0"
 
 
 def test_equal_keys_in_neighbouring_shards_stay_apart(tmp_path):

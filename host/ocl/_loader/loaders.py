@@ -108,7 +108,9 @@ class EvaluationLoader(_BatchLoader):
         first = next(batches, None)
         if first is None and world_size() > 1:  # this rank could not take part in reducing metrics
             raise ShardError("A rank has no sample to evaluate: there are too few for so many ranks.")
-        return batches if first is None else itertools.chain([first], batches)
+        if first is None:
+            raise ShardError("There is no sample to evaluate: the shards are empty, or the filters keep none.")
+        return itertools.chain([first], batches)
 
     def __len__(self) -> int:
         if self.size is None or world_size() > 1:
@@ -139,6 +141,7 @@ class TrainingLoader(_BatchLoader):
     ):
         super().__init__(dataset, size, on_damage, **options)
         self.begin_pass = begin_pass
+        self.n_rest = 0  # samples of the last pass, over all ranks, that filled no batch of one reader
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
         seed, n_seen = self.begin_pass()
@@ -163,10 +166,7 @@ class TrainingLoader(_BatchLoader):
                 n_batches += 1
                 yield batch
             if n_batches == n_before:
-                raise ShardError(
-                    f"There is no full batch of {self.dataset.batch_size} training samples. Use a smaller "
-                    "batch_size or more data, and check which samples the filters keep."
-                )
+                raise too_few_samples(self.n_rest, self.dataset.batch_size)
             if n_batches >= declared:
                 return
             if not n_before:
@@ -187,11 +187,13 @@ class TrainingLoader(_BatchLoader):
         while all(gather(batch is not None)):
             yield batch
             batch = next(batches, None)
+        self.n_rest = len(rest)
         if current_pass.world_size == 1:  # one by one, where the last batches need not be counted first
             yield from self.dataset.form(rest, [])
             return
         spare = [] if batch is None else [batch, *batches]
         spare, rest = (list(itertools.chain.from_iterable(gather(part))) for part in (spare, rest))
+        self.n_rest = len(rest) + len(spare) * self.dataset.batch_size
         spare += self.dataset.form(rest, [])
         n_ranks = current_pass.world_size
         yield from spare[current_pass.rank :: n_ranks][: len(spare) // n_ranks]
@@ -222,6 +224,15 @@ class PlainLoader(_SeededLoader):
     def __iter__(self) -> Iterator:  # type: ignore[override]
         seed, n_seen = self.begin_pass() if self.begin_pass else (draw_seed(advance=False), 0)
         yield from itertools.islice(self.items(seed), n_seen, None)
+
+
+def too_few_samples(n_samples: int, batch_size: int) -> ShardError:
+    """Return the error about training samples that do not fill a batch on every rank."""
+    ranks = f" for each of {world_size()} processes" if world_size() > 1 else ""
+    return ShardError(
+        f"There is no full batch of {batch_size} training samples{ranks}: there are {n_samples}. Use a smaller "
+        "dataset.batch_size or more data, and check which samples the filters keep."
+    )
 
 
 def identity(batch: Any) -> Any:

@@ -5,10 +5,14 @@ a shard cut off at a header for a whole one: with a check of the headers in fron
 and 20 to 30 times for videos of which two of five fields are wanted.
 """
 
+import bz2
 import contextlib
+import gzip
 import itertools
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
@@ -16,6 +20,7 @@ import braceexpand
 import fsspec
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from hydra.utils import to_absolute_path
 from torch.utils.data import get_worker_info
 
 from ocl._loader.random_state import draw_seed
@@ -24,6 +29,10 @@ from ocl._loader.streams import open_stream
 
 Shards = Union[str, os.PathLike, Iterable[Union[str, os.PathLike]]]
 Member = tuple[str, str, tarfile.TarInfo]  # key of the sample, raw field name, header
+
+# What opens compressed archives, by their first bytes, and what reading archives raises.
+COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class ShardError(RuntimeError):
@@ -43,13 +52,14 @@ class RawSample(NamedTuple):
 
 
 def expand_shards(shards: Shards) -> list[str]:
-    """Expand the braces in one or several shard names.
+    """Expand the braces in one or several shard names; relative paths start where the program was started.
 
     Args:
-        shards: Local paths or URLs such as `"train-{000000..000009}.tar"`.
+        shards: Local paths or URLs such as `"train-{000000..000009}.tar"`. A backslash takes the meaning from a brace.
     """
     names = [shards] if isinstance(shards, (str, os.PathLike)) else shards
-    return [shard for name in names for shard in braceexpand.braceexpand(os.fspath(name))]
+    expanded = [shard for name in names for shard in braceexpand.braceexpand(os.fspath(name))]
+    return [shard if "://" in shard or "::" in shard else to_absolute_path(shard) for shard in expanded]
 
 
 class ShardReader:
@@ -66,6 +76,7 @@ class ShardReader:
 
     Attributes:
         damage: The `Damage` skipped so far; whoever reports it empties the list.
+        current_shard: Where the sample that was decoded last comes from.
 
     Raises:
         FileNotFoundError: If a shard does not exist; local ones are looked for before the first sample.
@@ -75,6 +86,7 @@ class ShardReader:
     def __init__(self, shards: Iterable[str], field_prefixes: Iterable[str] = (), skip_damage: bool = False):
         self.shards, self.field_prefixes, self.skip_damage = list(shards), (*field_prefixes, "_"), skip_damage
         self.damage: list[Damage] = []
+        self.current_shard = ""
         self.current_pass: Optional[Pass] = None  # set by the loader; its worker processes know nothing about ranks
 
     def __iter__(self) -> Iterator[RawSample]:
@@ -123,16 +135,41 @@ def read_shard(shard: str, field_prefixes: tuple[str, ...], part: int = 0, n_par
     key = None
     try:
         with _open_archive(shard) as archive:
-            samples = itertools.groupby(_members(archive), key=lambda member: member[0])
+            samples = itertools.groupby(_members(archive, shard), key=lambda member: member[0])
             for index, (key, members) in enumerate(samples):
                 if index % n_parts == part:
                     yield RawSample(shard, key, _read_fields(archive, members, field_prefixes))
             _check_the_rest(archive)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Shard `{shard}` does not exist.") from error
-    except (tarfile.TarError, OSError) as error:
+    except READ_ERRORS as error:
         where = "at its beginning" if key is None else f"at or after sample `{key}`"
         raise ShardError(f"Shard `{shard}` is damaged {where}: {error}. Fetch or write it again.") from error
+
+
+def explain_missing_fields(stream: Iterable[Any], reader: ShardReader) -> Iterator[Any]:
+    """Yield a stream of samples; if a field is missing because of how the files in its shard are named, say so.
+
+    Raises:
+        ShardError: If the files of a sample are not adjacent, or keys have dots.
+    """
+    try:
+        yield from stream
+    except KeyError:
+        with contextlib.suppress(*READ_ERRORS):
+            _check_names(reader.current_shard, reader.field_prefixes[:-1])
+        raise
+
+
+def _check_names(shard: str, prefixes: tuple[str, ...]) -> None:
+    with _open_archive(shard) as archive:
+        for key, field, member in _members(archive, shard):
+            if not field.startswith(prefixes) and any(f".{prefix}" in field for prefix in prefixes):
+                raise ShardError(
+                    f"Shard `{shard}` has dots in the keys of its samples: keys end at the first dot, so that "
+                    f"`{member.name}` is the field `{field}` of sample `{key}`. Write the shard again, keys without "
+                    "dots."
+                )
 
 
 def _check_that_shards_exist(shards: Sequence[str]) -> None:
@@ -152,12 +189,15 @@ def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
 @contextlib.contextmanager
 def _open_archive(shard: str) -> Iterator[tarfile.TarFile]:
     filesystem, path = fsspec.core.url_to_fs(shard)
-    stream: Any = open_stream(filesystem, path)
-    with stream:
+    with contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(open_stream(filesystem, path))
+        start = stream.peek(6)
+        for magic, decompress in COMPRESSIONS.items():
+            if start.startswith(magic):
+                stream = stack.enter_context(decompress(stream, "rb"))
         # Skipped fields are sought over in a local file, and read in a stream.
         opened = tarfile.open(fileobj=stream, mode="r:" if _is_local(filesystem) else "r|", tarinfo=_StrictTarInfo)
-        with opened as archive:
-            yield archive
+        yield stack.enter_context(opened)
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -173,12 +213,27 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError("this is not tar data") from error
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[Member]:
-    """Yield what belongs to a sample."""
+def _members(archive: tarfile.TarFile, shard: str) -> Iterator[Member]:
+    """Yield what belongs to a sample.
+
+    Raises:
+        ShardError: If further files of a sample come behind other samples.
+    """
+    fields: dict[str, set[str]] = {}  # by key
+    last = None
     for member in archive:
         key, _, field = os.path.basename(member.name).partition(".")
-        if member.isfile() and key and field:
-            yield key, field, member
+        if not (member.isfile() and key and field):
+            continue
+        if key != last and field not in fields.get(key, {field}):  # the same fields again are another sample
+            raise ShardError(
+                f"Shard `{shard}` has files of sample `{key}` in several places, `{member.name}` behind other samples. "
+                "The files of a sample have to be adjacent: write the shard again, its files sorted by name, for "
+                "instance with `tar --sort=name`."
+            )
+        fields.setdefault(key, set()).add(field)
+        last = key
+        yield key, field, member
 
 
 def _read_fields(archive: tarfile.TarFile, members: Iterable[Member], prefixes: tuple[str, ...]) -> dict[str, bytes]:

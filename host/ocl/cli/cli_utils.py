@@ -50,14 +50,14 @@ def find_checkpoint(path: str) -> str:
     checkpoints = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
     if not checkpoints:
         raise IndexError(f"No checkpoint in {path}/lightning_logs/version_*/checkpoints.")
-    have_steps = all("step=" in os.path.basename(file) for file in checkpoints)
+    have_steps = all(re.search(r"step=?\d", os.path.basename(file)) for file in checkpoints)
 
     def number(name: str, text: str) -> int:
         match = re.search(rf"{name}(\d+)", text)
         return int(match[1]) if match else -1
 
     def age(file: str) -> tuple[int, int, float]:
-        step = number("step=", os.path.basename(file)) if have_steps else 0
+        step = number("step=?", os.path.basename(file)) if have_steps else 0
         return number("version_", file[len(path) :]), step, os.path.getmtime(file)
 
     return max(checkpoints, key=age)

@@ -172,7 +172,10 @@ def evaluate_split(
     batches = getattr(datamodule, f"{split}_dataloader")()
     if config.save_outputs and config.n_samples_to_store is not None:
         batches = eval_utils.limit_samples(batches, config.n_samples_to_store)
-    (metrics,) = trainer.validate(model, dataloaders=batches, verbose=False)
+    results = trainer.validate(model, dataloaders=batches, verbose=False)
+    if not results:
+        raise ValueError(f"Nothing of the {split} split was evaluated: it has no batch, or limit_val_batches is 0.")
+    (metrics,) = results
     for extractor in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
         if isinstance(extractor, eval_utils.ExtractDataFromPredictions):
             folder = os.path.join(config.output_dir, config.outputs_dirname, split)

@@ -10,6 +10,8 @@ from hydra.utils import to_absolute_path
 from omegaconf import OmegaConf
 from torchvision.transforms import InterpolationMode
 
+from ocl.cli.run_folder import run_folder
+
 
 class LambdaFunction:
     """A function given by its source, so that it can be pickled and sent to data workers.
@@ -66,6 +68,7 @@ def register_resolvers() -> None:
         eval_lambda=lambda source, *args: LambdaFunction(source)(*args),
         slice=slice_string,
         read_yaml=read_yaml,
+        run_folder=run_folder,
         when_testing=when_testing,
         torchvision_interpolation_mode=lambda name: InterpolationMode[name.upper()],
     )

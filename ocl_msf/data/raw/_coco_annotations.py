@@ -29,6 +29,7 @@ class Instance(NamedTuple):
     """One object: its box is left, top, width and height; the segmentation is that of the file."""
 
     category: int
+    iscrowd: bool
     box: Tuple[float, ...]
     area: float
     segmentation: Any
@@ -155,7 +156,11 @@ def _instances(source: Optional[Source]) -> Dict[int, List[Instance]]:
     try:
         for entry in content["annotations"]:
             instance = Instance(
-                _byte(entry["category_id"]), _box(entry["bbox"]), _number(entry["area"]), entry["segmentation"]
+                _byte(entry["category_id"]),
+                bool(entry["iscrowd"]),
+                _box(entry["bbox"]),
+                _number(entry["area"]),
+                entry["segmentation"],
             )
             objects.setdefault(_natural(entry["image_id"]), []).append(instance)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

@@ -7,6 +7,7 @@ from typing import Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ocl_msf.data.pictures import is_turned, to_rgb
 from ocl_msf.data.raw._sources import AnySource
 from ocl_msf.data.shards import encode_png
 from ocl_msf.data.workers import Rejected
@@ -19,31 +20,36 @@ def read_image(
     what: str,
     source: Optional[AnySource],
     size: Optional[Tuple[int, int]] = None,
-    mode: Optional[str] = None,
+    rgb: bool = False,
     formats: Tuple[str, ...] = ("JPEG", "PNG"),
 ) -> Image.Image:
     """Decode an image file.
+
+    One that EXIF data turn is rejected, because its annotations may be of the pixels as stored or as shown.
 
     Args:
         sample: Name of the sample, for messages.
         what: What the file is in it, such as "image", for messages.
         source: The file; None if it is missing.
         size: Width and height that the image must have; None takes any.
-        mode: Convert to this mode, such as "RGB"; None keeps that of the file.
+        rgb: Convert to RGB of 8 bits; otherwise the mode is that of the file.
         formats: That the file may have.
 
     Raises:
-        Rejected: The file is missing, damaged or of another size.
+        Rejected: The file is missing, damaged, of another size, or turned.
     """
     if source is None:
         raise Rejected(f"missing {what}", sample)
     try:
         image = decode_image(source.read(), formats, size)
-        image = image.convert(mode) if mode and size in (None, image.size) else image
+        turned = is_turned(image)
+        image = to_rgb(image) if rgb and size in (None, image.size) else image
     except UnidentifiedImageError as error:
         raise Rejected(f"damaged {what}", sample, f"{source}: no {' or '.join(formats)} file") from error
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
         raise Rejected(f"damaged {what}", sample, f"{source}: {str(error) or repr(error)}") from error
+    if turned:
+        raise Rejected(f"{what} turned by EXIF data", sample, f"{source}: store it upright, and its annotations alike")
     if size not in (None, image.size):
         raise Rejected(f"{what} of another size", sample, f"{image.size}, not {size}")
     return image

@@ -25,11 +25,11 @@ MAX_OBJECTS = 10
 
 
 class RawScene(NamedTuple):
-    """Index and files of a scene."""
+    """Index and files of a scene; a gap between those that are there has none."""
 
     index: int  # type: ignore[assignment]  # not the method of tuples
-    image: AnySource
-    mask: AnySource
+    image: Optional[AnySource] = None
+    mask: Optional[AnySource] = None
 
 
 def folder_name(variant: str = "full") -> str:
@@ -46,26 +46,27 @@ def prepare(
         raw: Folder of the download.
         variant: One of `VARIANTS`.
         splits: Ranges of scenes by index, such as "train=0:100"; by default the benchmark's for full (the first tenth
-            is test, the second val, the rest train) and "test=:" for the others.
+            of the scenes that are there is test, the second val, the rest train) and "test=:" for the others.
         crop: Side of the central square, by the image height: 1, or the benchmark's 0.8.
         size: Side of the output in pixels.
 
     Raises:
-        DataError: There are no scenes, some are missing or doubled, or the splits do not fit them.
+        DataError: There are no scenes, some are doubled or lack their mask, or the splits do not fit them.
     """
     if not 0 < crop <= 1:
         raise DataError(f"--crop {crop} is not a share of the image height. Choose a number in (0, 1].")
     scenes = find_scenes(raw, variant)
-    ranges = _split_ranges(splits or _default_splits(variant, len(scenes)), len(scenes))
+    first = scenes[0].index
+    ranges = _split_ranges(splits or _default_splits(variant, scenes), scenes)
     return Conversion(
         options={"variant": variant, "splits": ranges, "crop": crop, "size": size},
-        splits={name: scenes[start:stop] for name, (start, stop) in ranges.items()},
+        splits={name: scenes[start - first : stop - first] for name, (start, stop) in ranges.items()},
         encode=functools.partial(encode_scene, crop, size),
     )
 
 
 def find_scenes(raw: Path, variant: str) -> List[RawScene]:
-    """All scenes, in order of their index, which counts from 0 without gaps; each has its mask."""
+    """All scenes from the first to the last that is there, in order of their index; gaps have no files."""
     pattern = f"CLEVRTEX_{variant}_*.png"
     files: Dict[Tuple[int, bool], AnySource] = {}
     for name, source in _list_folders(raw, variant, pattern) or _list_archives(raw, variant):
@@ -83,14 +84,12 @@ def find_scenes(raw: Path, variant: str) -> List[RawScene]:
             f"clevrtex_{variant}*.tar.gz, found {_content(raw)}. Give the folder with the numbered folders, its "
             "parent, or that of the archives."
         )
-    gap = next((index for index in range(len(images)) if (index, False) not in files), None)
-    if gap is not None:
-        raise DataError(f"Scene {gap} is missing in {raw}, though later ones are there. Get all parts of the download.")
-    for index in range(len(images)):
+    for index in sorted(images):
         if (index, True) not in files:
             name = f"CLEVRTEX_{variant}_{index:06d}_flat.png"
             raise DataError(f"{name} is missing, though {files[index, False]} is there. Get all parts of the download.")
-    return [RawScene(index, files[index, False], files[index, True]) for index in range(len(images))]
+    indices = range(min(images), max(images) + 1)
+    return [RawScene(index, files.get((index, False)), files.get((index, True))) for index in indices]
 
 
 def _list_folders(raw: Path, variant: str, pattern: str) -> List[Tuple[str, AnySource]]:
@@ -106,12 +105,13 @@ def _list_archives(raw: Path, variant: str) -> Iterator[Tuple[str, AnySource]]:
         if match is not None:
             paths[int(match.group(1) or 1)] = path
     missing = [number for number in range(1, max(paths, default=0)) if number not in paths]
-    if missing:
-        raise DataError(f"Part {missing[0]} of {paths[max(paths)]} is missing. Get all parts of the download.")
     try:
         for member in list_members([paths[number] for number in sorted(paths)]) if paths else ():
             yield member.name.rsplit("/", 1)[-1], member
     except READ_ERRORS as error:
+        if missing:  # it may be the parts of one archive
+            message = f"Part {missing[0]} of {paths[max(paths)]} is missing, and without it the others cannot be read"
+            raise DataError(f"{message} ({error}). Get all parts of the download.") from error
         names = ", ".join(path.name for path in paths.values())
         raise DataError(f"{raw}: {names} cannot be read ({error}). Download again, or unpack all parts.") from error
 
@@ -123,15 +123,17 @@ def _content(folder: Path) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "an empty folder"
 
 
-def _default_splits(variant: str, count: int) -> List[str]:
+def _default_splits(variant: str, scenes: List[RawScene]) -> List[str]:
     if variant != "full":
         return ["test=:"]
-    tenth = count // 10
-    return [f"test=0:{tenth}", f"val={tenth}:{2 * tenth}", f"train={2 * tenth}:"]
+    indices = [scene.index for scene in scenes if scene.image]
+    first, second, third = (indices[len(indices) // 10 * tenths] for tenths in (0, 1, 2))
+    return [f"test={first}:{second}", f"val={second}:{third}", f"train={third}:"]
 
 
-def _split_ranges(texts: List[str], count: int) -> Dict[str, List[int]]:
+def _split_ranges(texts: List[str], scenes: List[RawScene]) -> Dict[str, List[int]]:
     """First scene and the one after the last, by split."""
+    first, last = scenes[0].index, scenes[-1].index
     ranges = {}
     for text in texts:
         match = re.fullmatch(r"(\w+)=(-?\d*):(-?\d*)", text)
@@ -140,9 +142,11 @@ def _split_ranges(texts: List[str], count: int) -> Dict[str, List[int]]:
         name, start, stop = match.groups()
         if name in ranges:
             raise DataError(f"--splits names {name} twice.")
-        span = range(count)[slice(int(start) if start else None, int(stop) if stop else None)]
+        span = range(last + 1)[slice(int(start) if start else None, int(stop) if stop else None)]
+        span = range(max(span.start, first), span.stop)
         if not span:
-            raise DataError(f"Split {text} is empty: there are {count} scenes. Choose other --splits.")
+            there = f"there are {sum(scene.image is not None for scene in scenes)} scenes, {first} to {last}"
+            raise DataError(f"Split {text} is empty: {there}. Choose other --splits.")
         ranges[name] = [span.start, span.stop]
     return ranges
 
@@ -156,13 +160,15 @@ def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
         empty. An object outside the crop has an empty mask.
 
     Raises:
-        Rejected: A file is damaged, or the mask does not fit.
+        Rejected: The scene is missing, a file is damaged, or the mask does not fit.
     """
     name = f"scene {scene.index}"
-    image = read_image(name, "image", scene.image, mode="RGB")
+    if not scene.image:
+        raise Rejected("missing scene", name)
+    image = read_image(name, "image", scene.image, rgb=True)
     mask = read_image(name, "mask", scene.mask, image.size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
-        raise Rejected("mask is neither a palette nor a grey image", name, f"{scene.mask}: {mask.mode}")
+        raise Rejected("mask is neither a palette nor a grey image of 8 bits", name, f"{scene.mask}: {mask.mode}")
     numbers = np.asarray(mask)
     if numbers.max() > MAX_OBJECTS:
         raise Rejected(f"mask has an object above {MAX_OBJECTS}", name, f"{scene.mask}: {numbers.max()}")

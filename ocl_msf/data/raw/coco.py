@@ -114,15 +114,15 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
         * `segment_category`, `segment_isthing`, `segment_iscrowd` (N,) uint8, `segment_area` (N,) float32 in
           pixels of the original image;
         * if there are instances, `instance_mask` (I, S, S, 1) uint8, `instance_bbox` (I, 4) float32, left,
-          top, width and height in pixels of the sample, `instance_category` (I,) uint8 and `instance_area`
-          (I,) float32 in pixels of the original. They are not filtered.
+          top, width and height in pixels of the sample, `instance_category` and `instance_iscrowd` (I,) uint8, and
+          `instance_area` (I,) float32 in pixels of the original. They are not filtered.
 
     Raises:
         Rejected: A file is missing or damaged, or the filter removes the image.
     """
     annotations, name = raw_image.annotations, raw_image.name
     raw_size = (annotations.width, annotations.height)
-    image = read_image(name, "image", raw_image.image, raw_size, "RGB")
+    image = read_image(name, "image", raw_image.image, raw_size, rgb=True)
     segments = annotations.segments
     numbers = np.zeros(raw_size[::-1], np.uint8)
     if segments:
@@ -196,5 +196,6 @@ def _encode_instances(size: int, raw_image: RawImage) -> Dict[str, bytes]:
         "instance_mask.npy.gz": encode_array(np.stack([mask for mask, _ in kept])[..., None]),
         "instance_bbox.npy.gz": encode_array(corners.astype(np.float32)),
         "instance_category.npy.gz": encode_array(np.array([i.category for _, i in kept], np.uint8)),
+        "instance_iscrowd.npy.gz": encode_array(np.array([i.iscrowd for _, i in kept], np.uint8)),
         "instance_area.npy.gz": encode_array(np.array([i.area for _, i in kept], np.float32)),
     }

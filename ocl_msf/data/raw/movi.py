@@ -14,6 +14,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 from PIL import Image
 
+from ocl_msf.data.pictures import is_turned
 from ocl_msf.data.raw._images import decode_image, resize_mask
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.tfrecord import Feature, parse_example, read_record, record_offsets
@@ -48,8 +49,8 @@ def prepare(raw: Path, variant: str = "c", max_objects: Optional[int] = None, si
     Args:
         raw: Folder of the download.
         variant: One of `VARIANTS`.
-        max_objects: Boxes and mask numbers kept, those of the objects that show most; the others become background.
-            By default all that the variant can have, 10 for c, 23 for d and e.
+        max_objects: Boxes kept, those of the objects that show most; masks keep every object. By default all that the
+            variant can have, 10 for c, 23 for d and e.
         size: Side of the output in pixels.
 
     Raises:
@@ -60,7 +61,7 @@ def prepare(raw: Path, variant: str = "c", max_objects: Optional[int] = None, si
         raise DataError(f"The shards in {raw} hold no videos. Download them again.")
     max_objects = max_objects or MAX_OBJECTS[variant]
     if max_objects > 255:
-        raise DataError(f"--max-objects {max_objects} does not fit masks of 8 bits. Choose 255 or less.")
+        raise DataError(f"--max-objects {max_objects}: masks of 8 bits tell 255 objects apart. Choose 255 or less.")
     return Conversion(
         options={"variant": variant, "max_objects": max_objects, "size": size},
         splits={name: videos for name, videos in splits.items() if videos},
@@ -136,6 +137,8 @@ def _read_frames(pngs: Sequence[bytes], modes: Sequence[str], sample: str) -> Li
             raise Rejected("unreadable frame", sample, f"frame {number}: {error}") from error
         if image.size != (image.width, image.width) or (frames and image.size != frames[0].size):
             raise Rejected("frames not square or of different sizes", sample, f"frame {number}")
+        if is_turned(image):
+            raise Rejected("frame turned by EXIF data", sample, f"frame {number}")
         if image.mode not in modes:
             raise Rejected("frame of another mode", sample, f"frame {number}: {image.mode}")
         frames.append(image)
@@ -205,7 +208,7 @@ def encode_video(max_objects: int, size: int, raw_video: RawVideo) -> Sample:
     frames = [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for image in video]
     files = {
         "video.npy.gz": encode_array(np.stack(frames)),
-        "segmentations.npy.gz": encode_array(np.where(numbers > max_objects, 0, numbers).astype(np.uint8)),
+        "segmentations.npy.gz": encode_array(numbers),
         "instance_bbox.npy.gz": encode_array(table),
     }
     return f"{number:07d}", files

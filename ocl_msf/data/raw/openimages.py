@@ -184,7 +184,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
         raise Filtered("no masks", name)
     if len(annotations.masks) > 254:
         raise Rejected("more than 254 masks", name, str(len(annotations.masks)))
-    image = read_image(name, "image", raw_image.image, mode="RGB")
+    image = read_image(name, "image", raw_image.image, rgb=True)
     box = central_square(*image.size)
     numbers, shares = _merge_masks(raw_image, image.size, box, size)
     kept = _filter_objects(object_filter, raw_image, numbers, image.size)

@@ -139,7 +139,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
         Rejected: A file is missing or damaged, the masks do not fit, or the filter removes the image.
     """
     name = raw_image.name
-    image = read_image(name, "image", raw_image.image, mode="RGB")
+    image = read_image(name, "image", raw_image.image, rgb=True)
     read = _read_mat if raw_image.from_sbd else _read_png
     classes = read(name, "class mask", raw_image.classes, image.size)
     objects = read(name, "object mask", raw_image.objects, image.size)
@@ -159,7 +159,7 @@ def _read_png(name: str, what: str, source: Optional[AnySource], size: Tuple[int
     """A palette image's indices, never its colours: (H, W) uint8."""
     mask = read_image(name, what, source, size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
-        raise Rejected(f"{what} is neither a palette nor a grey image", name, mask.mode)
+        raise Rejected(f"{what} is neither a palette nor a grey image of 8 bits", name, mask.mode)
     return np.asarray(mask)
 
 

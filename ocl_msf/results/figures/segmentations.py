@@ -9,14 +9,11 @@ from matplotlib import rc_context
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
-from ocl_msf._host import require_host
 from ocl_msf.files import DataError, replacing
+from ocl_msf.metrics import ARI
 from ocl_msf.results.figures._saved import LowestRanks, load_arrays, rank_of
 from ocl_msf.results.style import STYLE, enlarge, paint_segments, picture_grid, save, to_pixels
 from ocl_msf.training.callbacks import at_validation_end
-
-with require_host():
-    from ocl.metrics import ARIMetric
 
 FILE = "scenes.npz"
 
@@ -26,7 +23,7 @@ class Scenes(NamedTuple):
 
     Attributes:
         keys: names of all n scenes of the split, sorted.
-        ari_fg: (n,), ARI_fg of each, 0 to 1 (below 0 if worse than chance).
+        ari_fg: (n,), ARI_fg of each, 0 to 1 (below 0 if worse than chance); NaN where no object is to be scored.
         shown: names of the m <= n scenes that have pictures, sorted.
         images: (m, h, w, 3), uint8; for a video its middle frame.
         true_segments: (m, h, w), uint8, 0 is the background.
@@ -42,9 +39,19 @@ class Scenes(NamedTuple):
 
     @property
     def ranking(self) -> List[Tuple[float, int]]:
-        """(ARI_fg, number of the picture) of the scenes with pictures, the best first."""
-        scores = dict(zip(self.keys.tolist(), self.ari_fg.tolist()))
-        return sorted(((scores[key], n) for n, key in enumerate(self.shown.tolist())), key=lambda x: (-x[0], x[1]))
+        """(ARI_fg, number of the picture) of the scenes that have both, the best first."""
+        pairs = ((self.scores[key], n) for n, key in enumerate(self.shown.tolist()) if key in self.scores)
+        return sorted(pairs, key=lambda x: (-x[0], x[1]))
+
+    @property
+    def scores(self) -> Dict[str, float]:
+        """ARI_fg of the scenes that it is defined for, by name."""
+        return {key: score for key, score in zip(self.keys.tolist(), self.ari_fg.tolist()) if score == score}
+
+    @property
+    def mean(self) -> float:
+        """Their mean; NaN without any."""
+        return float(np.mean([*self.scores.values()] or np.nan))
 
 
 class SceneScores(nn.Module):
@@ -89,7 +96,7 @@ class SceneScores(nn.Module):
         at_validation_end(model.trainer, self._write)
         for number, name in enumerate(key):
             one = slice(number, number + 1)
-            metric = ARIMetric()
+            metric = ARI()
             metric.distributed_available_fn = None  # each rank has its own scenes
             metric.update(masks[one].cpu(), true_masks[one].cpu(), None if ignore is None else ignore[one].cpu())
             self.scores[name] = float(metric.compute())
@@ -141,15 +148,15 @@ def read_scenes(path: Path) -> Scenes:
 
 
 def common_scenes(models: Mapping[str, Scenes], count: int) -> List[str]:
-    """Choose scenes that all models have pictures of, evenly spaced from the best to the worst mean ARI_fg.
+    """Choose scenes that all models have scores and pictures of, evenly spaced from the best to the worst mean ARI_fg.
 
     Raises:
         DataError: there is none.
     """
-    shared = sorted(set.intersection(*({*scenes.shown.tolist()} for scenes in models.values())))
+    scores = [scenes.scores for scenes in models.values()]
+    shared = sorted(set.intersection(*({*scenes.shown.tolist()} & {*scenes.scores} for scenes in models.values())))
     if not shared:
-        raise DataError("These runs have no scene in common: evaluate them on the same data.")
-    scores = [dict(zip(scenes.keys.tolist(), scenes.ari_fg.tolist())) for scenes in models.values()]
+        raise DataError("These runs have no scene in common that shows an object: evaluate them on the same data.")
     ranking = sorted(shared, key=lambda name: (-sum(one[name] for one in scores), name))
     places = np.linspace(0, len(ranking) - 1, min(count, len(ranking))).round().astype(int)
     return [ranking[place] for place in places]
@@ -184,7 +191,7 @@ def draw_segmentations(models: Mapping[str, Scenes], path: Path, count: int = 8)
     figure, axes = picture_grid(rows, 1.02, 1.12, margin=0.55)
     for line, scenes in zip(axes[2:], models.values()):
         for axis, name in zip(line, names):
-            axis.set_xlabel(f"ARI_fg {100 * scenes.ari_fg[scenes.keys.tolist().index(name)]:.1f}", labelpad=2)
+            axis.set_xlabel(f"ARI_fg {100 * scenes.scores[name]:.1f}", labelpad=2)
     save(figure, path)
     return names
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Sequence
 
-from ocl_msf.experiments.runs import Run
+from ocl_msf.experiments.runs import Run, config_path
+from ocl_msf.experiments.tasks import assign
 from ocl_msf.files import DataError
 from ocl_msf.results.figures.guidance_maps import FILE as GUIDANCE
 from ocl_msf.results.figures.segmentations import FILE as SCENES
@@ -36,8 +37,8 @@ def evaluate(runs: Sequence[Run]) -> int:
     for number, (run, file, name) in enumerate(missing, 1):
         if not (run.folder / file).is_file():  # an evaluation before may have written it as well
             print(f"[{number}/{len(missing)}] {run_name(run)}: {name}", flush=True)
-            chosen = [f"+evaluation={name}", f"train_config_path='{run.folder}/config/config.yaml'"]
-            chosen.append(f"checkpoint_path='{run.checkpoint}'")
+            chosen = [f"+evaluation={name}", assign("train_config_path", config_path(run.folder))]
+            chosen.append(assign("checkpoint_path", run.checkpoint))
             status = subprocess.call([sys.executable, "-m", "ocl.cli.eval", *chosen])
             if status:
                 raise DataError(f"Evaluation {name} of {run.folder} ended with status {status}.")

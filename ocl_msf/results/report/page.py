@@ -77,7 +77,7 @@ def _notes(runs: Sequence[Run]) -> List[str]:
     """What is missing, and scenes that are not of the scored checkpoint."""
     notes = []
     for run in (run for run in runs if (run.folder / SCENES).is_file() and "ari_fg" in run.scores):
-        mean, scored = float(read_scenes(run.folder / SCENES).ari_fg.mean()), run.scores["ari_fg"]
+        mean, scored = read_scenes(run.folder / SCENES).mean, run.scores["ari_fg"]
         if abs(mean - scored) > 1e-3:
             notes.append(
                 f"{run_name(run)}: the mean ARI_fg of its scenes is {100 * mean:.2f}, that in {run.report} "

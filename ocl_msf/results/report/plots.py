@@ -72,8 +72,9 @@ def _scene_plots(experiment: str, rows: Sequence[RunRow]) -> List[Plot]:
     first = {name: seeds[0] for name, seeds in scenes.items()}
     plots = [_plot(f"Segmentations, {experiment}", text, draw_segmentations, first)]
     text = "How many of the validation scenes reach a score, all seeds together: further right and up is better."
-    scores = {name: [one.ari_fg for one in seeds] for name, seeds in scenes.items()}
-    return [*plots, _plot(f"Scores of scenes, {experiment}", text, draw_ranking, scores)]
+    scores = {name: [[*one.scores.values()] for one in seeds] for name, seeds in scenes.items()}
+    scores = {name: seeds for name, seeds in scores.items() if any(seeds)}
+    return [*plots, _plot(f"Scores of scenes, {experiment}", text, draw_ranking, scores)] if scores else plots
 
 
 def _log_plots(experiment: str, rows: Sequence[RunRow]) -> List[Plot]:
@@ -134,7 +135,7 @@ def galleries(runs: Sequence[Run], count: int) -> List[Gallery]:
         for name, seeds in name_rows(same):
             for run in [run for run in seeds if (run.folder / SCENES).is_file()][:1]:
                 scenes = read_scenes(run.folder / SCENES)
-                title = f"{experiment}, {name}, seed {run.seed}: mean ARI_fg {100 * scenes.ari_fg.mean():.1f}"
+                title = f"{experiment}, {name}, seed {run.seed}: mean ARI_fg {100 * scenes.mean:.1f}"
                 made.append(Gallery(title, _groups(scenes, count)))
     return made
 

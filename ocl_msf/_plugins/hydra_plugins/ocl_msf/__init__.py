@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.utils import to_absolute_path
+from hydra.utils import get_method, to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 FORMER_DATASETS = {
@@ -27,6 +27,7 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         search_path.append("ocl-msf", f"file://{configs()}")
         OmegaConf.register_new_resolver("msf_evaluation", part_of_evaluation, replace=True)
         OmegaConf.register_new_resolver("msf_run", value_of_run, replace=True)
+        OmegaConf.register_new_resolver("msf_run_folder", run_folder, replace=True)
         OmegaConf.register_new_resolver("msf_former", refuse, replace=True)
         OmegaConf.register_new_resolver("msf_setting", setting, replace=True)
         store = ConfigStore.instance().store
@@ -44,6 +45,11 @@ def configs() -> Path:
     package = Path(folder)
     installed, checkout = package / "configs", package.parent / "configs"
     return installed if installed.is_dir() else checkout
+
+
+def run_folder(path: str, launch: Any, node: Any, *, _root_: DictConfig) -> str:
+    """The folder of a run; see `ocl_msf.training.folders`, which needs PyTorch."""
+    return get_method("ocl_msf.training.folders.run_folder")(path, str(launch), str(node), _root_)
 
 
 def refuse(name: str) -> NoReturn:
