@@ -1,21 +1,20 @@
 import pytest
 
 from ocl_msf.data.catalog import ARGUMENTS, OCLF_LAYOUTS, conversion_command
-from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
-
-CONVERTERS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}
+from ocl_msf.data.convert import DATASETS
 
 
 def test_the_table_names_what_the_converters_make():
     names = {}
-    for dataset, converter in CONVERTERS.items():
+    for dataset, converter in DATASETS.items():
         for variant in getattr(converter, "VARIANTS", [""]):
             command = f"{dataset} --variant {variant}" if variant else dataset
             names[command] = converter.folder_name(*[variant] if variant else [])
     for name, arguments in ARGUMENTS.items():
         assert name in [made for command, made in names.items() if command.startswith(arguments)]
         assert "--variant" not in arguments or names[arguments] == name
-    assert set(names.values()) == set(ARGUMENTS) >= set(OCLF_LAYOUTS)
+    assert set(names.values()) == set(ARGUMENTS), "ARGUMENTS of ocl_msf/data/catalog.py names all that is made"
+    assert set(ARGUMENTS) >= set(OCLF_LAYOUTS)
 
 
 @pytest.mark.parametrize(

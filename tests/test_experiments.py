@@ -113,8 +113,12 @@ def prefix(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "clevrtex").symlink_to(shards / "clevrtex")
     runpy.run_path(str(TESTS / "raw_videos.py"))["write_videos"](folder)
-    for name in ("coco", "voc", "openimages"):
-        runpy.run_path(str(TESTS / f"raw_{name}.py"))["write_folder"](folder / "raw" / name)
+    makers = {path: runpy.run_path(str(path)) for path in sorted(TESTS.glob("raw_*.py"))}
+    for path, maker in makers.items():
+        if "write_folder" not in maker:  # those of videos, above
+            continue
+        name = path.stem[len("raw_") :]
+        maker["write_folder"](folder / "raw" / name)
         main(["convert", name, str(folder / "raw" / name), str(folder), "--size", "32", "--workers", "1"])
     return folder
 
