@@ -78,7 +78,7 @@ class ShardDataModule(WebdatasetDataModule):
         if self._empty.get(split):
             raise ValueError(self._empty[split])
         if split == "train" and self.train_size is not None:
-            check_batch(self.train_size, self.batch_size)
+            check_batch(self.train_size, self.batch_size, rank_and_count()[1])
 
 
 def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[str, Any]]:
@@ -121,13 +121,12 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
     return splits
 
 
-def check_batch(samples: int, batch_size: int) -> None:
-    """Make sure that training samples fill a batch on every rank.
+def check_batch(samples: int, batch_size: int, ranks: int) -> None:
+    """Make sure that training samples fill a batch on each of several ranks.
 
     Raises:
         ValueError: They do not.
     """
-    ranks = rank_and_count()[1]
     if samples < batch_size * ranks:
         each = f" for each of {ranks} processes" if ranks > 1 else ""
         raise ValueError(

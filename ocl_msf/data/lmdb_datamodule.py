@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ocl_msf._host import require_host
 from ocl_msf.data._pipe import Pipe
 from ocl_msf.data._randomness import random_state, seed_all, set_random_state, with_own_rng
-from ocl_msf.data.datamodule import check_batch, find_files, rank_and_count
+from ocl_msf.data.datamodule import check_batch, find_files
+from ocl_msf.data.datamodule import rank_and_count as _rank
 from ocl_msf.data.lmdb import LMDBFile
 from ocl_msf.data.summary import SPLITS
 
@@ -104,7 +105,7 @@ class LMDBDataModule(LightningDataModule):
             self.seed,
         )
         if is_train and not batches.unsure:
-            check_batch(batches.samples, self.batch_size)
+            check_batch(batches.samples, self.batch_size, _rank()[1])
         loader = _Loader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_seed_worker)
         loader.begin_pass = self.begin_pass if is_train else _first_pass
         return loader
@@ -116,7 +117,7 @@ class LMDBDataModule(LightningDataModule):
             self._epoch, self._resumed = self._epoch + 1, None
             return self._epoch, 0
         # Lightning may begin a pass only to find that its epoch was at its end, and then begin the next.
-        set_random_state(state["random"][rank_and_count()[0] % len(state["random"])])
+        set_random_state(state["random"][_rank()[0] % len(state["random"])])
         self._epoch = state["epoch"]
         return self._epoch, state["batches"]
 
@@ -205,7 +206,7 @@ class _Batches(IterableDataset):
         Raises:
             ValueError: Ranks could get different numbers of training batches, and wait for each other for ever.
         """
-        rank, ranks = rank_and_count()
+        rank, ranks = _rank()
         if self.is_train and ranks > 1 and self.unsure:
             raise ValueError(f"Train on one device: {self.unsure} may change the number of samples, so of batches.")
         order = np.arange(self.samples)
@@ -230,7 +231,7 @@ class _Batches(IterableDataset):
     def __len__(self) -> int:
         if self.unsure:
             raise TypeError(f"{self.unsure} may change the number of samples, so that of batches is not known.")
-        rank, ranks = rank_and_count()
+        rank, ranks = _rank()
         count = len(range(rank, self._end(ranks), ranks))
         return (count if self.is_train else count + self.batch_size - 1) // self.batch_size
 
@@ -244,7 +245,7 @@ class _Batches(IterableDataset):
 
 def _of_all_ranks(content: Any) -> List[Any]:
     """What each rank gives; all of them have to call this."""
-    _, ranks = rank_and_count()
+    _, ranks = _rank()
     contents = [content] * ranks
     if ranks > 1:
         torch.distributed.all_gather_object(contents, content)
