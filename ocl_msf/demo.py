@@ -3,7 +3,6 @@
 A second run in the same folder reuses what is there.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import Callable, List, Optional
 from ocl_msf._host import require_host
 from ocl_msf.experiments.runs import Run, Scores, config_path, find_runs, furthest
 from ocl_msf.experiments.tasks import Task, assign, run_all
+from ocl_msf.files import decode_json
 
 with require_host():
     import ocl.cli.train  # noqa: F401  without it, the steps after the scenes would fail
@@ -83,22 +83,26 @@ def _evaluate(folder: Path, title: str, run: Run, checkpoint: Optional[Path], re
     """Score a checkpoint of SLATE on the held-out scenes; the report says which checkpoint it is of."""
 
     def done() -> bool:
-        return report.is_file() and json.loads(report.read_text())["checkpoint_path"] == str(checkpoint)
+        return report.is_file() and decode_json(report.read_text())["checkpoint_path"] == str(checkpoint)
 
     report.parent.mkdir(parents=True, exist_ok=True)
     overrides = ["+evaluation=msf/scores", assign("train_config_path", config_path(run.folder))]
     overrides += [assign("checkpoint_path", checkpoint), assign("output_dir", report.parent)]
     overrides += [f"report_filename={report.name}"]
     _run(folder, title, ["ocl.cli.eval", *overrides], report.with_suffix(".log"), done)
-    return json.loads(report.read_text())["metrics"]["val"]
+    return decode_json(report.read_text())["metrics"]["val"]
 
 
 def _table(before: Scores, after: Scores) -> List[str]:
     """The scores in percent."""
     lines = [f"{f'{HELD_OUT} held-out scenes':24}" + "".join(f"{label:>9}" for label in SCORES.values())]
     for label, scores in (("before training", before), ("after training", after)):
-        lines.append(f"{label:24}" + "".join(f"{100 * scores[name]:9.1f}" for name in SCORES))
+        lines.append(f"{label:24}" + "".join(f"{_percent(scores[name]):>9}" for name in SCORES))
     return lines
+
+
+def _percent(score: Optional[float]) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
 
 
 def _next_steps(folder: Path) -> List[str]:

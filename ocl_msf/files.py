@@ -1,9 +1,11 @@
-"""Files that appear under their final name only when they are complete, and errors that the user can correct."""
+"""Files that appear under their final name only when they are complete, JSON, and errors that the user can correct."""
 
 import contextlib
+import json
+import math
 import os
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterator, Optional
 
 
 class DataError(Exception):
@@ -29,3 +31,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise DataError(f"{path} was not written: {error.strerror}. Correct that and run again.") from error
         raise
+
+
+def encode_json(content: Any, indent: Optional[int] = None) -> bytes:
+    """Encode dicts, lists and plain values; NaN and the infinities, which JSON does not have, become null."""
+    return json.dumps(_null_undefined(content), indent=indent, allow_nan=False).encode()
+
+
+def decode_json(text: str) -> Any:
+    """Decode JSON; the NaN and Infinity of other programs, which are none, become None.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _null_undefined(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _null_undefined(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_null_undefined(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

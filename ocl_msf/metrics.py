@@ -3,7 +3,7 @@
 ARI, mIoU and mBO are the host's (`ocl.metrics`). They equal scikit-learn's adjusted_rand_score and an assignment by
 scipy's linear_sum_assignment for one sample, averaged over samples. Samples with nothing to score are left out of
 them, and of ARI_fg those without foreground; OCLF's own `ARIMetric` counts these as 1. True masks without pixels
-(padding) never count.
+(padding) never count. A score of nothing at all is NaN; reports say null.
 """
 
 from typing import List, Optional, Tuple, Union
@@ -18,6 +18,21 @@ from ocl_msf._host import require_host
 
 with require_host():
     from ocl.metrics import ARIMetric
+
+
+def refuse_nan(**values: Optional[torch.Tensor]) -> None:
+    """Refuse tensors with NaN, by name: NaN has no score, but would be given one.
+
+    Raises:
+        ValueError: one holds NaN.
+    """
+    for name, tensor in values.items():
+        if tensor is not None and tensor.isnan().any():
+            raise ValueError(
+                f"`{name}` {tuple(tensor.shape)} holds NaN, which has no score. If it is an output of the model, its "
+                "training has diverged: take an earlier checkpoint. Otherwise check the data."
+            )
+
 
 SIZES = {  # of objects, in pixels of the original image; as in COCO, an object on a limit belongs to both classes
     "small": (0, 32**2),
@@ -51,8 +66,9 @@ class ARI(ARIMetric):
             ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are ignored.
 
         Raises:
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, or something holds NaN.
         """
+        refuse_nan(prediction=prediction, target=target, ignore=ignore)
         _check_masks(prediction, target, None, ignore)
         chosen = _have_pixels(target, ignore, self.foreground)
         self.scored += chosen.sum()
@@ -93,7 +109,7 @@ class SizedMaskIoU(torchmetrics.Metric):
     """Mean IoU of true masks of one size (Table 7), matched one to one with predictions (Hungarian).
 
     All true masks of a sample are matched, and those of the size are scored; one without a match scores 0. The score
-    of a sample is their mean, and the metric is the mean over the samples that have masks of the size, or 0.
+    of a sample is their mean, and the metric is the mean over the samples that have masks of the size, NaN without any.
 
     Args:
         size: "small", "medium" or "large" by COCO's limits of area, 32^2 and 96^2, both inclusive; or "all".
@@ -132,8 +148,9 @@ class SizedMaskIoU(torchmetrics.Metric):
             ignore: (b, 1, h, w) or (b, t, 1, h, w), positive where pixels are ignored.
 
         Raises:
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, or something holds NaN.
         """
+        refuse_nan(prediction=prediction, target=target, area=area, ignore=ignore)
         _check_masks(prediction, target, area, ignore)
         target = target.detach() > 0
         if area is None:
@@ -151,8 +168,8 @@ class SizedMaskIoU(torchmetrics.Metric):
                 self.count += 1
 
     def compute(self) -> torch.Tensor:
-        """The mean over samples, 0 to 1, float64."""
-        return self.total / self.count.clamp(min=1)
+        """The mean over samples, 0 to 1, float64; NaN if no sample has masks of the size."""
+        return self.total / self.count
 
 
 class ObjectSeparability(torchmetrics.Metric):
@@ -195,7 +212,7 @@ class ObjectSeparability(torchmetrics.Metric):
         """Add guidance (b, c, h, w) or (b, t, c, h, w), finite; frames are images of their own.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, NaN, or infinity.
         """
         images = _images(guidance).detach().flatten(2).transpose(1, 2)  # (b, h*w, c)
         if self.per_image is not None and self.per_image < images.shape[1]:
@@ -209,11 +226,11 @@ class ObjectSeparability(torchmetrics.Metric):
         self.count += len(scores)
 
     def compute(self) -> torch.Tensor:
-        """The distance, in units of the guidance, float64; 0 if there was no guidance."""
+        """The distance, in units of the guidance, float64; NaN if there was no guidance."""
         if self.over == "image":
-            return self.total / self.count.clamp(min=1)
+            return self.total / self.count
         if len(self.superpixels) == 0:
-            return torch.zeros_like(self.total)
+            return torch.full_like(self.total, torch.nan)
         superpixels = self.superpixels if isinstance(self.superpixels, torch.Tensor) else torch.cat(self.superpixels)
         return self.total.new_tensor(_separate(superpixels, self.num_clusters)[self.index])
 
@@ -274,6 +291,11 @@ def _have_pixels(target: torch.Tensor, ignore: Optional[torch.Tensor], foregroun
 def _images(guidance: torch.Tensor) -> torch.Tensor:
     if guidance.dim() not in (4, 5):
         raise ValueError(f"Expected guidance (b, c, h, w) or (b, t, c, h, w), got {tuple(guidance.shape)}.")
+    if not guidance.isfinite().all():
+        raise ValueError(
+            f"`guidance` {tuple(guidance.shape)} holds NaN or infinity, which cannot be clustered: the training of the "
+            "VAE has diverged. Take an earlier checkpoint, or check the data."
+        )
     return guidance.flatten(0, 1) if guidance.dim() == 5 else guidance
 
 

@@ -1,6 +1,7 @@
 """The command `ocl-msf`: its help, how it reads options, how it ends, and what has become of older commands."""
 
 import inspect
+import os
 import re
 import shlex
 import signal
@@ -176,3 +177,19 @@ def test_every_module_that_was_a_command_is_known():
     first |= {"tables", "protocol", "figures", "report", "editing"}
     names = {f"ocl_msf.{name}" for name in first}
     assert set(_renamed.COMMANDS) == names | {_renamed.MODULES.get(name, name) for name in names}
+
+
+@pytest.mark.parametrize("chosen, policy", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_do_not_take_the_cores_unless_the_user_says_so(tmp_path, chosen, policy):
+    """Of the program itself, and of what it starts."""
+    code = (
+        "import os, subprocess, sys; from ocl_msf.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    )
+    child = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    code += f"; subprocess.check_call([sys.executable, '-c', {child!r}])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment.update({} if chosen is None else {"OMP_WAIT_POLICY": chosen})
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert printed.stdout.split()[-1] == policy

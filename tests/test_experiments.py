@@ -304,6 +304,19 @@ def test_training_goes_on_from_a_checkpoint(compose, slate_run, tmp_path):
     assert sorted(saved) == ["step0000004.ckpt", "step0000005.ckpt"]
 
 
+@pytest.mark.parametrize("experiment", ["slate_clevrtex", "slotdiffusion_clevrtex", "steve_movi_c"])
+def test_a_training_that_diverges_stops_and_leaves_no_checkpoint(compose, experiment, tmp_path):
+    """After the first step, whose rate is absurd, the features of the second are not finite."""
+    config = compose(f"+experiment=msf/{experiment}", "experiment.training.learning_rate=1e30")
+    model = build_model_from_config(config)
+    model.models["guidance"].load(model.models["guidance"].vae.state_dict())
+    callbacks = [UpdateHyperparameterScheduling(), instantiate(config.experiment.callbacks.stop_diverged)]
+    trainer = pl.Trainer(max_steps=9, accelerator="cpu", callbacks=callbacks, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"diverged at step [23]: .* in losses\..* First, models\.\w+ is not finite"):
+        trainer.fit(model, build_and_register_datamodule_from_config(config))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_a_user_without_a_vae_reads_one_message_and_no_traceback(call, tmp_path):
     command = ["+experiment=msf/slate_clevrtex", *TINY]
     status, printed = call("ocl.cli.train", *command, folder=tmp_path)

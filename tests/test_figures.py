@@ -384,3 +384,26 @@ def test_files_that_cannot_be_read_are_named(tmp_path, content):
             read(path)
         with pytest.raises(DataError, match="ocl_eval"):
             read(tmp_path / "nowhere" / name)
+
+
+def test_a_curve_leaves_out_what_is_not_finite(tmp_path):
+    """And a run of which nothing is left; a panel without a line is drawn, too."""
+    values = {1: 0.25, 2: 0.5, 3: 0.125}
+    sound, spoiled = tmp_path / "sound", tmp_path / "spoiled"
+    log(make_run(sound, []), "version_0", values, "train/tokens")
+    log(make_run(spoiled, []), "version_0", {**values, 4: float("nan"), 5: float("inf")}, "train/tokens")
+    log(make_run(tmp_path / "nothing", []), "version_0", {1: float("nan")}, "train/tokens")
+    logs = {folder.name: [Run.open(folder).log] for folder in (sound, spoiled, tmp_path / "nothing")}
+    draw_curves({"model": logs["sound"]}, ["train/tokens"], tmp_path / "a.png")
+    draw_curves({"model": logs["spoiled"]}, ["train/tokens"], tmp_path / "b.png")
+    draw_curves({"model": logs["spoiled"] + logs["nothing"]}, ["train/tokens"], tmp_path / "c.png")
+    draw_curves({"model": logs["nothing"]}, ["train/tokens"], tmp_path / "d.png")
+    contents = [(tmp_path / f"{name}.png").read_bytes() for name in "abcd"]
+    assert contents[0] == contents[1] == contents[2] != contents[3]
+
+
+def test_masks_with_nan_are_no_scene(tmp_path):
+    images, true, masks, names = make_scenes(2)
+    masks[1, 0, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match="`masks` .* holds NaN"):
+        SceneScores(str(tmp_path))(images, true, masks, names, Evaluation())

@@ -88,7 +88,7 @@ MAY_IMPORT = {
     "cli": {"typer", "typing_extensions", "ocl_msf.cli", "ocl_msf.demo", "ocl_msf.files"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.results"},
     "__main__": {"ocl_msf.cli"},
-    "demo": HOST | {"ocl_msf.experiments"},
+    "demo": HOST | {"ocl_msf.experiments", "ocl_msf.files"},
     "data": FRAMEWORK
     | {"PIL", "crc32c", "google", "hydra", "lmdb", "pycocotools", "safetensors", "scipy", "tqdm"}
     | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
@@ -195,9 +195,10 @@ def test_no_module_asks_which_host_it_runs_in(path):
 
 @each_module
 def test_modules_stay_pure(path):
-    """No printing (but by commands), no moves to a device, no code from strings, no environment."""
+    """No printing (but by commands), no moves to a device, no code from strings, no environment (but by the CLI)."""
     banned = {"exec", "eval", "os.environ", "os.getenv"}
     banned |= set() if room_of(path) in COMMAND_LINES else {"print"}
+    banned -= {"os.environ"} if room_of(path) == "cli" else set()
     found = []
     for node in ast.walk(parse(path)):
         to_device = isinstance(node, ast.Call) and dotted(node.func).endswith(".cuda")

@@ -100,7 +100,7 @@ def sized_reference(size, true, predicted, true_number, predicted_number, area, 
             matched[present[column]] = ious[row, column]
         counted = [matched[n] for n in present if low <= a[n] <= high]
         scores += [np.mean(counted)] if counted else []
-    return np.mean(scores) if scores else 0
+    return np.mean(scores) if scores else np.nan
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large", "all"])
@@ -117,7 +117,7 @@ def test_sizes_are_exact(size, true_number, predicted_number, shape, void):
     masked = torch.from_numpy(ignored).unsqueeze(-3)
     score.update(masks(predicted, predicted_number), masks(true, true_number + 2), torch.from_numpy(area), masked)
     expected = sized_reference(size, true, predicted, true_number, predicted_number, area, ignored)
-    assert score.compute().item() == pytest.approx(expected, abs=1e-12)
+    assert score.compute().item() == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_images_that_are_void_everywhere_change_no_score_but_ari():
@@ -235,17 +235,17 @@ def test_samples_without_the_size_do_not_count():
     assert score.compute().item() == before
     empty = SizedMaskIoU("small", ignore_background=True)
     empty.update(masks(true * 0, 5), masks(true * 0, 5))
-    assert empty.compute() == 0
+    assert empty.compute().isnan()
 
 
 def test_an_object_of_a_video_is_as_large_as_in_the_frames_that_show_it():
     target = torch.zeros(1, 4, 1, 40, 40)
     target[:, 0, :, :30, :30] = 1  # 900 pixels in one frame, 1600 in another
     target[:, 1] = 1
-    for size, value in {"small": 0, "medium": 1}.items():
+    for size, value in {"small": float("nan"), "medium": 1}.items():
         score = SizedMaskIoU(size)
         score.update(torch.cat([target, 1 - target], 2), target)
-        assert score.compute() == value
+        assert score.compute().item() == pytest.approx(value, nan_ok=True)
 
 
 @pytest.mark.parametrize("wrong", ["size", "target", "area", "rank"])
@@ -390,7 +390,7 @@ def test_two_processes_score_as_one(tmp_path):
     for name, make in RANKS.items():
         metric = make()
         metric.update(*(maps,) if name in ("image", "set") else (data["prediction"], data["target"]))
-        assert found[name] == pytest.approx(metric.compute().item(), rel=1e-6), name
+        assert found[name] == pytest.approx(metric.compute().item(), rel=1e-6, nan_ok=True), name
 
 
 def test_order_of_samples_and_slots_does_not_matter():
@@ -401,3 +401,36 @@ def test_order_of_samples_and_slots_does_not_matter():
         score.update(masks(predicted, 5)[:, list(order)].flip(0), masks(true, 4).flip(0))
         values.append(score.compute().item())
     assert values == pytest.approx([values[0]] * len(values))
+
+
+@pytest.mark.parametrize("size", ["all", "large"])
+@pytest.mark.parametrize("spoiled", ["prediction", "target", "area", "ignore"])
+def test_nan_has_no_score(size, spoiled):
+    given = {"prediction": torch.rand(2, 3, 4, 4), "target": torch.ones(2, 1, 4, 4)}
+    given.update(area=torch.ones(2, 1), ignore=torch.zeros(2, 1, 4, 4))
+    given[spoiled][1].view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"`{spoiled}` .* holds NaN"):
+        SizedMaskIoU(size).update(**given)
+    given.pop("area")
+    if spoiled != "area":
+        with pytest.raises(ValueError, match=f"`{spoiled}` .* holds NaN"):
+            ARI().update(**given)
+
+
+@pytest.mark.parametrize("over", ["image", "set"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_guidance_that_is_not_finite_has_no_clusters(over, value):
+    guidance = torch.rand(2, 3, 4, 4)
+    guidance[1, 2, 3, 3] = value
+    with pytest.raises(ValueError, match="`guidance` .* NaN or infinity"):
+        ObjectSeparability(over=over).update(guidance)
+    with pytest.raises(ValueError, match="`guidance` .* NaN or infinity"):
+        object_separability(guidance, over=over)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # before any update
+def test_a_score_of_nothing_is_not_defined():
+    small = SizedMaskIoU("small")
+    small.update(torch.rand(1, 2, 4, 4), torch.ones(1, 1, 4, 4), torch.tensor([[1e6]]))
+    nothing = [small, SizedMaskIoU(), ObjectSeparability(), ObjectSeparability(over="set")]
+    assert all(metric.compute().isnan() for metric in nothing)

@@ -141,6 +141,33 @@ def test_the_best_on_test_is_the_best_on_validation(fake, monkeypatch, capsys):
     assert "best by ari+ari_fg on val, step 4" in capsys.readouterr().out
 
 
+def test_scores_that_are_not_defined_are_null_and_have_no_part_in_means(fake, monkeypatch, capsys):
+    """NaN is no JSON, but other programs write it."""
+    scores = {step: list(pair) for step, pair in SCORES.items()}
+    scores[4][0] = scores[6][1] = float("nan")
+    monkeypatch.setenv("SCORES", json.dumps(scores))
+    main(["protocol", str(fake)])
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[-5:]}
+    assert [x.strip() for x in rows["last"]] == ["20.00", "-"]
+    assert [x.strip() for x in rows["mean of 3"]] == ["15.00 ± 7.07", "35.00 ± 7.07"]
+    assert "best by ari+ari_fg on val, step 2" in rows  # the only one that has both
+    text = (fake / "protocol" / "val.json").read_text()
+    found = json.loads(text)
+    assert "NaN" not in text and found["last"]["ari_fg"] is None and found["checkpoints"]["4"]["ari"] is None
+    assert found["mean"]["ari_fg"] == pytest.approx(0.35)
+    assert Run.open(fake).protocol["mean"]["ari_fg"] == pytest.approx(0.35)
+
+    for path in (fake / "protocol" / "val").glob("*.json"):
+        path.unlink()
+    monkeypatch.setenv("SCORES", json.dumps(dict.fromkeys(scores, [0.5, float("nan")])))
+    main(["protocol", str(fake), "--by", "ari"])
+    found = json.loads((fake / "protocol" / "val.json").read_text())
+    assert found["mean"]["ari_fg"] is None and found["mean"]["ari"] == 0.5
+    assert "ari_fg" not in Run.open(fake).protocol["mean"]
+    with pytest.raises(SystemExit, match="no ari_fg; choose one of ari, tokens"):
+        main(["protocol", str(fake), "--by", "ari_fg"])
+
+
 def test_what_is_not_there_is_named(fake, tmp_path):
     empty = make_run(tmp_path / "empty", [])
     for arguments, message in [

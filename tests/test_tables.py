@@ -148,6 +148,18 @@ def test_a_table_has_means_and_spreads_beside_the_paper(tmp_path):
     assert len({line.count("|") for line in lines[2:]}) == 1
 
 
+def test_a_score_that_is_not_defined_has_no_part_in_the_mean(tmp_path):
+    part = TABLES["table7"][""]
+    cells = tables.plan(part, "coco", [0, 1], tmp_path)
+    sizes = {"miou_medium": 0.5, "miou_large": 0.5, "miou": 0.5}
+    finish(cells[0].jobs[1], 1000, cells[0].scoring, {"miou_small": None, **sizes})
+    finish(cells[1].jobs[1], 1000, cells[1].scoring, {"miou_small": 0.25, **sizes})
+    (line,) = [line for line in tables.markdown(part, "coco", cells).splitlines() if line.startswith("| SLATE |")]
+    assert line.startswith("| SLATE | 25.00 | 8.57 | 50.00 ± 0.00 |")
+    finish(cells[1].jobs[1], 1000, cells[1].scoring, dict.fromkeys(["miou_small", *sizes]))
+    assert cells[1].scoring.scores == {}  # it has been scored
+
+
 def test_distances_are_no_percentages():
     assert paper.value_of("inter", {"inter": 0.5}) == 0.5
     assert paper.format_scores("inter", [{"inter": 0.5}]) == "0.500"

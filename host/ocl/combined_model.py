@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ocl._loader.random_state import get_random_state, set_random_state
-from ocl.metrics import TensorStatistic
+from ocl.metrics.means import SampleMean
 from ocl.optimization import OptimizationWrapper
 from ocl.utils.checkpoints import load_weights
 from ocl.utils.routing import Combined
@@ -45,7 +45,7 @@ class CombinedModel(pl.LightningModule):
         self.models = models if isinstance(models, nn.Module) else Combined(**models)
         self.optimizer_builders, self.visualizations = optimizers, visualizations
         self.losses = nn.ModuleDict(losses)
-        self.validation_losses: Any = nn.ModuleDict({name: TensorStatistic() for name in (*losses, "loss_total")})
+        self.validation_losses: Any = nn.ModuleDict({name: SampleMean() for name in (*losses, "loss_total")})
         self.training_metrics: Any = nn.ModuleDict(training_metrics or {})
         self.evaluation_metrics: Any = nn.ModuleDict(evaluation_metrics or {})
         self.vis_log_frequency, self.return_outputs_on_validation = vis_log_frequency, False
@@ -87,7 +87,7 @@ class CombinedModel(pl.LightningModule):
         for name, value in losses.items():
             # Lightning's own mean of a number is wrong if ranks have different numbers of samples.
             mean = self.validation_losses[name]
-            mean.update(value.detach().expand(batch["batch_size"], 1))
+            mean.update(value.detach().expand(batch["batch_size"]))
             self.log(f"val/{name}", mean, **options)
         for name, metric in self.evaluation_metrics.items():
             metric.update(**outputs)

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional
 
-from ocl_msf.files import DataError, replacing
+from ocl_msf.files import DataError, encode_json, replacing
 
 SPLITS = ("train", "val", "test")
 FORMATS = ("webdataset", "lmdb")
@@ -77,7 +77,7 @@ def summarize(name: str, form: str, options: Dict[str, Any], files: Dict[str, Li
 def write_summary(path: Path, content: Dict[str, Any], indent: Optional[int] = 1) -> None:
     """Write a summary as JSON, which is much faster without indentation."""
     with replacing(path) as file:
-        file.write(json.dumps(content, indent=indent).encode() + b"\n")
+        file.write(encode_json(content, indent) + b"\n")
 
 
 def _read(path: Path) -> Dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tu
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ocl_msf.experiments.runs import Run, config_path, find_runs, furthest
+from ocl_msf.experiments.runs import Run, config_path, defined, find_runs, furthest
 from ocl_msf.experiments.tasks import assign
 
 
@@ -79,7 +79,7 @@ class Scoring(NamedTuple):
         """The scores where `run` is what there is of the job."""
         report = run.read_json(self.report) if run and run.finished else {}
         current = report and Path(report["checkpoint_path"]).name == run.checkpoint.name
-        return report["metrics"]["val"] if current else None
+        return defined(report["metrics"]["val"]) if current else None
 
     @property
     def command(self) -> List[str]:

@@ -7,15 +7,14 @@ clusters). On the test set, the best checkpoint is the one that is best on the v
 been scored before.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from ocl_msf.experiments.paper import format_scores, format_value, mean_and_deviation, value_of
+from ocl_msf.experiments.paper import format_scores, mean_and_deviation, value_of
 from ocl_msf.experiments.runs import Run, Scores, config_path, defined
 from ocl_msf.experiments.tasks import Task, assign, gpu_workers, pasteable, run_all
-from ocl_msf.files import DataError, replacing
+from ocl_msf.files import DataError, encode_json, replacing
 
 MEASURES = ("ari", "ari_fg", "mbo", "inter", "intra")  # and all kinds of mIoU; losses are only in the files
 
@@ -69,32 +68,31 @@ def _evaluate(reports: Path, command: List[str]) -> List[str]:
 
 
 def read_scores(run: Run, split: str, step: int) -> Scores:
-    """The scores of a run's checkpoint; empty if it has not been scored.
+    """The scores of a run's checkpoint, None for those that are not defined; empty if it has not been scored.
 
     Raises:
         DataError: the report is damaged.
     """
-    return defined(run.read_json(f"protocol/{split}/step-{step}.json").get("metrics", {}).get(split, {}))
+    return run.read_json(f"protocol/{split}/step-{step}.json").get("metrics", {}).get(split, {})
 
 
 def summarize(scores: Dict[int, Scores], by: str, best: Optional[int] = None) -> Dict[str, Any]:
-    """Summarize the scores of checkpoints.
+    """Summarize the scores of checkpoints. None is a score that is not defined; means are those of the others.
 
     Args:
         scores: by step.
-        by: the score whose maximum is the best; "a+b" is the sum of two.
+        by: the score whose maximum is the best; "a+b" is the sum of two. Some checkpoint has it.
         best: the step that is the best by other scores than these.
 
     Returns:
         `last`, `mean`, `deviation` (sample standard; 0 of one) and `best`: scores by name; `best_step`; `checkpoints`,
         all of them by step.
-
-    Raises:
-        KeyError: a checkpoint lacks a score.
     """
+    known = {step: defined(one) for step, one in scores.items()}
     if best not in scores:
-        best = max(scores, key=lambda step: value_of(by, scores[step]))
-    statistics = {name: mean_and_deviation([one[name] for one in scores.values()]) for name in scores[best]}
+        best = max(_having(by, known), key=lambda step: value_of(by, known[step]))
+    values = {name: [one[name] for one in known.values() if name in one] for one in scores.values() for name in one}
+    statistics = {name: mean_and_deviation(its) if its else (None, None) for name, its in values.items()}
     return {
         "last": scores[max(scores)],
         "mean": {name: mean for name, (mean, _) in statistics.items()},
@@ -105,19 +103,23 @@ def summarize(scores: Dict[int, Scores], by: str, best: Optional[int] = None) ->
     }
 
 
+def _having(measure: str, scores: Dict[int, Scores]) -> List[int]:
+    """The steps whose scores have a measure, the parts of a sum."""
+    return [step for step, one in scores.items() if set(measure.split("+")) <= set(defined(one))]
+
+
 def markdown(summary: Dict[str, Any], measure: str) -> str:
     """Write a summary as a table, in percent except for distances; `measure` says how the best was chosen."""
     names = [name for name in summary["best"] if name in MEASURES or name.startswith("miou")]
-    checkpoints = summary["checkpoints"].values()
+    checkpoints = [defined(one) for one in summary["checkpoints"].values()]
     rows = {
-        "last": [format_value(name, value_of(name, summary["last"])) for name in names],
-        f"mean of {len(checkpoints)}": [format_scores(name, checkpoints) for name in names],
-        f"best by {measure}, step {summary['best_step']}": [
-            format_value(name, value_of(name, summary["best"])) for name in names
-        ],
+        "last": [defined(summary["last"])],
+        f"mean of {len(checkpoints)}": checkpoints,
+        f"best by {measure}, step {summary['best_step']}": [defined(summary["best"])],
     }
-    lines = [f"| {' | '.join([label, *values])} |" for label, values in [("", names), *rows.items()]]
-    return "\n".join([lines[0], "|---" * (len(names) + 1) + "|", *lines[1:]])
+    lines = [[label, *(format_scores(name, its) for name in names)] for label, its in rows.items()]
+    table = [f"| {' | '.join(line)} |" for line in [["", *names], *lines]]
+    return "\n".join([table[0], "|---" * (len(names) + 1) + "|", *table[1:]])
 
 
 def report(run: Run, split: str, steps: Sequence[int], by: Optional[str]) -> str:
@@ -127,16 +129,16 @@ def report(run: Run, split: str, steps: Sequence[int], by: Optional[str]) -> str
         DataError: the checkpoints have no such score.
     """
     scores = {step: read_scores(run, split, step) for step in steps}
-    known = scores[max(scores)]
+    known = list(dict.fromkeys(name for one in scores.values() for name in defined(one)))
     by = by or ("ari+ari_fg" if "ari" in known else "inter")
-    if not set(by.split("+")) <= set(known):
+    if not _having(by, scores):
         raise DataError(f"The reports have no {by}; choose one of {', '.join(known)} with --by.")
     validation = {step: read_scores(run, "val", step) for step in steps}
-    on = "val" if all(validation.values()) else split
+    on = "val" if all(validation.values()) and _having(by, validation) else split
     best = summarize(validation, by)["best_step"] if on == "val" else None
     summary = {"split": split, "by": by, "best_on": on, **summarize(scores, by, best)}
     with replacing(run.folder / "protocol" / f"{split}.json") as file:
-        file.write(json.dumps(summary, indent=2).encode("utf-8"))
+        file.write(encode_json(summary, 2))
     return markdown(summary, f"{by} on {on}")
 
 

@@ -1,6 +1,5 @@
 """Runs: what a training and its evaluations have left in a folder, and which of several runs is wanted."""
 
-import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ocl_msf.experiments.logs import Log, join_logs, read_log, seconds_per_step
-from ocl_msf.files import DataError
+from ocl_msf.files import DataError, decode_json
 
 STEP = re.compile(r"step=?(\d+)(-v\d+)?\.ckpt$")  # with =: of earlier versions, and what Lightning makes by itself
 CHECKPOINTS = ("*/*/checkpoints/*.ckpt", "checkpoints/*.ckpt")  # of any logger, and of none
@@ -189,13 +188,13 @@ class Run:
 
     @cached_property
     def scores(self) -> Scores:
-        """Scores on the validation set by name, as far as evaluations have left them.
+        """Scores on the validation set by name, as far as evaluations have left them and they are defined.
 
         Raises:
             DataError: a report is damaged.
         """
         reports = [self.read_json(name).get("metrics", {}).get("val", {}) for name in REPORTS.values()]
-        return with_sum({name: value for report in reports for name, value in report.items()})
+        return with_sum({name: value for report in reports for name, value in defined(report).items()})
 
     @cached_property
     def protocol(self) -> Dict[str, Scores]:
@@ -205,7 +204,7 @@ class Run:
             DataError: its report is damaged.
         """
         report = self.read_json("protocol/val.json")
-        return {kind: with_sum(report[kind]) for kind in ("mean", "best") if kind in report}
+        return {kind: with_sum(defined(report[kind])) for kind in ("mean", "best") if kind in report}
 
     @cached_property
     def environment(self) -> Dict[str, str]:
@@ -218,14 +217,14 @@ class Run:
         return {name: str(value) for name, value in recorded.items()}
 
     def read_json(self, name: str, advice: str = "Delete it and evaluate again") -> Dict[str, Any]:
-        """Read a JSON file in the folder; empty if there is none.
+        """Read a JSON file in the folder; empty if there is none. What is not a number in it is None.
 
         Raises:
             DataError: it is damaged.
         """
         path = self.folder / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            content = decode_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise DataError(f"{path} is damaged ({error}). {advice}.") from error
         return content if isinstance(content, dict) else {}

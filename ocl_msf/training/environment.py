@@ -1,7 +1,6 @@
 """The versions and devices of a training, written into the run's folder when it starts."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -11,7 +10,7 @@ from typing import Dict
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ocl_msf.files import replacing
+from ocl_msf.files import encode_json, replacing
 
 FILE = Path("config") / "environment.json"
 PACKAGES = (
@@ -34,9 +33,8 @@ class RecordEnvironment(Callback):
         """
         if trainer.is_global_zero:
             device = f"{trainer.world_size} x {device_name(trainer.strategy.root_device)}"
-            text = json.dumps({"device": device, **software()}, indent=2)
             with replacing(Path(trainer.default_root_dir) / FILE) as file:
-                file.write(f"{text}\n".encode())
+                file.write(encode_json({"device": device, **software()}, 2) + b"\n")
 
 
 def device_name(device: torch.device) -> str:

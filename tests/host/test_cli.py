@@ -15,6 +15,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from ocl.cli import cli_utils, eval_utils
+from ocl.metrics.means import MeanMetric
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -303,6 +304,51 @@ def test_modules_metrics_and_stored_outputs(run, evaluate, tmp_path):
     assert np.load(tmp_path / "outputs" / "val" / "2.net.npy").shape == (4,)
     with pytest.raises(ValueError, match="`net` cannot be added"):
         evaluate(f"train_config_path={run}", modules={"net": identity})
+
+
+def strictly(text):
+    """Parse JSON, which has no NaN and no infinity."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+class Undefined(MeanMetric):
+    """A score of nothing."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def update(self):
+        pass
+
+    def compute(self):
+        return torch.tensor(self.value)
+
+
+def test_a_score_that_is_not_defined_is_null(run, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["ocl.metrics"], "Undefined", Undefined, raising=False)
+    named = ", ".join(
+        f"{name}: {{_target_: routed.ocl.metrics.Undefined, value: {value}}}"
+        for name, value in {"nothing": ".nan", "much": ".inf", "some": 0.5}.items()
+    )
+    evaluate(f"train_config_path={run}", f"evaluation_metrics={{{named}}}", "report_filename=other.json")
+    scores = strictly((tmp_path / "other.json").read_text())["metrics"]["val"]
+    assert (scores["nothing"], scores["much"], scores["some"]) == (None, None, 0.5) and scores["mse"] > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_has_diverged_is_not_scored(run, evaluate, tmp_path, value):
+    checkpoint = torch.load(cli_utils.find_checkpoint(str(run)), weights_only=True)
+    checkpoint["state_dict"]["models.net.bias"][:] = value
+    torch.save(checkpoint, tmp_path / "spoiled.ckpt")
+    spoiled = [f"train_config_path={run}", "checkpoint_path=spoiled.ckpt"]
+    with pytest.raises(ValueError, match=r"The loss `mse` is (nan|inf) on val.*checkpoint_path=PATH"):
+        evaluate(*spoiled, "skip_metrics=true")
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_evaluation_says_what_is_missing(run, evaluate, tmp_path):

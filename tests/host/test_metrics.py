@@ -52,6 +52,42 @@ def test_ari_without_any_foreground_is_perfect():
     assert score(metrics.ARIMetric(convert_target_one_hot=True), prediction, torch.zeros(1, 3, 4, 4)) == 1
 
 
+MASK_METRICS = [
+    metrics.ARIMetric(),
+    metrics.ARIMetric(False),
+    metrics.UnsupervisedMaskIoUMetric(),
+    metrics.UnsupervisedMaskIoUMetric(use_threshold=True),
+    metrics.AverageBestOverlapMetric(),
+    metrics.BestOverlapObjectRecoveryMetric(),
+    metrics.MaskCorLocMetric(),
+]
+
+
+@pytest.mark.parametrize("metric", MASK_METRICS, ids=repr)
+@pytest.mark.parametrize("spoiled", ["prediction", "target", "ignore"])
+@pytest.mark.parametrize("lead", [(2,), (2, 3)])
+def test_nan_has_no_score(metric, spoiled, lead):
+    """Not in one pixel; infinity does, since decoders mask slots by it."""
+    masks = {"prediction": torch.rand(*lead, 3, 4, 4), "target": torch.zeros(*lead, 2, 4, 4)}
+    masks["target"][..., 1, :, :2] = 1  # one object
+    masks["ignore"] = torch.zeros(*lead, 1, 4, 4)
+    masks["prediction"][..., 0, :, :] = -torch.inf
+    metric.reset()
+    metric.update(**masks)
+    masks[spoiled][-1, ..., 0, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match=f"`{spoiled}` .* holds NaN"):
+        metric.update(**masks)
+    assert metric.count == len(lead[:1]) * 2
+
+
+def test_nan_has_no_score_among_patches_and_no_statistic():
+    with pytest.raises(ValueError, match="`prediction` .* holds NaN"):
+        metrics.PatchARIMetric().update(torch.full((1, 3, 16), torch.nan), torch.ones(1, 2, 8, 8))
+    for tensor in (torch.tensor(torch.nan), torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])):
+        with pytest.raises(ValueError, match="`tensor` .* holds NaN"):
+            metrics.TensorStatistic().update(tensor)
+
+
 def test_ari_of_dense_and_overlapping_masks():
     true, predicted = random_ids(1)
     target, prediction = one_hot(true, 4), one_hot(predicted, 5)

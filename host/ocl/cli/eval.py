@@ -5,6 +5,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -167,7 +168,11 @@ def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
 def evaluate_split(
     config: DictConfig, trainer: pl.Trainer, model: CombinedModel, datamodule: Any, split: str
 ) -> dict[str, float]:
-    """Evaluate a split, store outputs if they are asked for, and return losses and metrics by name."""
+    """Evaluate a split, store outputs if they are asked for, and return losses and metrics by name.
+
+    Raises:
+        ValueError: If a loss is not finite.
+    """
     datamodule.setup(STAGES[split])
     batches = getattr(datamodule, f"{split}_dataloader")()
     if config.save_outputs and config.n_samples_to_store is not None:
@@ -182,16 +187,34 @@ def evaluate_split(
             eval_utils.save_outputs(folder, extractor.get_outputs())
             log.info("Outputs of %s are in %s", split, folder)
     metrics = {re.sub("^val/", "", name): value for name, value in metrics.items()}
+    refuse_diverged({name: metrics[name] for name in model.validation_losses if name in metrics}, split)
     if trainer.is_global_zero:
         log.info("%s: %s", split, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     return metrics
 
 
+def refuse_diverged(losses: dict[str, float], split: str) -> None:
+    """Raise a ValueError if a loss of a split is not finite."""
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss `{name}` is {value} on {split}: the training has diverged, or the data hold NaN. "
+                "Evaluate an earlier checkpoint with checkpoint_path=PATH."
+            )
+
+
+def null_undefined(report: Any) -> Any:
+    """Copy nested dicts, with None for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(report, dict):
+        return {name: null_undefined(value) for name, value in report.items()}
+    return None if isinstance(report, float) and not math.isfinite(report) else report
+
+
 def write_report(path: str, report: dict[str, Any]) -> None:
-    """Write JSON, so that the file is there as a whole or not at all."""
+    """Write JSON, so that the file is there as a whole or not at all; what is not defined is null."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w") as file:
-        json.dump(report, file, indent=2)
+        json.dump(null_undefined(report), file, indent=2, allow_nan=False)
         file.write("\n")
     os.replace(temporary, path)
 

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ocl.metrics.means import MeanMetric
+from ocl.metrics.means import MeanMetric, refuse_nan
 from ocl.utils.resizing import resize_patches_to_image
 
 
@@ -23,6 +23,7 @@ def _flatten(prediction: Tensor, target: Tensor, ignore: Optional[Tensor], from_
             "Expected predictions (b, c, h, w), targets (b, k, h, w) and pixels to ignore (b, 1, h, w), "
             f"or videos with an axis t behind b, all of one size, got shapes {shapes}."
         )
+    refuse_nan(prediction=prediction, target=target, ignore=ignore)
     ignore = torch.zeros_like(prediction[..., :1, :, :]) if ignore is None else ignore
     scores, target, ignored = (mask.movedim(-3, 1).flatten(2) for mask in (prediction, target, ignore))
     return scores, target[:, from_class:], ignored > 0
@@ -89,7 +90,7 @@ class ARIMetric(MeanMetric):
             ignore: (b, 1, h, w) or (b, t, 1, h, w), true where pixels are left out.
 
         Raises:
-            ValueError: If shapes do not fit or true masks overlap.
+            ValueError: If shapes do not fit, true masks overlap, or something holds NaN.
         """
         scores, target, ignored = _flatten(prediction, target, ignore, int(self.foreground))
         labeled = target > 0
@@ -170,7 +171,7 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
             ignore: (b, 1, h, w) or (b, t, 1, h, w), true where pixels are left out.
 
         Raises:
-            ValueError: If shapes do not fit or true masks overlap.
+            ValueError: If shapes do not fit, true masks overlap, or something holds NaN.
         """
         scores, target, ignored = _flatten(prediction, target, ignore, int(self.ignore_background))
         predicted = scores > self.threshold if self.use_threshold else _one_hot_argmax(scores)

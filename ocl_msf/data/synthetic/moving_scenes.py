@@ -22,7 +22,7 @@ from ocl_msf.data.synthetic._sprites import OUTLINES, WALLS, MovingObject, Movin
 from ocl_msf.data.synthetic._textures import sample_material
 from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import run_tasks
-from ocl_msf.files import DataError, replacing
+from ocl_msf.files import DataError, encode_json, replacing
 
 VERSION = 1  # of the generator: videos of different versions differ and must not be mixed
 VARIANTS = ("c", "d", "e")
@@ -138,7 +138,7 @@ def _record_settings(folder: Path, settings: Dict[str, Any]) -> None:
             raise DataError(f"{folder} has videos of other settings ({earlier}). Use those or another folder.")
         return
     with replacing(path) as file:
-        file.write(json.dumps(settings).encode())
+        file.write(encode_json(settings))
 
 
 def make_moving_scenes(

@@ -19,7 +19,7 @@ from ocl_msf.data.synthetic._render import Camera, Light, Scene, render, trace
 from ocl_msf.data.synthetic._shapes import SHAPES, Body
 from ocl_msf.data.synthetic._textures import Material, sample_material
 from ocl_msf.data.workers import run_tasks
-from ocl_msf.files import DataError, replacing
+from ocl_msf.files import DataError, encode_json, replacing
 
 VERSION = 1  # of the generator: scenes of different versions differ and must not be mixed
 SIZES = {"large": (1.0, 1.35), "medium": (0.5, 0.75), "small": (0.22, 0.33)}
@@ -178,7 +178,7 @@ def write_scene(out: Path, seed: int, size: Tuple[int, int], index: int) -> None
     contents = {
         ".png": encode_png(Image.fromarray(np.concatenate([render(scene), opaque], axis=2)), 1),
         "_flat.png": encode_png(palette_image, 1),
-        ".json": json.dumps(metadata, indent=1).encode(),
+        ".json": encode_json(metadata, 1),
     }
     for ending, content in contents.items():
         with replacing(path.with_name(path.name + ending)) as file:

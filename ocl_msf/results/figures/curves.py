@@ -1,5 +1,6 @@
 """Curves: losses and scores over training, the use of codebooks, and the distribution of scores over scenes."""
 
+import math
 import re
 from pathlib import Path
 from typing import List, Mapping, Sequence, Tuple
@@ -132,7 +133,9 @@ def _codebooks(logs: Sequence[Log]) -> Mapping[str, Tuple[str, int]]:
 
 
 def _lines(logs: Sequence[Log], name: str, scale: float = 1) -> List[Line]:
-    return [[(event[0], scale * event[1]) for event in log[name]] for log in logs if name in log]
+    """The points of each log, without those that are not finite; logs that have none are left out."""
+    lines = [[(event[0], scale * event[1]) for event in log.get(name, ())] for log in logs]
+    return [finite for line in lines for finite in [[point for point in line if math.isfinite(point[1])]] if finite]
 
 
 def _plot(axis: Axes, lines: Sequence[Line], label: str, number: int) -> None:

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 from ocl_msf.files import DataError, replacing
-from ocl_msf.metrics import ARI
+from ocl_msf.metrics import ARI, refuse_nan
 from ocl_msf.results.figures._saved import LowestRanks, load_arrays, rank_of
 from ocl_msf.results.style import STYLE, enlarge, paint_segments, picture_grid, save, to_pixels
 from ocl_msf.training.callbacks import at_validation_end
@@ -92,7 +92,11 @@ class SceneScores(nn.Module):
 
         Returns:
             How many scenes this rank has scored.
+
+        Raises:
+            ValueError: masks hold NaN.
         """
+        refuse_nan(masks=masks, true_masks=true_masks, ignore=ignore)
         at_validation_end(model.trainer, self._write)
         for number, name in enumerate(key):
             one = slice(number, number + 1)
