@@ -322,7 +322,7 @@ class Undefined(MeanMetric):
         super().__init__()
         self.value = value
 
-    def update(self):
+    def update(self, **outputs):
         pass
 
     def compute(self):
@@ -333,7 +333,7 @@ def test_a_score_that_is_not_defined_is_null(run, evaluate, tmp_path, monkeypatc
     monkeypatch.setattr(sys.modules["ocl.metrics"], "Undefined", Undefined, raising=False)
     named = ", ".join(
         f"{name}: {{_target_: routed.ocl.metrics.Undefined, value: {value}}}"
-        for name, value in {"nothing": ".nan", "much": ".inf", "some": 0.5}.items()
+        for name, value in {"nothing": "nan", "much": "inf", "some": 0.5}.items()
     )
     evaluate(f"train_config_path={run}", f"evaluation_metrics={{{named}}}", "report_filename=other.json")
     scores = strictly((tmp_path / "other.json").read_text())["metrics"]["val"]
