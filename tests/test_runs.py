@@ -85,6 +85,12 @@ def test_a_run_is_resumed_from_another_relative_to_where_it_was_launched(tmp_pat
     assert run.predecessor is None and run.first_step == 20 and run.all_checkpoints == {}
 
 
+def test_a_run_that_does_not_say_where_it_was_launched_says_what_is_missing(tmp_path):
+    run = Run.open(configure(tmp_path, load_checkpoint="outputs/a/epoch0000-step0000020.ckpt"))
+    with pytest.raises(DataError, match=r"hydra\.yaml is missing.*load_checkpoint=outputs"):
+        run.resumed_from  # noqa: B018
+
+
 def test_steps_are_read_from_names_of_today_and_of_before(tmp_path):
     """Those of earlier versions are Lightning's own, which adds a version where a file of the name is there."""
     checkpoints = make_run(tmp_path, steps=(), max_steps=30)

@@ -155,7 +155,10 @@ class Run:
         recorded = self.config.get("load_checkpoint")
         if not recorded or Path(recorded).is_absolute():
             return Path(recorded) if recorded else None
-        return Path(OmegaConf.load(self.folder / "config" / "hydra.yaml").hydra.runtime.cwd, recorded)
+        launch = self.folder / "config" / "hydra.yaml"
+        if not launch.is_file():
+            raise DataError(f"{launch} is missing: it says where the run's load_checkpoint={recorded} begins.")
+        return Path(OmegaConf.load(launch).hydra.runtime.cwd, recorded)
 
     @property
     def first_step(self) -> int:
