@@ -129,6 +129,37 @@ def test_variants_and_scales_can_still_be_chosen():
     assert set(model.losses) == {"tokens", "tokens_2"}
 
 
+def test_a_preset_behind_the_guidance_keeps_the_communitys_slots_and_images(launch):
+    plain = compose(*guided("movi_c", "experiment.data=any"))
+    config = compose("+experiment=slate/movi_c", "+msf=guidance", "+msf/preset=cpu", "experiment.data=any")
+    assert config.trainer.devices == 1
+    assert (config.experiment.token_dim, config.dataset.eval_batch_size) == (64, 8)
+    for name in ("experiment.slots.dim", "experiment.image_size", "experiment.guidance_size"):
+        assert OmegaConf.select(config, name) == OmegaConf.select(plain, name), name
+    decoder = build_model_from_config(config).models["decoder"]
+    tree = {"perceptual_grouping": {"objects": torch.randn(2, 11, 192), "is_empty": None}}
+    tree["guidance"] = {"features": torch.randn(2, 64, 32, 32)}
+    assert all(logits.shape[:2] == (2, 32 * 32) for logits in decoder(inputs=tree).logits)
+
+
+def test_a_preset_before_the_guidance_is_refused_in_a_sentence():
+    config = compose("+experiment=slate/movi_c", "+msf/preset=cpu", "+msf=guidance", "experiment.data=any")
+    with pytest.raises(Exception, match=r"\+msf/preset=cpu must stand behind \+msf=guidance"):
+        build_model_from_config(config)
+
+
+def test_the_shards_of_a_small_conversion_are_those_of_its_summary(shards, monkeypatch):
+    monkeypatch.setenv("DATASET_PREFIX", str(shards))
+    chosen = ["+experiment=slate/movi_c", "+msf=guidance", "+msf/shards=converted", "experiment.data=clevrtex"]
+    dataset = compose(*chosen).dataset
+    assert sorted(dataset.train_shards) == sorted(map(str, (shards / "clevrtex/train").glob("*.tar")))
+    validation = sorted(map(str, (shards / "clevrtex/val").glob("*.tar")))
+    assert sorted(dataset.test_shards) == sorted(dataset.val_shards) == validation
+    missing = compose(*chosen[:3], "experiment.data=movi_c").dataset
+    with pytest.raises(Exception, match="movi_c has no summary.json. Set DATASET_PREFIX"):
+        list(missing.train_shards)
+
+
 def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint, run_program, tmp_path):
     checkpoint = f"experiment.vae_checkpoint={vae_checkpoint}"
     command = guided("movi_c", checkpoint, "+dataset.eval_batch_size=2")

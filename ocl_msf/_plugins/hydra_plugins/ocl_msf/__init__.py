@@ -1,8 +1,9 @@
 """Tells every Hydra application of this environment what `ocl_msf` has: its configs and resolvers."""
 
 import importlib.util
+import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, List, NoReturn
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -30,6 +31,8 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_run_folder", run_folder, replace=True)
         OmegaConf.register_new_resolver("msf_former", refuse, replace=True)
         OmegaConf.register_new_resolver("msf_setting", setting, replace=True)
+        OmegaConf.register_new_resolver("msf_before_preset", before_preset, replace=True)
+        OmegaConf.register_new_resolver("msf_shards", converted_shards, replace=True)
         store = ConfigStore.instance().store
         for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
             scores = {"defaults": ["/evaluation/msf/scores"]}
@@ -66,6 +69,33 @@ def setting(key: str, *, _root_: DictConfig) -> Any:
         if OmegaConf.select(_root_, former) is not None:
             raise ValueError(f"{former} is called {name} now.")
     return OmegaConf.select(_root_, key)
+
+
+def before_preset(value: Any, *, _root_: DictConfig) -> Any:
+    """The value, in `+msf=guidance`, unless a preset stands before it: the defaults would replace its numbers."""
+    name = OmegaConf.select(_root_, "experiment.preset_name")
+    if name and not _root_.experiment.preset:  # set by the preset, then replaced
+        raise ValueError(f"+msf/preset={name} must stand behind +msf=guidance on the command line.")
+    return value
+
+
+def converted_shards(prefix: str, name: str, split: str) -> List[str]:
+    """Paths of the shards that the summary of a converted data set names, for `+msf/shards=converted`.
+
+    Args:
+        prefix: Folder of all data sets, DATASET_PREFIX.
+        name: Folder of this one below it.
+        split: `test` is `val` where the data have none, as in MOVi.
+
+    Raises:
+        ValueError: nothing was converted there.
+    """
+    folder = Path(to_absolute_path(prefix)) / name
+    if not (folder / "summary.json").is_file():
+        raise ValueError(f"{folder} has no summary.json. Set DATASET_PREFIX to OUT of `ocl-msf convert`.")
+    splits = json.loads((folder / "summary.json").read_text())["splits"]
+    content = splits.get(split) or splits["val"]
+    return [str(folder / file["name"]) for file in content["shards"]]
 
 
 def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
