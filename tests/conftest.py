@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,31 @@ def run_program(tmp_path_factory):
     yield run
     server.stdin.close()
     assert server.wait() == 0
+
+
+@pytest.fixture(scope="session")
+def run_limited():
+    """`run_in_time`, for tests in any folder."""
+    return run_in_time
+
+
+def run_in_time(command, seconds=900, **options):
+    """Run a command; after the limit all its processes print the stacks of their threads, and are ended.
+
+    Args:
+        command: Program and arguments.
+        seconds: The limit.
+        **options: Of `subprocess.Popen`.
+
+    Returns:
+        The exit status, and everything that was printed.
+    """
+    environment = dict(options.pop("env", os.environ), PYTHONFAULTHANDLER="1")  # prints stacks at SIGABRT
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes, **options) as process:
+        try:
+            printed, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGABRT)
+            printed, _ = process.communicate()
+    return process.returncode, printed

@@ -2,6 +2,7 @@ import itertools
 import random
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -241,12 +242,12 @@ trainer.fit(Journal(), data)
 
 
 @pytest.mark.slow
-def test_two_processes_share_every_epoch(prefix, tmp_path):
+def test_two_processes_share_every_epoch(prefix, run_limited, tmp_path):
     """A real run of DDP over gloo: 23 samples to train, 11 for each rank, 7 to validate."""
     (tmp_path / "run.py").write_text(DDP)
     command = [sys.executable, str(tmp_path / "run.py"), prefix, str(tmp_path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
+    status, printed = run_limited(command)
+    assert status == 0, printed
     read = {path.stem: path.read_text().split() for path in tmp_path.glob("*-*.txt")}
     everything, epochs = {f"{i:06d}" for i in range(23)}, []
     for epoch in "01":
@@ -256,6 +257,17 @@ def test_two_processes_share_every_epoch(prefix, tmp_path):
         assert len(set(epochs[-1])) == 22 and set(epochs[-1]) < everything
         assert sorted(read[f"val-{epoch}-0"] + read[f"val-{epoch}-1"]) == [f"{i:06d}" for i in range(23, 30)]
     assert epochs[0] != epochs[1]
+
+
+def stuck(image):
+    threading.Event().wait()
+
+
+def test_a_worker_that_gives_nothing_is_named_and_ended(prefix):
+    transforms = {"a": SimpleTransform({"image": stuck}, False)}
+    data = LMDBDataModule(prefix, "clevrtex_lmdb", transforms, batch_size=2, num_workers=1, worker_timeout=1)
+    with pytest.raises(RuntimeError, match=r"Rank 0 got no batch from data worker 0 \(process \d+\) for 1 s"):
+        next(iter(data.train_dataloader()))
 
 
 def bright(image):

@@ -16,6 +16,7 @@ from ocl._loader.random_samples import RandomSamples
 from ocl._loader.random_state import draw_seed, get_random_state, set_random_state
 from ocl._loader.ranks import gather, share_of_rank
 from ocl._loader.shards import Damage, ShardError, ShardReader, Shards, expand_shards, explain_missing_fields
+from ocl._loader.workers import WORKER_TIMEOUT
 from ocl.data_decoding import decode_samples
 from ocl.transforms import Transform
 
@@ -160,6 +161,7 @@ class WebdatasetDataModule(_SplitDataModule):
         use_autopadding: Pad fields of different shape with zeros.
         on_error: What to do about a damaged shard or sample: `raise` an error that names it, or `skip` it
             and the rest of the shard, with a warning that counts and a last one in the end.
+        worker_timeout: Seconds that a worker may take for a batch before training ends with an error; 0 for no limit.
 
     Raises:
         ValueError: If there are no shards at all, or `on_error` is unknown.
@@ -182,6 +184,7 @@ class WebdatasetDataModule(_SplitDataModule):
         shuffle_buffer_size: Optional[int] = None,
         use_autopadding: bool = False,
         on_error: str = "raise",
+        worker_timeout: float = WORKER_TIMEOUT,
     ):
         sizes = (train_size, val_size, test_size)
         super().__init__(batch_size, eval_batch_size, train_transforms, eval_transforms, sizes)
@@ -193,7 +196,7 @@ class WebdatasetDataModule(_SplitDataModule):
         self.num_workers, self.use_autopadding = num_workers, use_autopadding
         self.shuffle_train = shuffle_train
         self.shuffle_buffer_size = 4 * batch_size if shuffle_buffer_size is None else shuffle_buffer_size
-        self.on_error, self.n_damaged = on_error, 0
+        self.on_error, self.n_damaged, self.worker_timeout = on_error, 0, worker_timeout
 
     def teardown(self, stage: Optional[str] = None) -> None:
         """Report how many damaged shards and samples were skipped."""
@@ -227,6 +230,7 @@ class WebdatasetDataModule(_SplitDataModule):
         batches = Batches(self._samples(split), finish, self._batch_size(split), keep_partial=split != "train")
         size = self._size(split)
         options: dict[str, Any] = dict(size=size, num_workers=self.num_workers, on_damage=self._report)
+        options["worker_timeout"] = self.worker_timeout
         # Lightning would take a loader of length 0 for nothing to do.
         if split != "train":
             if size == 0:

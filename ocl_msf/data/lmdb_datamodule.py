@@ -9,11 +9,12 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from ocl_msf._host import require_host
 from ocl_msf.data._pipe import Pipe
 from ocl_msf.data._randomness import random_state, seed_all, set_random_state, with_own_rng
+from ocl_msf.data._workers import WORKER_TIMEOUT, SentByValue, WorkerLoader
 from ocl_msf.data.datamodule import check_batch, find_files
 from ocl_msf.data.datamodule import rank_and_count as _rank
 from ocl_msf.data.lmdb import LMDBFile
@@ -42,6 +43,7 @@ class LMDBDataModule(LightningDataModule):
             use_autopadding: Those of `ShardDataModule`; `batch_size` is that of a rank.
         shuffle_train: Permute training samples.
         seed: Of everything random; 0 where None.
+        worker_timeout: Seconds that a worker may take for a batch before the run ends with an error; 0 for no limit.
 
     Raises:
         ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
@@ -59,6 +61,7 @@ class LMDBDataModule(LightningDataModule):
         shuffle_train: bool = True,
         use_autopadding: bool = False,
         seed: Optional[int] = 0,
+        worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__()
         self.splits = find_files(prefix, name, ".lmdb")
@@ -70,6 +73,7 @@ class LMDBDataModule(LightningDataModule):
         self.shuffle_train = shuffle_train
         self.use_autopadding = use_autopadding
         self.seed = seed or 0
+        self.worker_timeout = worker_timeout
         self._epoch = -1  # number of the current pass over the training data
         self._resumed: Optional[Dict[str, Any]] = None  # where the next pass begins after an interruption
         for split in SPLITS:
@@ -107,6 +111,7 @@ class LMDBDataModule(LightningDataModule):
         if is_train and not batches.unsure:
             check_batch(batches.samples, self.batch_size, _rank()[1])
         loader = _Loader(batches, batch_size=None, num_workers=self.num_workers, worker_init_fn=_seed_worker)
+        loader.worker_timeout = self.worker_timeout
         loader.begin_pass = self.begin_pass if is_train else _first_pass
         return loader
 
@@ -148,7 +153,7 @@ def _seed_worker(number: int) -> None:
     seed_all(torch.initial_seed())
 
 
-class _Loader(DataLoader):
+class _Loader(WorkerLoader):
     """Begins passes in the process that knows the rank; what they draw leaves its generators as they are."""
 
     begin_pass: Callable[[], Tuple[int, int]]
@@ -177,7 +182,7 @@ class _Loader(DataLoader):
             )
 
 
-class _Batches(IterableDataset):
+class _Batches(SentByValue):
     """Collated batches of one rank; each worker makes every n-th."""
 
     def __init__(

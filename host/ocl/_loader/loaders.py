@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Optional
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from ocl._loader.pipe import Pipe, group
 from ocl._loader.random_state import draw_seed, with_own_randomness
 from ocl._loader.ranks import Pass, gather, new_pass, world_size
 from ocl._loader.shards import Damage, ShardError
+from ocl._loader.workers import WORKER_TIMEOUT, SentByValue, WorkerLoader
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class Rest:
     samples: list
 
 
-class Batches(IterableDataset):
+class Batches(SentByValue):
     """Batches of samples; between them `Damage` that was skipped, and at last a `Rest` of training samples.
 
     Args:
@@ -57,7 +58,7 @@ def _empty(items: list) -> Iterator:
         yield items.pop(0)
 
 
-class _SeededLoader(DataLoader):
+class _SeededLoader(WorkerLoader):
     """Loader of a dataset of batches, in which everything random follows from a seed."""
 
     def __init__(self, dataset: IterableDataset, **options: Any):
@@ -77,15 +78,23 @@ class _BatchLoader(_SeededLoader):
         dataset: The `Batches`.
         size: Declared number of samples, or None.
         on_damage: Called in this process with each `Damage` that a reader skipped.
+        worker_timeout: See `WorkerLoader`.
         **options: Further options of `DataLoader`; Lightning looks for these, and for all named arguments, among the
             attributes when it rebuilds a loader.
     """
 
     dataset: Batches
 
-    def __init__(self, dataset: Batches, size: Optional[int], on_damage: Callable[[Damage], Any], **options: Any):
+    def __init__(
+        self,
+        dataset: Batches,
+        size: Optional[int],
+        on_damage: Callable[[Damage], Any],
+        worker_timeout: float = WORKER_TIMEOUT,
+        **options: Any,
+    ):
         super().__init__(dataset, **options)
-        self.size, self.on_damage = size, on_damage
+        self.size, self.on_damage, self.worker_timeout = size, on_damage, worker_timeout
 
     def read(self, current_pass: Pass) -> Iterator:
         """Iterate the batches, and the rests, of one pass on this rank."""
