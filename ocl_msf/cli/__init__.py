@@ -15,10 +15,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run a command.
 
     Args:
-        arguments: What follows `ocl-msf`; by default that of this process.
+        arguments: what follows `ocl-msf`; by default that of this process.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: it failed.
     """
     try:
         app(None if arguments is None else [str(word) for word in arguments], prog_name="ocl-msf")

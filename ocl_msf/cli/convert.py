@@ -95,8 +95,8 @@ def converter(*example: str, filtered: bool = False) -> Callable[[Callable[..., 
     """Add the command of a data set, named like the function: its parameters are the options of this data set alone.
 
     Args:
-        example: Options after RAW OUT in the example of the help.
-        filtered: Whether it also has the filter of objects.
+        example: options after RAW OUT in the example of the help.
+        filtered: whether it also has the filter of objects.
     """
 
     def add(function: Callable[..., None]) -> None:

@@ -91,8 +91,8 @@ def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[st
     """Decode fields of a sample, copying them; safetensors itself decodes all fields of what is in memory.
 
     Args:
-        value: The sample in the safetensors format.
-        fields: Prefixes of the names to decode; names that begin with `_` always are. None decodes all.
+        value: the sample in the safetensors format.
+        fields: prefixes of the names to decode; names that begin with `_` always are. None decodes all.
     """
     start = 8 + int.from_bytes(value[:8], "little")
     sample = {}
@@ -196,7 +196,7 @@ class LMDBFile:
     """The samples of one split; each process opens the file when it first reads.
 
     Args:
-        path: The file.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -206,7 +206,7 @@ class LMDBFile:
         """The keys of all samples, in order.
 
         Raises:
-            DataError: The file has another layout.
+            DataError: the file has another layout.
         """
         with _environment(self.path).begin() as reading:
             schema = reading.get(b"__schema__", b"")

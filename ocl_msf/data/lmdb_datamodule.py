@@ -40,8 +40,8 @@ class LMDBDataModule(LightningDataModule):
     Args:
         prefix, name, train_transforms, eval_transforms, batch_size, eval_batch_size, num_workers,
             use_autopadding: Those of `ShardDataModule`; `batch_size` is that of a rank.
-        shuffle_train: Permute training samples.
-        seed: Of everything random; 0 where None.
+        shuffle_train: permute training samples.
+        seed: of everything random; 0 where None.
 
     Raises:
         ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
@@ -204,7 +204,7 @@ class _Batches(IterableDataset):
         """Choose this rank's samples of a pass; returns the seed of what is random in it.
 
         Raises:
-            ValueError: Ranks could get different numbers of training batches, and wait for each other for ever.
+            ValueError: ranks could get different numbers of training batches, and wait for each other for ever.
         """
         rank, ranks = _rank()
         if self.is_train and ranks > 1 and self.unsure:

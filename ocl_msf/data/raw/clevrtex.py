@@ -43,15 +43,15 @@ def prepare(
     """Find the scenes in `raw` and plan their conversion.
 
     Args:
-        raw: Folder of the download.
-        variant: One of `VARIANTS`.
-        splits: Ranges of scenes by index, such as "train=0:100"; by default the benchmark's for full (the first tenth
+        raw: folder of the download.
+        variant: one of `VARIANTS`.
+        splits: ranges of scenes by index, such as "train=0:100"; by default the benchmark's for full (the first tenth
             of the scenes that are there is test, the second val, the rest train) and "test=:" for the others.
-        crop: Side of the central square, by the image height: 1, or the benchmark's 0.8.
-        size: Side of the output in pixels.
+        crop: side of the central square, by the image height: 1, or the benchmark's 0.8.
+        size: side of the output in pixels.
 
     Raises:
-        DataError: There are no scenes, some are doubled or lack their mask, or the splits do not fit them.
+        DataError: there are no scenes, some are doubled or lack their mask, or the splits do not fit them.
     """
     if not 0 < crop <= 1:
         raise DataError(f"--crop {crop} is not a share of the image height. Choose a number in (0, 1].")
@@ -160,7 +160,7 @@ def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
         empty. An object outside the crop has an empty mask.
 
     Raises:
-        Rejected: The scene is missing, a file is damaged, or the mask does not fit.
+        Rejected: the scene is missing, a file is damaged, or the mask does not fit.
     """
     name = f"scene {scene.index}"
     if not scene.image:
