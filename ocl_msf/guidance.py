@@ -37,7 +37,7 @@ class FrozenGuidance(Frozen):
         min_scales: the fewest scales that the decoders need, where several scales guide.
 
     Raises:
-        ValueError: the VAE has not so many scales.
+        ValueError: the VAE has fewer scales.
     """
 
     vae: VQVAE

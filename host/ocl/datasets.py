@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class _SplitDataModule(pl.LightningDataModule):
     """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`.
 
-    Checkpoints hold how far training is in its data, and the random states of all ranks: a resumed training goes on
-    with the next batch, and everything random as if there had been no interruption.
+    Checkpoints hold the position in the training data and the random states of all ranks: a resumed training continues
+    with the next batch, and with the same random numbers as without the interruption.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class _SplitDataModule(pl.LightningDataModule):
         self._resumed: Optional[dict[str, Any]] = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training is in its data, and the random states."""
+        """Return the position in the training data, and the random states."""
         trainer: Any = self.trainer
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         return {

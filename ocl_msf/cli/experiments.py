@@ -52,7 +52,7 @@ def tables(
     slurm: Annotated[
         Optional[List[str]], Option(metavar="[KEY=VALUE]...", help="Through SLURM, with these overrides.")
     ] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the commands and what there is.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print commands and scores so far; run nothing.")] = False,
 ) -> None:
     """Make one of the paper's tables.
 
@@ -74,7 +74,7 @@ def protocol(
     split: Literal["train", "val", "test"] = "val",
     last: Annotated[int, Option(min=1, help="How many checkpoints.")] = 25,
     by: Annotated[
-        Optional[str], Option(help="What the best has most of; by default ari+ari_fg, in stage 1 inter.")
+        Optional[str], Option(help="Score that decides which is the best; by default ari+ari_fg, in stage 1 inter.")
     ] = None,
     gpus: Gpus = "",
     settings: Annotated[

@@ -1,4 +1,4 @@
-"""Commands that show what runs have given."""
+"""Commands that show the results of runs."""
 
 import datetime
 from pathlib import Path
@@ -122,8 +122,10 @@ def report(
 def edit(
     run: Annotated[Path, Argument(help="Folder of a run of stage 2, or a checkpoint in it.", show_default=False)],
     images: Annotated[Tuple[Path, Path], Argument(metavar="A B", help="Two pictures.", show_default=False)],
-    swap: Annotated[Optional[List[str]], Option(metavar="A:B...", help="Slot of A for slot of B.")] = None,
-    drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out.")] = None,
+    swap: Annotated[
+        Optional[List[str]], Option(metavar="A:B...", help="Exchange a slot of A and one of B, from 0.")
+    ] = None,
+    drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out, from 0.")] = None,
     out: Picture = Path("edit.png"),
 ) -> None:
     """Swap or drop slots of two images.

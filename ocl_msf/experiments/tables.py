@@ -133,9 +133,9 @@ def estimate(jobs: Sequence[Job], workers: int = 1, find: Find = run_of) -> str:
 
 
 def tasks_of(plans: Sequence[PlannedRow], launcher: Sequence[str] = (), find: Find = run_of) -> List[Task]:
-    """Order what plans need, each job once; `launcher` is appended to every command, `find` says what there is.
+    """Order what plans need, each job once; `launcher` is appended to every command, `find` finds existing runs.
 
-    Jobs of one experiment with the same root never run side by side: start times name their folders.
+    Jobs of one experiment with the same root run one after another, because they write the same log.
     """
     trainings: Dict[Job, Task] = {}
     scorings: Dict[Scoring, Task] = {}
@@ -219,7 +219,7 @@ def make_tables(
         out: where runs go.
         gpus: see `gpu_workers`.
         slurm: overrides for SLURM, through which the commands run then; None runs them here.
-        dry_run: print the commands and what there is.
+        dry_run: print the commands and the scores so far, and run nothing.
 
     Raises:
         ValueError: there is no such table or part, or `gpus` is not understood.
