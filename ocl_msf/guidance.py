@@ -13,7 +13,7 @@ from ocl_msf.frozen import Frozen
 
 @dataclass
 class GuidanceOutput:
-    """What a decoder is to reconstruct.
+    """Target of a decoder.
 
     Attributes:
         features: continuous codes X_s (b, d, h, w) of the guiding scale.

@@ -102,7 +102,7 @@ class CombinedModel(pl.LightningModule):
         self._random_state = get_random_state()
 
     def on_validation_epoch_end(self) -> None:
-        # Before checkpoints are saved: training goes on as if there had been no validation,
+        # Before checkpoints are saved: training continues as if there had been no validation,
         # and so does a training that is resumed without it.
         self._set_buffer_exchange(True)
         set_random_state(self._random_state)

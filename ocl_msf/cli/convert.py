@@ -86,7 +86,7 @@ def _filter(
 
 converters = new_group(
     "convert",
-    "Convert a raw download to shards or LMDB. The same command again goes on with a conversion that was interrupted.",
+    "Convert a raw download to shards or LMDB. The same command again continues an interrupted conversion.",
     "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
 )
 

@@ -25,7 +25,7 @@ def demo(
     """Train both stages on scenes made here.
 
     It trains a small configuration for two CPU cores, scores it before and after, and draws a picture. The same
-    command again goes on.
+    command again continues.
     """
     from ocl_msf.demo import run_demo
 
@@ -57,7 +57,7 @@ def tables(
     """Make one of the paper's tables.
 
     It runs what is missing, and prints the table with the paper's numbers beside. A finished run of the same
-    command is reused, an unfinished one continued from its last checkpoint, so the same command again goes on.
+    command is reused, an unfinished one continued from its last checkpoint, so the same command again continues.
     --slurm needs hydra-submitit-launcher, and takes settings of that, such as hydra.launcher.partition=NAME.
     """
     if gpus and slurm:

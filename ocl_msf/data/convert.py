@@ -32,7 +32,7 @@ def convert(
     verify_only: bool = False,
     **options: Any,
 ) -> Tuple[Path, Dict[str, Any]]:
-    """Convert a data set, or go on with a conversion that was interrupted.
+    """Convert a data set, or continue an interrupted conversion.
 
     Args:
         dataset: one of `DATASETS`.

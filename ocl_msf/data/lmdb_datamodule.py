@@ -35,7 +35,7 @@ class LMDBDataModule(LightningDataModule):
     same on every rank. A rank gets every n-th, equally many, and its batches do not depend on `num_workers` as
     long as transforms keep the number of samples and draw nothing. Each evaluation sample is read once over all
     ranks. What transforms draw follows from `seed`, epoch, rank and worker alone. A checkpoint remembers epoch,
-    batch and all random states: training goes on as if it had not stopped.
+    batch and all random states: training continues as if it had not stopped.
 
     Args:
         prefix, name, train_transforms, eval_transforms, batch_size, eval_batch_size, num_workers,
@@ -244,7 +244,7 @@ class _Batches(IterableDataset):
 
 
 def _of_all_ranks(content: Any) -> List[Any]:
-    """What each rank gives; all of them have to call this."""
+    """Collect an object from each rank; all ranks have to call this."""
     _, ranks = _rank()
     contents = [content] * ranks
     if ranks > 1:

@@ -2,7 +2,7 @@
 
 The command is `ocl-msf tables`. Stage 1, stage 2 and evaluation of a row and a seed go to
 OUT/<dataset>/<variant>/seed<n>. A finished run of the same command is reused, an unfinished one continued from its
-last checkpoint, so the same command again goes on.
+last checkpoint, so the same command again continues.
 
 Several GPUs run as many commands at a time, one on each. SLURM gets every command as a job with one GPU, which needs
 hydra-submitit-launcher. Training stays on one GPU, because the paper's batches are those of one.

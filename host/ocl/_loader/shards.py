@@ -72,7 +72,7 @@ class ShardReader:
     Args:
         shards: local paths and fsspec URLs.
         field_prefixes: a field is read if its raw name starts with one of these or with `_`.
-        skip_damage: go on behind a damaged sample, or with the next shard, instead of raising.
+        skip_damage: continue behind a damaged sample, or with the next shard, instead of raising.
 
     Attributes:
         damage: the `Damage` skipped so far; whoever reports it empties the list.

@@ -137,7 +137,7 @@ class Sources:
 
 
 def _state(path: str) -> Tuple[int, ...]:
-    """What tells an archive from another one of the same name, and this process from its parent."""
+    """Values that change with the content of an archive, and from a process to its children."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, os.getpid()
 

@@ -103,7 +103,7 @@ def _first(sources: Sources, names: Iterable[str]) -> Optional[AnySource]:
 
 
 def _identify(names: Collection[bytes]) -> Dict[str, Any]:
-    """What tells one list of names from another."""
+    """Values that identify a list of names."""
     return {"number": len(names), "sha256": hashlib.sha256(b"\n".join(names)).hexdigest()}
 
 
