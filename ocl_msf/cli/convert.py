@@ -86,7 +86,7 @@ def _filter(
 
 converters = new_group(
     "convert",
-    "Convert a raw download to shards or LMDB. The same command again continues an interrupted conversion.",
+    "Convert a raw download to shards or LMDB. Repeat the command to continue an interrupted conversion.",
     "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
 )
 
@@ -149,7 +149,7 @@ def coco(
     ] = "all",
     measure: Measure = "resized",
 ) -> None:
-    """COCO 2017 (https://cocodataset.org): panoptic segments, things and stuff, and instances where they are there."""
+    """COCO 2017 (https://cocodataset.org): panoptic segments of things and stuff, and instances if RAW has them."""
 
 
 @converter("--variant c")

@@ -24,8 +24,8 @@ def demo(
 ) -> None:
     """Train both stages on scenes made here.
 
-    It trains a small configuration for two CPU cores, scores it before and after, and draws a picture. The same
-    command again continues.
+    It trains a small configuration for two CPU cores, scores it before and after, and draws a picture. Repeat
+    the command after an interruption to continue.
     """
     from ocl_msf.demo import run_demo
 
@@ -56,8 +56,8 @@ def tables(
 ) -> None:
     """Make one of the paper's tables.
 
-    It runs what is missing, and prints the table with the paper's numbers beside. A finished run of the same
-    command is reused, an unfinished one continued from its last checkpoint, so the same command again continues.
+    It runs what is missing, and prints the table with the paper's numbers beside. Finished runs of the same command
+    are reused, and unfinished ones continue from their last checkpoint: repeat the command after an interruption.
     --slurm needs hydra-submitit-launcher, and takes settings of that, such as hydra.launcher.partition=NAME.
     """
     if gpus and slurm:

@@ -130,7 +130,7 @@ def edit(
 ) -> None:
     """Swap or drop slots of two images.
 
-    It draws what the decoder makes of the rest. Without --swap and --drop the picture shows which slot is what.
+    It draws what the decoder makes of the rest. Without --swap and --drop the picture shows the slots of both images.
     """
     swaps = [_pair(text) for text in swap or []]
     from ocl_msf.results.editing import edit_pictures

@@ -1,8 +1,8 @@
 """Make one of the paper's tables: plan its runs, run what is missing, print it with the paper's numbers beside.
 
 The command is `ocl-msf tables`. Stage 1, stage 2 and evaluation of a row and a seed go to
-OUT/<dataset>/<variant>/seed<n>. A finished run of the same command is reused, an unfinished one continued from its
-last checkpoint, so the same command again continues.
+OUT/<dataset>/<variant>/seed<n>. Finished runs of the same command are reused, and unfinished ones continue from their
+last checkpoint: repeat the command after an interruption.
 
 Several GPUs run as many commands at a time, one on each. SLURM gets every command as a job with one GPU, which needs
 hydra-submitit-launcher. Training stays on one GPU, because the paper's batches are those of one.

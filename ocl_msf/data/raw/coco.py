@@ -1,4 +1,4 @@
-"""COCO 2017 (https://cocodataset.org): panoptic segments, things and stuff, and instances where they are there.
+"""COCO 2017 (https://cocodataset.org): panoptic segments of things and stuff, and instances if the download has them.
 
 Raw: a folder with `{train,val}2017.zip` and `panoptic_annotations_trainval2017.zip`, or with their content, in whatever
 subfolders; with `annotations_trainval2017.zip` instances are converted too.
