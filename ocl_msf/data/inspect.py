@@ -31,7 +31,7 @@ _DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, t
 
 
 def open_summary(folder: Path) -> Dict[str, Any]:
-    """The summary of a converted data set, all of whose files are there with their sizes.
+    """The summary of a converted data set, after a check that its files exist and have their sizes.
 
     Raises:
         DataError: the folder holds no converted data set, or files are missing or cut off.

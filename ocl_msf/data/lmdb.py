@@ -145,7 +145,7 @@ def write_lmdb(
     """Write the LMDB files and the summary of a data set; undamaged ones of an earlier run with the same options stay.
 
     All workers encode samples into temporary shards, which this process packs in order as they come; it needs twice
-    the disk space while running. An interrupted run continues with the shards that are there.
+    the disk space while running. An interrupted run continues with the existing shards.
 
     Arguments, result and errors are those of `write_dataset`.
     """
