@@ -164,7 +164,7 @@ class TokenDecoder(nn.Module):
         self._check_size(height, width)
         tokens = self.project_tokens(rearrange(guidance, "b d h w -> b (h w) d"))  # b n d
         x = torch.cat([self.begin.expand(len(tokens), -1, -1), self._hide(tokens[:, :-1])], 1)  # b n d
-        x = self.dropout(x + self.positions)
+        x = self.dropout(x + self.positions)  # b n d
         slots, visible = self._project_slots(slots, slot_mask)  # b k d, b 1 1 k
         for block in self.blocks:
             x = block(x, slots, visible)  # b n d
@@ -218,13 +218,13 @@ class TokenDecoder(nn.Module):
         token = self.begin.expand(len(slots), -1, -1)  # b 1 d
         written: List[torch.Tensor] = []
         for position in range(height * width):
-            x = token + self.positions[:, position : position + 1]
+            x = token + self.positions[:, position : position + 1]  # b 1 d
             for block, cache in zip(blocks, caches):
                 x = block.step(x, cache)  # b 1 d
             logits = self._predict(x[:, 0])  # g times b m
             written.append(self._to_codes([sample_codes(p, temperature, top_k, generator) for p in logits]))  # b g
             features = self._lookup(written[-1][..., None, None])  # b d 1 1
-            token = self.project_tokens(features.flatten(2).transpose(1, 2))
+            token = self.project_tokens(features.flatten(2).transpose(1, 2))  # b 1 d
         return torch.stack(written, -1).unflatten(-1, (height, width))
 
     def _lookup(self, indices: torch.Tensor) -> torch.Tensor:

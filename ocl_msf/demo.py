@@ -59,7 +59,7 @@ def _run(folder: Path, title: str, module: List[str], log: Path, done: Optional[
 
 
 def _train(folder: Path, experiment: str) -> Run:
-    """Train an experiment unless a finished run is there; go on from the furthest checkpoint of an unfinished one."""
+    """Train an experiment unless a finished run exists; continue an unfinished one from its furthest checkpoint."""
     outputs = folder / "outputs"
 
     def so_far() -> Optional[Run]:

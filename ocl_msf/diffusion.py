@@ -35,14 +35,13 @@ class DiffusionDecoderOutput:
 class DiffusionDecoder(nn.Module):
     """SlotDiffusion's denoising UNet on guidance, with slots as context of its cross-attention (section A.3).
 
-    Ho et al. (2020), the default betas of diffusers. Codes of a VAE are neither centred nor of
-    unit variance, which the noise schedule takes for granted. So the first training batch measures the mean of each
-    channel and one standard deviation for all of them, as latent diffusion does (Rombach et al., 2022), and both stay
-    in the checkpoint.
+    The noise schedule is that of Ho et al. (2020), the default betas of diffusers. It assumes centred inputs of unit
+    variance, which codes of a VAE are not. So the mean of each channel and one standard deviation for all of them are
+    measured on the first training batch, as in latent diffusion (Rombach et al., 2022); both stay in the checkpoint.
 
-    In training mode a timestep and its noise are sampled for every sample of the batch. In evaluation mode all of
-    them have the same evenly spaced timesteps, each with its own fixed noise from a generator of seed 0. So the
-    results for one of them do not depend on the others.
+    In training mode a timestep and its noise are drawn for every sample of the batch. In evaluation mode all samples
+    have the same evenly spaced timesteps, each with its own fixed noise from a generator of seed 0, so the result for a
+    sample does not depend on the others.
 
     Args:
         object_dim: channels of a slot.
@@ -136,13 +135,14 @@ class DiffusionDecoder(nn.Module):
         noise, timesteps = self._sample_noise(guidance)  # levels b d h w, levels b
         noisy = [self.noising.add_noise(clean, *level) for level in zip(noise, timesteps)]  # levels times b d h w
         prediction = [self.predict(x, t, slots, slot_mask) for x, t in zip(noisy, timesteps)]  # levels times b d h w
-        target = noise
+        target = noise  # levels b d h w
         if self.noising.config.prediction_type == "v_prediction":
             if self.training:
                 target = torch.stack([self.noising.get_velocity(clean, *level) for level in zip(noise, timesteps)])
             else:  # the noise is the velocity of the velocity, but for a sign
                 levels = zip(noisy, prediction, timesteps)
                 prediction = [self.noising.get_velocity(-x, v.float(), t) for x, v, t in levels]
+        # b levels d h w, thrice; b levels
         parts = torch.stack(prediction, 1), target.transpose(0, 1), noise.transpose(0, 1), timesteps.T
         return DiffusionDecoderOutput(*parts)
 
@@ -158,7 +158,7 @@ class DiffusionDecoder(nn.Module):
         Slots (b, k, d) that slot_mask (b, k) turns off take no part. If all are off, it is predicted from zeros.
         """
         if self.coordinates:
-            noisy = torch.cat([noisy, _coordinates(noisy)], 1)
+            noisy = torch.cat([noisy, _coordinates(noisy)], 1)  # b (d + 2) h w
         if slot_mask is not None:
             slots = slots.masked_fill(slot_mask[..., None], 0.0)  # b k d; for samples whose slots are all off
             slot_mask = ~slot_mask  # the UNet's is True where a slot is on
@@ -193,7 +193,7 @@ class DiffusionDecoder(nn.Module):
         self.sampling.set_timesteps(steps)
         for timestep in self.sampling.timesteps:
             prediction = self.predict(x, timestep.to(x.device), slots, slot_mask)  # b d h w
-            x = self.sampling.step(prediction.float(), timestep, x).prev_sample
+            x = self.sampling.step(prediction.float(), timestep, x).prev_sample  # b d h w
         return x * self.deviation + self.mean
 
     @torch.no_grad()

@@ -229,7 +229,7 @@ class ViTWithCNN(NaiveCNN):
         num_layers: number of convolutions of the CNN.
         stride: of the CNN and so of the features; 1 in the paper.
         vit: the ViT's name in timm; None for the CNN alone, the ablation's encoder.
-        pretrained: False for a random ViT; otherwise it waits for `vit.load`, or for a checkpoint of the whole model.
+        pretrained: false for a random ViT; otherwise it waits for `vit.load`, or for a checkpoint of the whole model.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; it appears under its name only when it is complete.
 
     Raises:
-        DataError: The file cannot be written, for example because the disk is full.
+        DataError: the file cannot be written, for example because the disk is full.
     """
     partial = path.with_name(path.name + ".partial")
     try:

@@ -13,7 +13,7 @@ from ocl_msf.frozen import Frozen
 
 @dataclass
 class GuidanceOutput:
-    """What a decoder is to reconstruct.
+    """Target of a decoder.
 
     Attributes:
         features: continuous codes X_s (b, d, h, w) of the guiding scale.
@@ -37,7 +37,7 @@ class FrozenGuidance(Frozen):
         min_scales: the fewest scales that the decoders need, where several scales guide.
 
     Raises:
-        ValueError: the VAE has not so many scales.
+        ValueError: the VAE has fewer scales.
     """
 
     vae: VQVAE

@@ -283,7 +283,7 @@ def _add_sum(metric: torchmetrics.Metric, name: str, dtype: torch.dtype) -> None
 
 
 def _have_pixels(target: torch.Tensor, ignore: Optional[torch.Tensor], foreground: bool) -> torch.Tensor:
-    """Which samples have a pixel in a true mask, but the first if `foreground`, that is not ignored: (b,), bool."""
+    """Which samples have a pixel to score in a true mask, the first left out if `foreground`: (b,), bool."""
     inside = _flatten(target > 0)[:, int(foreground) :]  # b n p
     return (inside if ignore is None else inside & ~_flatten(ignore > 0)).flatten(1).any(1)
 

@@ -112,7 +112,7 @@ class Factor(nn.Module):
     def forward(self, update: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
         """Update (b, k, d) and the block before it (b, k, d) -> the block (b, k, d)."""
         with torch.autocast(block.device.type, enabled=False):  # a recurrent state needs full precision
-            block = self.gru(update.flatten(0, 1).float(), block.flatten(0, 1).float()).view_as(block)
+            block = self.gru(update.flatten(0, 1).float(), block.flatten(0, 1).float()).view_as(block)  # b k d
         return self.memory(block + self.mlp(block))  # b k d
 
 
@@ -177,10 +177,10 @@ class BlockSlotAttentionGrouping(nn.Module):
         """
         features = feature.features  # b n d
         if self.positional_embedding is not None:
-            features = self.positional_embedding(features, feature.positions)
-        features = self.norm_features(features)
+            features = self.positional_embedding(features, feature.positions)  # b n d
+        features = self.norm_features(features)  # b n d
         keys, values = self.to_key(features), self.to_value(features)  # b n d
-        slots = conditioning
+        slots = conditioning  # b k d
         for _ in range(self.iters):
             slots, attention = self._iterate(slots, keys, values, slot_mask)  # b k d, b k n
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
@@ -192,10 +192,10 @@ class BlockSlotAttentionGrouping(nn.Module):
         logits = (queries @ keys.transpose(1, 2)).float()  # b k n
         if slot_mask is not None:
             logits = logits.masked_fill(slot_mask[..., None], torch.finfo(logits.dtype).min)
-        attention = logits.softmax(1)
-        weights = attention + self.eps
+        attention = logits.softmax(1)  # b k n
+        weights = attention + self.eps  # b k n
         updates = (weights / weights.sum(-1, keepdim=True)).to(values.dtype) @ values  # b k d
         count = len(self.factors)
         pairs = zip(self.factors, updates.chunk(count, -1), slots.chunk(count, -1))  # blocks b k d/count
-        slots = torch.cat([factor(update, block) for factor, update, block in pairs], -1)
+        slots = torch.cat([factor(update, block) for factor, update, block in pairs], -1)  # b k d
         return (slots if self.ff_mlp is None else self.ff_mlp(slots)), attention

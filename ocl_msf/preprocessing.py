@@ -10,10 +10,10 @@ class OneHotMasks:
     """Masks of ids to one mask for each id from 0 on.
 
     Args:
-        num_masks: Number of masks, k; larger ids are in none. By default as many as the sample's largest id asks for,
+        num_masks: number of masks, k; larger ids are in none. By default as many as the sample's largest id asks for,
             at least 2, so that no object is lost, whatever the model has slots for; collation has to pad
             (`use_autopadding`).
-        void: Id of pixels without a label, which is not counted.
+        void: id of pixels without a label, which is not counted.
     """
 
     def __init__(self, num_masks: Optional[int] = None, void: Optional[int] = None) -> None:
@@ -39,7 +39,7 @@ class VoidMask:
     """The mask of pixels without a label.
 
     Args:
-        void: Their id.
+        void: their id.
     """
 
     def __init__(self, void: int = 255) -> None:
@@ -54,7 +54,7 @@ class CrowdsToVoid:
     """Of converted COCO, the pixels of crowd regions, which scores leave out.
 
     Args:
-        score_crowds: Leave out none: crowds are scored like objects.
+        score_crowds: leave out none: crowds are scored like objects.
     """
 
     def __init__(self, score_crowds: bool = False) -> None:
@@ -72,7 +72,7 @@ class SegmentAreas:
     """Of converted COCO, the areas of things in the original image, in the order of their masks.
 
     Args:
-        num_masks: Number of masks, that of void, the first, included; by default as many as `OneHotMasks` makes of
+        num_masks: number of masks, that of void, the first, included; by default as many as `OneHotMasks` makes of
             the same segments.
     """
 

@@ -11,8 +11,8 @@ class AddEmptyMasks:
     """Add masks of zeros to samples that lack them.
 
     Args:
-        mask_keys: One field or a list of fields; each is uint8 (1, h, w, 1).
-        take_size_from: Field of the image (h, w, ...).
+        mask_keys: one field or a list of fields; each is uint8 (1, h, w, 1).
+        take_size_from: field of the image (h, w, ...).
     """
 
     def __init__(self, mask_keys: Union[str, list[str]], take_size_from: str = "image"):
@@ -29,8 +29,8 @@ class AddEmptyBboxes:
     """Add one placeholder box, float32 (1, 4), to samples without boxes.
 
     Args:
-        keys: One field or a list of fields.
-        empty_value: All coordinates of the placeholder.
+        keys: one field or a list of fields.
+        empty_value: all coordinates of the placeholder.
     """
 
     def __init__(self, keys: Union[str, list[str]] = "instance_bbox", empty_value: float = -1.0):
@@ -46,8 +46,8 @@ class AddImageSize:
     """Add the size of the image as int64 `[height, width]`.
 
     Args:
-        key: Field of the image (h, w, ...).
-        target_key: Field to add.
+        key: field of the image (h, w, ...).
+        target_key: field to add.
     """
 
     def __init__(self, key: str = "image", target_key: str = "image_size"):
@@ -62,7 +62,7 @@ class CanonicalizeBboxes:
     """Convert boxes (i, 4) to the corners x1, y1, x2, y2.
 
     Args:
-        key: Field of the boxes; samples without it are not changed.
+        key: field of the boxes; samples without it are not changed.
         format: `xywh`, corner and size, or `yxyx`, corners with the row first.
     """
 
@@ -86,8 +86,8 @@ class RescaleBboxes:
     """Scale boxes x1, y1, x2, y2 from the unit square to pixels.
 
     Args:
-        key: Field of the boxes; samples without it are not changed.
-        take_size_from: Field of the image (h, w, ...).
+        key: field of the boxes; samples without it are not changed.
+        take_size_from: field of the image (h, w, ...).
     """
 
     def __init__(self, key: str = "instance_bbox", take_size_from: str = "image"):
@@ -121,8 +121,8 @@ class InstanceMasksToDenseMasks:
     """Multiply binary instance masks with the categories of the instances.
 
     Args:
-        instance_mask_key: Field of the masks (i, h, w, 1); samples without it are not changed.
-        category_key: Field of the categories (i,).
+        instance_mask_key: field of the masks (i, h, w, 1); samples without it are not changed.
+        category_key: field of the categories (i,).
     """
 
     def __init__(self, instance_mask_key: str = "instance_mask", category_key: str = "instance_category"):
@@ -132,7 +132,7 @@ class InstanceMasksToDenseMasks:
         """Return the sample with uint8 masks.
 
         Raises:
-            ValueError: If a category is not in 1 ... 255.
+            ValueError: if a category is not in 1 ... 255.
         """
         if self.instance_mask_key not in data:
             return data
@@ -147,8 +147,8 @@ class AddSegmentationMaskFromInstanceMask:
     """Add masks per class, made of dense instance masks; where these overlap, the highest class wins.
 
     Args:
-        instance_mask_key: Field of the masks (i, h, w, 1); samples without it are not changed.
-        target_key: Field of the new masks (k, h, w, 1).
+        instance_mask_key: field of the masks (i, h, w, 1); samples without it are not changed.
+        target_key: field of the new masks (k, h, w, 1).
     """
 
     def __init__(self, instance_mask_key: str = "instance_mask", target_key: str = "segmentation_mask"):
@@ -166,11 +166,11 @@ class VOCInstanceMasksToDenseMasks:
     """Give the instances of PASCAL VOC their classes.
 
     Args:
-        instance_mask_key: Field of the one-hot instance masks, replaced by masks of class ids.
-        class_mask_key: Field of the class ids (h, w, 1), 255 is void.
-        classes_key: Field to add with the class of each instance (i,).
-        ignore_mask_key: Field to add with the void pixels (1, h, w, 1), bool.
-        instance_axis: Axis of the instances.
+        instance_mask_key: field of the one-hot instance masks, replaced by masks of class ids.
+        class_mask_key: field of the class ids (h, w, 1), 255 is void.
+        classes_key: field to add with the class of each instance (i,).
+        ignore_mask_key: field to add with the void pixels (1, h, w, 1), bool.
+        instance_axis: axis of the instances.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class VOCInstanceMasksToDenseMasks:
         """Return the sample with the new fields.
 
         Raises:
-            ValueError: If an instance has pixels of no class or of several.
+            ValueError: if an instance has pixels of no class or of several.
         """
         class_mask = np.expand_dims(get_field(data, self.class_mask_key), self.instance_axis)
         masks = get_field(data, self.instance_mask_key) * class_mask

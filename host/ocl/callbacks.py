@@ -23,10 +23,10 @@ class FreezeParameters(pl.Callback):
     """Exclude parameters from training by clearing `requires_grad`; nothing else about them changes.
 
     Args:
-        parameter_groups: Groups with `params` and optionally `predicate`, as in `ocl.optimization.OptimizationWrapper`.
+        parameter_groups: groups with `params` and optionally `predicate`, as in `ocl.optimization.OptimizationWrapper`.
 
     Raises:
-        ValueError: If a group is malformed, or, when fitting starts, if a path does not exist.
+        ValueError: if a group is malformed, or, when fitting starts, if a path does not exist.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]):
@@ -44,9 +44,9 @@ class RestoreParameterSubset(pl.Callback):
     """Load a part of the model from the checkpoint of another run before training, unless the run is resumed.
 
     Args:
-        checkpoint_file: Checkpoint; a relative path starts at the folder the program was started in.
-        target_path: Dotted path of the submodule to load into.
-        source_path: Dotted path of the same submodule in the checkpoint, by default `target_path`.
+        checkpoint_file: checkpoint; a relative path starts at the folder the program was started in.
+        target_path: dotted path of the submodule to load into.
+        source_path: dotted path of the same submodule in the checkpoint, by default `target_path`.
     """
 
     def __init__(self, checkpoint_file: str, target_path: str, source_path: Optional[str] = None):

@@ -19,16 +19,16 @@ class CombinedModel(pl.LightningModule):
     """Run modules on a batch, sum their losses, and log losses, metrics and visualizations.
 
     Args:
-        models: Modules that run in this order, or one module; called with
+        models: modules that run in this order, or one module; called with
             `inputs={"input": batch, "model": self}`.
-        optimizers: Name to `OptimizationWrapper`, or to a function from parameters to an optimizer.
-        losses: Name to module, called with `inputs=outputs`; returns a scalar, or a scalar and further
+        optimizers: name to `OptimizationWrapper`, or to a function from parameters to an optimizer.
+        losses: name to module, called with `inputs=outputs`; returns a scalar, or a scalar and further
             outputs, which go to `losses.<name>`.
-        visualizations: Name to visualization method, called with `inputs=outputs`.
-        training_metrics: Name to metric, logged every step. Metrics get the outputs as keywords, so no model
+        visualizations: name to visualization method, called with `inputs=outputs`.
+        training_metrics: name to metric, logged every step. Metrics get the outputs as keywords, so no model
             may be named like an argument of a metric's `update` (such as `prediction` or `target`).
-        evaluation_metrics: Name to metric, logged per validation.
-        vis_log_frequency: Training steps between visualizations.
+        evaluation_metrics: name to metric, logged per validation.
+        vis_log_frequency: training steps between visualizations.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class CombinedModel(pl.LightningModule):
         """Build a model and load its weights, without unpickling anything.
 
         Args:
-            checkpoint_path: Checkpoint of the same model.
-            map_location: Device to move the model to.
-            **kwargs: Arguments of the constructor.
+            checkpoint_path: checkpoint of the same model.
+            map_location: device to move the model to.
+            **kwargs: arguments of the constructor.
         """
         model = cls(**kwargs)
         load_weights(model, str(checkpoint_path))
@@ -102,7 +102,7 @@ class CombinedModel(pl.LightningModule):
         self._random_state = get_random_state()
 
     def on_validation_epoch_end(self) -> None:
-        # Before checkpoints are saved: training goes on as if there had been no validation,
+        # Before checkpoints are saved: training continues as if there had been no validation,
         # and so does a training that is resumed without it.
         self._set_buffer_exchange(True)
         set_random_state(self._random_state)

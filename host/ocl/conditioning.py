@@ -55,12 +55,12 @@ class RandomConditioning(_GaussianConditioning):
     """Slots drawn from one Gaussian.
 
     Args:
-        object_dim: Channels d of the slots.
-        n_slots: Number of slots k.
-        learn_mean: Train the mean.
-        learn_std: Train the standard deviation.
-        mean_init: Fills the mean (1, 1, d) in place.
-        logsigma_init: Fills the logarithm of the standard deviation (1, 1, d) in place.
+        object_dim: channels d of the slots.
+        n_slots: number of slots k.
+        learn_mean: train the mean.
+        learn_std: train the standard deviation.
+        mean_init: fills the mean (1, 1, d) in place.
+        logsigma_init: fills the logarithm of the standard deviation (1, 1, d) in place.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class LearntConditioning(nn.Module):
     """The same learned slots for every input.
 
     Args:
-        object_dim: Channels d of the slots.
-        n_slots: Number of slots k.
-        slot_init: Fills the slots (1, k, d) in place, by default with standard normal values.
+        object_dim: channels d of the slots.
+        n_slots: number of slots k.
+        slot_init: fills the slots (1, k, d) in place, by default with standard normal values.
     """
 
     def __init__(self, object_dim: int, n_slots: int, slot_init: Optional[Initializer] = None):
@@ -109,10 +109,10 @@ class SlotwiseLearntConditioning(_GaussianConditioning):
     """Slots drawn from one learned Gaussian each.
 
     Args:
-        object_dim: Channels d of the slots.
-        n_slots: Number of slots k.
-        mean_init: Fills the means (1, k, d) in place.
-        logsigma_init: Fills the logarithms of the standard deviations (1, k, d) in place.
+        object_dim: channels d of the slots.
+        n_slots: number of slots k.
+        mean_init: fills the means (1, k, d) in place.
+        logsigma_init: fills the logarithms of the standard deviations (1, k, d) in place.
     """
 
     def __init__(

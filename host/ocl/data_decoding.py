@@ -20,7 +20,7 @@ def decode_sample(raw_sample: RawSample) -> dict[str, Any]:
         The values by field name without extension, plus `__key__`.
 
     Raises:
-        ShardError: If a field cannot be decoded.
+        ShardError: if a field cannot be decoded.
     """
     sample: dict[str, Any] = {"__key__": raw_sample.key}
     for name, data in raw_sample.fields.items():
@@ -48,8 +48,8 @@ def decode_field(name: str, data: bytes) -> tuple[str, Any]:
     Names that start with `_` are text and keep their name. Unknown extensions are kept, the bytes become a stream.
 
     Args:
-        name: Raw field name, for instance `mask.npy.gz`.
-        data: Bytes as stored.
+        name: raw field name, for instance `mask.npy.gz`.
+        data: bytes as stored.
 
     Returns:
         The name without the decoded extensions, and the value.

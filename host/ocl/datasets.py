@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class _SplitDataModule(pl.LightningDataModule):
     """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`.
 
-    Checkpoints hold how far training is in its data, and the random states of all ranks: a resumed training goes on
-    with the next batch, and everything random as if there had been no interruption.
+    Checkpoints hold the position in the training data and the random states of all ranks: a resumed training continues
+    with the next batch, and with the same random numbers as without the interruption.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class _SplitDataModule(pl.LightningDataModule):
         self._resumed: Optional[dict[str, Any]] = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training is in its data, and the random states."""
+        """Return the position in the training data, and the random states."""
         trainer: Any = self.trainer
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         return {
@@ -145,26 +145,26 @@ class WebdatasetDataModule(_SplitDataModule):
     batch has the fields stacked, the keys as a list and its `batch_size`.
 
     Args:
-        train_shards: Local paths or URLs, with braces: `"train-{000000..000009}.tar"`.
-        val_shards: Likewise.
-        test_shards: Likewise.
-        batch_size: Samples in a training batch, per rank.
-        eval_batch_size: Samples in a validation or test batch; `batch_size` by default.
-        train_transforms: Transforms by name for training, applied in the order of their names.
-        eval_transforms: The same for validation and test.
-        num_workers: Number of worker processes per rank.
-        train_size: Number of samples after the transforms; without it the loader has no length.
-        val_size: Likewise.
-        test_size: Likewise.
-        shuffle_train: Shuffle training samples, not only shards.
-        shuffle_buffer_size: Number of samples to shuffle among; `4 * batch_size` by default.
-        use_autopadding: Pad fields of different shape with zeros.
-        on_error: What to do about a damaged shard or sample: `raise` an error that names it, or `skip` it
+        train_shards: local paths or URLs, with braces: `"train-{000000..000009}.tar"`.
+        val_shards: likewise.
+        test_shards: likewise.
+        batch_size: samples in a training batch, per rank.
+        eval_batch_size: samples in a validation or test batch; `batch_size` by default.
+        train_transforms: transforms by name for training, applied in the order of their names.
+        eval_transforms: the same for validation and test.
+        num_workers: number of worker processes per rank.
+        train_size: number of samples after the transforms; without it the loader has no length.
+        val_size: likewise.
+        test_size: likewise.
+        shuffle_train: shuffle training samples, not only shards.
+        shuffle_buffer_size: number of samples to shuffle among; `4 * batch_size` by default.
+        use_autopadding: pad fields of different shape with zeros.
+        on_error: what to do about a damaged shard or sample: `raise` an error that names it, or `skip` it
             and the rest of the shard, with a warning that counts and a last one in the end.
         worker_timeout: Seconds that a worker may take for a batch before training ends with an error; 0 for no limit.
 
     Raises:
-        ValueError: If there are no shards at all, or `on_error` is unknown.
+        ValueError: if there are no shards at all, or `on_error` is unknown.
     """
 
     def __init__(
@@ -248,21 +248,21 @@ class DummyDataModule(_SplitDataModule):
     Element transforms are applied; batch transforms, shards and `num_workers` are accepted and ignored.
 
     Args:
-        data_shapes: Shape by field.
-        data_types: Type by field: `image` (uint8), `binary` (bool), `uniform` (float32 in [0, 1)),
+        data_shapes: shape by field.
+        data_types: type by field: `image` (uint8), `binary` (bool), `uniform` (float32 in [0, 1)),
             `categorical_{n}` or `categorical_{low}_{high}` (integers below n or high), `mask` (uint8 one-hot
             over the first of the axes k, h, w, 1).
-        batch_size: Samples in a training batch.
-        eval_batch_size: Samples in a validation or test batch; `batch_size` by default.
-        train_transforms: Transforms by name for training, applied in the order of their names.
-        eval_transforms: The same for validation and test.
-        train_size: Number of training samples; three batches and one sample by default.
-        val_size: Number of validation samples; two batches by default.
-        test_size: Likewise.
-        train_shards: Ignored.
-        val_shards: Ignored.
-        test_shards: Ignored.
-        num_workers: Ignored.
+        batch_size: samples in a training batch.
+        eval_batch_size: samples in a validation or test batch; `batch_size` by default.
+        train_transforms: transforms by name for training, applied in the order of their names.
+        eval_transforms: the same for validation and test.
+        train_size: number of training samples; three batches and one sample by default.
+        val_size: number of validation samples; two batches by default.
+        test_size: likewise.
+        train_shards: ignored.
+        val_shards: ignored.
+        test_shards: ignored.
+        num_workers: ignored.
     """
 
     def __init__(

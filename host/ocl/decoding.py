@@ -108,9 +108,9 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
     """The mixture decoder of slot attention (Locatello et al., 2020).
 
     Args:
-        decoder: Maps (b*k, d, 8, 8) to colors and one mask logit, (b*k, c+1, h, w).
-        final_activation: Activation of the colors.
-        positional_embedding: Called with maps (b*k, d, 8, 8) and their positions (1, 8, 8, 2).
+        decoder: maps (b*k, d, 8, 8) to colors and one mask logit, (b*k, c+1, h, w).
+        final_activation: activation of the colors.
+        positional_embedding: called with maps (b*k, d, 8, 8) and their positions (1, 8, 8, 2).
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
         """Decode objects (b, k, d) or (b, t, k, d).
 
         Raises:
-            ValueError: If the objects have fewer than 3 axes.
+            ValueError: if the objects have fewer than 3 axes.
         """
         return ReconstructionOutput(*self.decode(object_features, self.final_activation))
 
@@ -143,8 +143,8 @@ class DVAEDecoder(nn.Module):
     """The decoder of a discrete VAE.
 
     Args:
-        decoder: Maps codes (b, m, h', w') to images.
-        patch_size: Ratio of the sides of image and codes; only informative.
+        decoder: maps codes (b, m, h', w') to images.
+        patch_size: ratio of the sides of image and codes; only informative.
     """
 
     def __init__(self, decoder: nn.Module, patch_size: int = 4):
@@ -172,13 +172,13 @@ class PatchDecoder(nn.Module):
     """The broadcast decoder of DINOSAUR (Seitzer et al., 2023), which reconstructs features.
 
     Args:
-        object_dim: Channels of the objects.
-        output_dim: Channels d of the features.
-        num_patches: Number of patches n.
-        decoder: Builds the backbone from its numbers of input and output channels.
-        decoder_input_dim: Project objects to this number of channels first.
-        upsample_target: Enlarge the target by this factor.
-        resize_mode: How the target is enlarged and the masks are brought to the size of the image.
+        object_dim: channels of the objects.
+        output_dim: channels d of the features.
+        num_patches: number of patches n.
+        decoder: builds the backbone from its numbers of input and output channels.
+        decoder_input_dim: project objects to this number of channels first.
+        upsample_target: enlarge the target by this factor.
+        resize_mode: how the target is enlarged and the masks are brought to the size of the image.
     """
 
     def __init__(
@@ -205,8 +205,8 @@ class PatchDecoder(nn.Module):
 
         Args:
             object_features: (b, k, object_dim) or (b, t, k, object_dim).
-            target: Features (b, n, d) or (b, t, n, d), handed on in the output.
-            image: Square images; only their width counts, as the size of `masks_as_image`.
+            target: features (b, n, d) or (b, t, n, d), handed on in the output.
+            image: square images; only their width counts, as the size of `masks_as_image`.
         """
         if target is not None and self.upsample_target is not None:
             target = _upsample_target(target, self.upsample_target, self.resize_mode)
@@ -224,21 +224,21 @@ class AutoregressivePatchDecoder(nn.Module):
     This is the decoder of SLATE (Singh et al., 2022) and of DINOSAUR (Seitzer et al., 2023).
 
     Args:
-        object_dim: Channels of the objects.
-        output_dim: Channels of the output.
-        num_patches: Number of patches n.
-        decoder: Builds the transformer from two equal numbers of channels; it is called with the target
+        object_dim: channels of the objects.
+        output_dim: channels of the output.
+        num_patches: number of patches n.
+        decoder: builds the transformer from two equal numbers of channels; it is called with the target
             (b, n, d), the objects (b, k, c), a causal mask (n, n) and optionally `memory_key_padding_mask`.
-        decoder_dim: Channels d of the transformer, by default `output_dim`.
-        decoder_cond_dim: Project objects to c channels; by default they are only normalized.
-        upsample_target: Enlarge the target by this factor.
-        resize_mode: How the target is enlarged and the masks are brought to the size of the image.
-        use_decoder_masks: The transformer also returns masks (b, k, n), which replace the given ones.
-        use_bos_token: Shift the target behind a learned first token; otherwise it is shifted already.
-        use_input_transform: Project the target from `output_dim` to d channels and normalize it.
-        use_input_norm: Only normalize the target.
-        use_output_transform: Project the output of the transformer to `output_dim` channels.
-        use_positional_embedding: Add learned positions to the target.
+        decoder_dim: channels d of the transformer, by default `output_dim`.
+        decoder_cond_dim: project objects to c channels; by default they are only normalized.
+        upsample_target: enlarge the target by this factor.
+        resize_mode: how the target is enlarged and the masks are brought to the size of the image.
+        use_decoder_masks: the transformer also returns masks (b, k, n), which replace the given ones.
+        use_bos_token: shift the target behind a learned first token; otherwise it is shifted already.
+        use_input_transform: project the target from `output_dim` to d channels and normalize it.
+        use_input_norm: only normalize the target.
+        use_output_transform: project the output of the transformer to `output_dim` channels.
+        use_positional_embedding: add learned positions to the target.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class AutoregressivePatchDecoder(nn.Module):
             object_features: (b, k, object_dim).
             masks: (b, k, n), handed on in the output.
             target: (b, n, d).
-            image: Square images; only their width counts, as the size of `masks_as_image`.
+            image: square images; only their width counts, as the size of `masks_as_image`.
             empty_objects: (b, k) bool, true where the transformer must not look.
         """
         if self.upsample_target is not None:

@@ -25,11 +25,11 @@ class ReconstructionLoss(nn.Module):
         loss_type: `mse` or `l1`, mean over all elements; `mse_sum`, sum divided by the batch size; `cosine`,
             negative mean cosine similarity of the last axis; `cross_entropy_sum`, cross entropy of logits
             with target probabilities along the last axis, sum divided by the batch size.
-        weight: Factor, possibly scheduled.
-        normalize_target: Give the target zero mean and unit variance along its last axis.
+        weight: factor, possibly scheduled.
+        normalize_target: give the target zero mean and unit variance along its last axis.
 
     Raises:
-        ValueError: If the kind of loss is unknown.
+        ValueError: if the kind of loss is unknown.
     """
 
     def __init__(self, loss_type: str, weight: Union[float, HPScheduler] = 1.0, normalize_target: bool = False):
@@ -51,8 +51,8 @@ class LatentDupplicateSuppressionLoss(nn.Module):
     """Mean squared cosine similarity of all pairs of slots of an image.
 
     Args:
-        weight: Factor, possibly scheduled.
-        eps: Smallest norm of a slot and smallest weight of an image.
+        weight: factor, possibly scheduled.
+        eps: smallest norm of a slot and smallest weight of an image.
     """
 
     def __init__(self, weight: Union[float, HPScheduler], eps: float = 1e-8):
@@ -63,7 +63,7 @@ class LatentDupplicateSuppressionLoss(nn.Module):
         """Return the weighted loss of slots (b, k, d) or (b, t, k, d); empty ones do not count.
 
         Raises:
-            ValueError: If the slots have another number of axes.
+            ValueError: if the slots have another number of axes.
         """
         slots, is_empty = grouping.objects, grouping.is_empty
         if slots.dim() not in (3, 4):

@@ -13,15 +13,15 @@ class OptimizationWrapper:
     """Build an optimizer, its parameter groups and its learning-rate schedule.
 
     Args:
-        optimizer: Called with the parameters or parameter groups, returns an optimizer.
-        lr_scheduler: Called with the optimizer, returns further entries of Lightning's description of it.
-        parameter_groups: Which parameters to optimize, by default all. Each group has `params`, one or several dotted
+        optimizer: called with the parameters or parameter groups, returns an optimizer.
+        lr_scheduler: called with the optimizer, returns further entries of Lightning's description of it.
+        parameter_groups: which parameters to optimize, by default all. Each group has `params`, one or several dotted
             paths below the model (such as `models.decoder`), optionally `predicate`, a function of the name (relative
             to the path) and the parameter which selects some of them, and options of the optimizer such as `lr`.
             Parameters in no group are not optimized.
 
     Raises:
-        ValueError: If a group is malformed.
+        ValueError: if a group is malformed.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class OptimizationWrapper:
         """Return Lightning's description of the optimizer of `model`.
 
         Raises:
-            ValueError: If a path of a parameter group does not exist in `model`.
+            ValueError: if a path of a parameter group does not exist in `model`.
         """
         parameters: Iterable = model.parameters()
         if self.parameter_groups is not None:
@@ -51,7 +51,7 @@ def check_parameter_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, A
     """Return the groups with `params` as a list of paths.
 
     Raises:
-        ValueError: Unless `params` is a path or a list of paths, and `predicate` is callable.
+        ValueError: unless `params` is a path or a list of paths, and `predicate` is callable.
     """
     checked = []
     for group in groups:
@@ -69,14 +69,14 @@ def select_parameters(model: nn.Module, group: dict[str, Any]) -> list[nn.Parame
     """Return the parameters that a group names.
 
     Args:
-        model: Module that the paths start from.
-        group: Checked parameter group, see `OptimizationWrapper`; a path can name a single parameter, too.
+        model: module that the paths start from.
+        group: checked parameter group, see `OptimizationWrapper`; a path can name a single parameter, too.
 
     Returns:
         The parameters in the order of the paths, each one once.
 
     Raises:
-        ValueError: If a path does not exist in `model`.
+        ValueError: if a path does not exist in `model`.
     """
     predicate = group.get("predicate") or (lambda name, parameter: True)
     candidates = [named for path in group["params"] for named in _named_parameters(model, path)]

@@ -15,18 +15,18 @@ class SlotAttention(nn.Module):
     the same result for a fraction of the memory and of the multiplications.
 
     Args:
-        dim: Channels of the slots.
-        feature_dim: Channels of the features.
-        kvq_dim: Channels of all heads together, by default `dim`.
-        n_heads: Number of heads.
-        iters: Number of iterations.
-        eps: Added to the attention, such that no slot divides by zero.
-        ff_mlp: Applied to the slots at the end of every iteration.
-        use_projection_bias: Give queries, keys and values a bias.
-        use_implicit_differentiation: Iterate once more from detached slots, the only step with gradients.
+        dim: channels of the slots.
+        feature_dim: channels of the features.
+        kvq_dim: channels of all heads together, by default `dim`.
+        n_heads: number of heads.
+        iters: number of iterations.
+        eps: added to the attention, such that no slot divides by zero.
+        ff_mlp: applied to the slots at the end of every iteration.
+        use_projection_bias: give queries, keys and values a bias.
+        use_implicit_differentiation: iterate once more from detached slots, the only step with gradients.
 
     Raises:
-        ValueError: If `kvq_dim` is not divisible by the number of heads.
+        ValueError: if `kvq_dim` is not divisible by the number of heads.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class SlotAttention(nn.Module):
         """Let slots compete for features.
 
         Args:
-            inputs: Features (b, n, feature_dim).
-            conditioning: Initial slots (b, k, dim).
+            inputs: features (b, n, feature_dim).
+            conditioning: initial slots (b, k, dim).
             masks: (b, k) bool, true where a slot must not take part.
 
         Returns:
@@ -123,17 +123,17 @@ class SlotAttentionGrouping(nn.Module):
     """Group features into objects by slot attention.
 
     Args:
-        feature_dim: Channels of the features, behind the positional embedding.
-        object_dim: Channels of the objects.
-        kvq_dim: See `SlotAttention`, like the following arguments.
-        n_heads: Number of heads.
-        iters: Number of iterations.
-        eps: Added to the attention.
-        ff_mlp: Applied to the slots at the end of every iteration.
-        positional_embedding: Called with features and positions first.
-        use_projection_bias: Give queries, keys and values a bias.
-        use_implicit_differentiation: Let gradients flow through one further iteration only.
-        use_empty_slot_for_masked_slots: Replace masked slots by the learned vector `empty_slot`.
+        feature_dim: channels of the features, behind the positional embedding.
+        object_dim: channels of the objects.
+        kvq_dim: see `SlotAttention`, like the following arguments.
+        n_heads: number of heads.
+        iters: number of iterations.
+        eps: added to the attention.
+        ff_mlp: applied to the slots at the end of every iteration.
+        positional_embedding: called with features and positions first.
+        use_projection_bias: give queries, keys and values a bias.
+        use_implicit_differentiation: let gradients flow through one further iteration only.
+        use_empty_slot_for_masked_slots: replace masked slots by the learned vector `empty_slot`.
     """
 
     def __init__(
@@ -172,8 +172,8 @@ class SlotAttentionGrouping(nn.Module):
         """Group features.
 
         Args:
-            feature: Features (b, n, feature_dim) with positions.
-            conditioning: Initial slots (b, k, object_dim).
+            feature: features (b, n, feature_dim) with positions.
+            conditioning: initial slots (b, k, object_dim).
             slot_mask: (b, k) bool, true where a slot must stay empty.
 
         Returns:

@@ -55,7 +55,7 @@ class RenameFields:
     """Rename fields of a sample.
 
     Args:
-        mapping: New name by old name.
+        mapping: new name by old name.
     """
 
     def __init__(self, mapping: Mapping[str, str]):
@@ -65,7 +65,7 @@ class RenameFields:
         """Return a new dict.
 
         Raises:
-            KeyError: If a field is missing.
+            KeyError: if a field is missing.
         """
         renamed = {new: get_field(data, old) for old, new in self.mapping.items()}
         return {**{key: value for key, value in data.items() if key not in self.mapping}, **renamed}
@@ -75,7 +75,7 @@ class DropEntries:
     """Remove fields from a sample, if present.
 
     Args:
-        keys: Names of the fields.
+        keys: names of the fields.
     """
 
     def __init__(self, keys: Iterable[str]):
@@ -114,8 +114,8 @@ class NormalizeVideo(Normalize):
     """Subtract a mean from and divide by a standard deviation per channel, for float videos (t, c, h, w).
 
     Args:
-        mean: One number per channel.
-        std: One number per channel.
+        mean: one number per channel.
+        std: one number per channel.
     """
 
 
@@ -123,8 +123,8 @@ class Denormalize(nn.Module):
     """Undo a normalization with a mean and a standard deviation per channel.
 
     Args:
-        mean: One number per channel.
-        std: One number per channel.
+        mean: one number per channel.
+        std: one number per channel.
     """
 
     mean: Tensor
@@ -153,7 +153,7 @@ class ResizeNearestExact(Resize):
 
     Args:
         size: [height, width], or the size of the shorter edge.
-        max_size: Limit of the longer edge if only the shorter is given. A call raises a `ValueError` if it is not
+        max_size: limit of the longer edge if only the shorter is given. A call raises a `ValueError` if it is not
             larger than `size`.
     """
 
@@ -177,9 +177,9 @@ class CheckFormat:
     """Check the shape of a tensor and, if asked for, that it is one-hot.
 
     Args:
-        shape: Expected shape.
-        one_hot: Require values 0 and 1, with a single 1 along `class_dim`.
-        class_dim: Axis of the classes.
+        shape: expected shape.
+        one_hot: require values 0 and 1, with a single 1 along `class_dim`.
+        class_dim: axis of the classes.
     """
 
     def __init__(self, shape: Sequence[int], one_hot: bool = False, class_dim: int = 0):
@@ -189,7 +189,7 @@ class CheckFormat:
         """Return the tensor itself.
 
         Raises:
-            ValueError: If it does not have the expected format.
+            ValueError: if it does not have the expected format.
         """
         if tuple(input.shape) != self.shape:
             raise ValueError(f"Expected the shape {self.shape}, got {tuple(input.shape)}.")
@@ -210,7 +210,7 @@ class MaskToTensor:
     """Convert per-object masks into float32 tensors of zeros and ones.
 
     Args:
-        singleton_dim_last: Remove a last axis of size 1.
+        singleton_dim_last: remove a last axis of size 1.
     """
 
     def __init__(self, singleton_dim_last: bool = True):
@@ -234,7 +234,7 @@ class MultiMaskToTensor:
     """Make overlapping per-object masks exclusive: each pixel goes to the object with the largest value.
 
     Args:
-        axis: Axis of the objects.
+        axis: axis of the objects.
     """
 
     def __init__(self, axis: int = -4):
@@ -251,9 +251,9 @@ class IntegerToOneHotMask:
     """Convert an integer mask into one mask per id.
 
     Args:
-        ignore_typical_background: Take the ids 0 and 255 for background, which gets no mask.
-        output_axis: Position of the new axis.
-        max_instances: Largest id to expect; by default the largest in the mask.
+        ignore_typical_background: take the ids 0 and 255 for background, which gets no mask.
+        output_axis: position of the new axis.
+        max_instances: largest id to expect; by default the largest in the mask.
     """
 
     def __init__(

@@ -16,10 +16,10 @@ def exponential_decay_with_optional_warmup(
     """Decay exponentially from the first step on, scaled by a linear warm-up.
 
     Args:
-        optimizer: Its learning rates are the starting values.
-        decay_rate: Factor reached after `decay_steps` steps.
-        decay_steps: Steps over which the learning rate falls by `decay_rate`.
-        warmup_steps: Steps of the warm-up, 0 for none.
+        optimizer: its learning rates are the starting values.
+        decay_rate: factor reached after `decay_steps` steps.
+        decay_steps: steps over which the learning rate falls by `decay_rate`.
+        warmup_steps: steps of the warm-up, 0 for none.
 
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
@@ -33,10 +33,10 @@ def exponential_decay_after_optional_warmup(
     """Warm up linearly, then decay exponentially counting from the end of the warm-up.
 
     Args:
-        optimizer: Its learning rates are the values after the warm-up.
-        decay_rate: Factor reached `decay_steps` steps after the warm-up.
-        decay_steps: Steps over which the learning rate falls by `decay_rate`.
-        warmup_steps: Steps of the warm-up, 0 for none.
+        optimizer: its learning rates are the values after the warm-up.
+        decay_rate: factor reached `decay_steps` steps after the warm-up.
+        decay_steps: steps over which the learning rate falls by `decay_rate`.
+        warmup_steps: steps of the warm-up, 0 for none.
 
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
@@ -64,11 +64,11 @@ def cosine_annealing_with_optional_warmup(
     """Warm up linearly, then follow half a cosine down to `eta_min`.
 
     Args:
-        optimizer: Its learning rates are the values after the warm-up.
-        T_max: Number of steps, warm-up included, after which `eta_min` is reached.
-        eta_min: Final learning rate (absolute, the same for all parameter groups).
-        warmup_steps: Steps of the warm-up, 0 for none.
-        error_on_exceeding_steps: Raise a `ValueError` from step `T_max` on instead of staying at `eta_min`.
+        optimizer: its learning rates are the values after the warm-up.
+        T_max: number of steps, warm-up included, after which `eta_min` is reached.
+        eta_min: final learning rate (absolute, the same for all parameter groups).
+        warmup_steps: steps of the warm-up, 0 for none.
+        error_on_exceeding_steps: raise a `ValueError` from step `T_max` on instead of staying at `eta_min`.
 
     Returns:
         Lightning's description of a scheduler, stepped after every batch.
@@ -109,10 +109,10 @@ def plateau_decay(
     """Multiply the learning rate by `decay_rate` when a metric has stopped improving.
 
     Args:
-        optimizer: Its learning rates are the starting values.
-        decay_rate: Factor of each reduction; has to be below 1.
-        patience: Epochs without improvement to wait for.
-        monitor_metric: Logged name of the metric.
+        optimizer: its learning rates are the starting values.
+        decay_rate: factor of each reduction; has to be below 1.
+        patience: epochs without improvement to wait for.
+        monitor_metric: logged name of the metric.
         mode: `"min"` or `"max"`, whether a low or a high metric is good.
 
     Returns:
@@ -146,7 +146,7 @@ class HPScheduler(nn.Module, abc.ABC):
         """Move the schedule to a step.
 
         Args:
-            global_step: Number of optimizer steps done so far.
+            global_step: number of optimizer steps done so far.
         """
         self.last_global_step = global_step
 
@@ -189,13 +189,13 @@ class LinearHPScheduler(_Ramp):
     """Go linearly from one value to another, constant before and after.
 
     Args:
-        end_value: Value from `end_step` on.
-        end_step: Step at which the ramp ends.
-        start_value: Value up to `start_step`.
-        start_step: Step at which the ramp starts.
+        end_value: value from `end_step` on.
+        end_step: step at which the ramp ends.
+        start_value: value up to `start_step`.
+        start_step: step at which the ramp starts.
 
     Raises:
-        ValueError: If the ramp ends before it starts.
+        ValueError: if the ramp ends before it starts.
     """
 
     def __init__(self, end_value: float, end_step: int, start_value: float = 0.0, start_step: int = 0):
@@ -209,9 +209,9 @@ class StepHPScheduler(HPScheduler):
     """Switch from one value to another.
 
     Args:
-        end_value: Value from `switch_step` on.
-        switch_step: First step with the new value.
-        start_value: Value before.
+        end_value: value from `switch_step` on.
+        switch_step: first step with the new value.
+        start_value: value before.
     """
 
     def __init__(self, end_value: float, switch_step: int, start_value: float = 0.0):
@@ -226,13 +226,13 @@ class CosineAnnealingHPScheduler(_Ramp):
     """Fall along half a cosine from one value to a lower one, constant before and after.
 
     Args:
-        start_value: Value up to `start_step`.
-        end_value: Value from `end_step` on, not above `start_value`.
-        start_step: Step at which the value starts to fall.
-        end_step: Step at which it has fallen.
+        start_value: value up to `start_step`.
+        end_value: value from `end_step` on, not above `start_value`.
+        start_step: step at which the value starts to fall.
+        end_step: step at which it has fallen.
 
     Raises:
-        ValueError: If the value would rise, or the end comes before the start.
+        ValueError: if the value would rise, or the end comes before the start.
     """
 
     def __init__(self, start_value: float, end_value: float, start_step: int, end_step: int):

@@ -21,8 +21,8 @@ class Transform(abc.ABC):
     """Maps a pipe to a new one by its operations `map`, `map_dict`, `filter`, `then` and `shuffle`.
 
     Attributes:
-        is_batch_transform: Whether the pipe gives batches instead of samples.
-        fields: Names of the fields that the transform needs; other fields may not even be loaded.
+        is_batch_transform: whether the pipe gives batches instead of samples.
+        fields: names of the fields that the transform needs; other fields may not even be loaded.
     """
 
     is_batch_transform = False
@@ -52,8 +52,8 @@ class SimpleTransform(_FieldTransform):
     """Apply a function to each named field.
 
     Args:
-        transforms: Function by field name.
-        batch_transform: Apply them to the fields of batches.
+        transforms: function by field name.
+        batch_transform: apply them to the fields of batches.
     """
 
     def __init__(self, transforms: Mapping[str, Callable[[Any], Any]], batch_transform: bool):
@@ -68,9 +68,9 @@ class Map(_FieldTransform):
     """Apply a function to whole samples.
 
     Args:
-        transform: Function from dict to dict.
-        fields: Names of the fields it needs.
-        batch_transform: Apply it to batches.
+        transform: function from dict to dict.
+        fields: names of the fields it needs.
+        batch_transform: apply it to batches.
     """
 
     def __init__(self, transform: Callable[[Sample], Sample], fields: Iterable[str], batch_transform: bool):
@@ -99,8 +99,8 @@ class DuplicateFields(_FieldTransform):
     """Give fields a second name.
 
     Args:
-        mapping: New name by field; both names refer to the same object.
-        batch_transform: Do so in batches.
+        mapping: new name by field; both names refer to the same object.
+        batch_transform: do so in batches.
     """
 
     def __init__(self, mapping: Mapping[str, str], batch_transform: bool):
@@ -179,12 +179,12 @@ class SampleSlices(_SlicingTransform):
     through all positions, the last group filled up from the front, before the order is drawn anew.
 
     Args:
-        n_slices_per_input: Number of positions, -1 for all.
-        fields: Names of the fields to slice, all of the same length.
-        dim: The axis.
-        seed: Seed of the choice.
-        per_epoch: Take other positions in each epoch; reads the environment variable `EPOCH`.
-        shuffle_buffer_size: Size of the buffer in which the slices are shuffled, 1 for not at all.
+        n_slices_per_input: number of positions, -1 for all.
+        fields: names of the fields to slice, all of the same length.
+        dim: the axis.
+        seed: seed of the choice.
+        per_epoch: take other positions in each epoch; reads the environment variable `EPOCH`.
+        shuffle_buffer_size: size of the buffer in which the slices are shuffled, 1 for not at all.
     """
 
     def __init__(
@@ -229,11 +229,11 @@ class SplitConsecutive(_SlicingTransform):
     """Replace each sample by all its windows of consecutive positions, in order and without overlap.
 
     Args:
-        n_consecutive: Length of a window.
-        fields: Names of the fields to split, all of the same length.
-        dim: The axis.
-        shuffle_buffer_size: Size of the buffer in which the windows are shuffled, 1 for not at all.
-        drop_last: Leave out a last window that is shorter.
+        n_consecutive: length of a window.
+        fields: names of the fields to split, all of the same length.
+        dim: the axis.
+        shuffle_buffer_size: size of the buffer in which the windows are shuffled, 1 for not at all.
+        drop_last: leave out a last window that is shorter.
     """
 
     def __init__(
@@ -257,9 +257,9 @@ class SampleConsecutive(SplitConsecutive):
     """Replace each sample by one of its full windows, chosen at random among those of `SplitConsecutive`.
 
     Args:
-        n_consecutive: Length of a window.
-        fields: Names of the fields to cut, all of the same length.
-        dim: The axis.
+        n_consecutive: length of a window.
+        fields: names of the fields to cut, all of the same length.
+        dim: the axis.
     """
 
     def __init__(self, n_consecutive: int, fields: Iterable[str], dim: int = 0):
@@ -279,10 +279,10 @@ class VideoDecoder(_StreamTransform):
     decoded frames.
 
     Args:
-        fields: Names of the fields with the encoded videos, all of the same length.
-        stride: Step between decoded frames.
-        split_extension: Store the frames under the name without its extension.
-        video_reader_kwargs: Options of `decord.VideoReader`.
+        fields: names of the fields with the encoded videos, all of the same length.
+        stride: step between decoded frames.
+        split_extension: store the frames under the name without its extension.
+        video_reader_kwargs: options of `decord.VideoReader`.
     """
 
     def __init__(
@@ -317,8 +317,8 @@ class DecodeRandomWindow(VideoDecoder):
     """Decode a random window of each video.
 
     Args:
-        n_consecutive_frames: Number of frames to decode, `stride` apart.
-        **options: See `VideoDecoder`.
+        n_consecutive_frames: number of frames to decode, `stride` apart.
+        **options: see `VideoDecoder`.
     """
 
     aligned = False

@@ -45,7 +45,7 @@ class FeatureExtractorOutput:
     Attributes:
         features: (b, n, d) for images, (b, t, n, d) for videos.
         positions: (n, 2) in [0, 1], row before column, or None where features have no place.
-        aux_features: Further results of the extractor by name.
+        aux_features: further results of the extractor by name.
     """
 
     features: ImageOrVideoFeatures

@@ -45,10 +45,10 @@ class Image(VisualizationMethod):
     """Show images.
 
     Args:
-        n_instances: Number of images to show.
-        n_row: Number of images in a row.
-        denormalization: Brings values to [0, 1].
-        as_grid: Show one large image instead of several.
+        n_instances: number of images to show.
+        n_row: number of images in a row.
+        denormalization: brings values to [0, 1].
+        as_grid: show one large image instead of several.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Video(VisualizationMethod):
     """Show videos.
 
     Args:
-        n_instances: Number of videos to show.
-        n_row: Number of videos in a row.
-        denormalization: Brings values to [0, 1].
-        as_grid: Show one large video instead of several.
-        fps: Frames per second.
+        n_instances: number of videos to show.
+        n_row: number of videos in a row.
+        denormalization: brings values to [0, 1].
+        as_grid: show one large video instead of several.
+        fps: frames per second.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Mask(VisualizationMethod):
     """Show the masks of every instance in a row, dark on white.
 
     Args:
-        n_instances: Number of instances to show.
-        fps: Frames per second of videos.
+        n_instances: number of instances to show.
+        fps: frames per second of videos.
     """
 
     def __init__(self, n_instances: int = 8, fps: int = 10):
@@ -119,7 +119,7 @@ class Mask(VisualizationMethod):
         """Show masks (b, k, h, w) or (b, t, k, h, w) with values in [0, 1].
 
         Raises:
-            RuntimeError: If the masks have another number of axes.
+            RuntimeError: if the masks have another number of axes.
         """
         if mask.dim() not in (4, 5):
             raise RuntimeError(f"Expected masks (b, k, h, w) or (b, t, k, h, w), got shape {tuple(mask.shape)}.")
@@ -130,9 +130,9 @@ class VisualObject(VisualizationMethod):
     """Show the reconstructions and the masks of objects, one row per instance.
 
     Args:
-        n_instances: Number of instances to show.
-        denormalization: Brings colors to [0, 1].
-        fps: Frames per second of videos.
+        n_instances: number of instances to show.
+        denormalization: brings colors to [0, 1].
+        fps: frames per second of videos.
     """
 
     def __init__(self, n_instances: int = 8, denormalization: Optional[Denormalization] = None, fps: int = 10):
@@ -142,14 +142,14 @@ class VisualObject(VisualizationMethod):
         """Show objects.
 
         Args:
-            object: Colors (b, k, c, h, w) or (b, t, k, c, h, w).
+            object: colors (b, k, c, h, w) or (b, t, k, c, h, w).
             mask: (b, k, h, w) or (b, t, k, h, w) in [0, 1].
 
         Returns:
             `reconstruction`, in images with the mask as opacity, in videos on white ground; and `mask`.
 
         Raises:
-            RuntimeError: If the objects have another number of axes.
+            RuntimeError: if the objects have another number of axes.
         """
         if object.dim() not in (5, 6):
             raise RuntimeError(
@@ -165,8 +165,8 @@ class Segmentation(VisualizationMethod):
     """Show which object every pixel belongs to, by color on the image.
 
     Args:
-        n_instances: Number of images to show.
-        denormalization: Brings values of the image to [0, 1].
+        n_instances: number of images to show.
+        denormalization: brings values of the image to [0, 1].
     """
 
     def __init__(self, n_instances: int = 8, denormalization: Optional[Denormalization] = None):

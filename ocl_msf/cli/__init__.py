@@ -21,10 +21,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run a command.
 
     Args:
-        arguments: What follows `ocl-msf`; by default that of this process.
+        arguments: what follows `ocl-msf`; by default that of this process.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: it failed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; GOMP_SPINCOUNT goes before it
     try:

@@ -86,7 +86,7 @@ def _filter(
 
 converters = new_group(
     "convert",
-    "Convert a raw download to shards or LMDB. The same command again goes on with a conversion that was interrupted.",
+    "Convert a raw download to shards or LMDB. Repeat the command to continue an interrupted conversion.",
     "ocl-msf convert clevrtex PATH/TO/clevrtex_full $DATASET_PREFIX",
 )
 
@@ -95,8 +95,8 @@ def converter(*example: str, filtered: bool = False) -> Callable[[Callable[..., 
     """Add the command of a data set, named like the function: its parameters are the options of this data set alone.
 
     Args:
-        example: Options after RAW OUT in the example of the help.
-        filtered: Whether it also has the filter of objects.
+        example: options after RAW OUT in the example of the help.
+        filtered: whether it also has the filter of objects.
     """
 
     def add(function: Callable[..., None]) -> None:
@@ -149,7 +149,7 @@ def coco(
     ] = "all",
     measure: Measure = "resized",
 ) -> None:
-    """COCO 2017 (https://cocodataset.org): panoptic segments, things and stuff, and instances where they are there."""
+    """COCO 2017 (https://cocodataset.org): panoptic segments of things and stuff, and instances if RAW has them."""
 
 
 @converter("--variant c")

@@ -1,4 +1,4 @@
-"""Commands that make data and look at them."""
+"""Commands that make and inspect data."""
 
 from pathlib import Path
 from typing import Optional, Tuple

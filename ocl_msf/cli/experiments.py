@@ -24,8 +24,8 @@ def demo(
 ) -> None:
     """Train both stages on scenes made here.
 
-    It trains a small configuration for two CPU cores, scores it before and after, and draws a picture. The same
-    command again goes on.
+    It trains a small configuration for two CPU cores, scores it before and after, and draws a picture. Repeat
+    the command after an interruption to continue.
     """
     from ocl_msf.demo import run_demo
 
@@ -52,12 +52,12 @@ def tables(
     slurm: Annotated[
         Optional[List[str]], Option(metavar="[KEY=VALUE]...", help="Through SLURM, with these overrides.")
     ] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the commands and what there is.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print commands and scores so far; run nothing.")] = False,
 ) -> None:
     """Make one of the paper's tables.
 
-    It runs what is missing, and prints the table with the paper's numbers beside. A finished run of the same
-    command is reused, an unfinished one continued from its last checkpoint, so the same command again goes on.
+    It runs what is missing, and prints the table with the paper's numbers beside. Finished runs of the same command
+    are reused, and unfinished ones continue from their last checkpoint: repeat the command after an interruption.
     --slurm needs hydra-submitit-launcher, and takes settings of that, such as hydra.launcher.partition=NAME.
     """
     if gpus and slurm:
@@ -74,7 +74,7 @@ def protocol(
     split: Literal["train", "val", "test"] = "val",
     last: Annotated[int, Option(min=1, help="How many checkpoints.")] = 25,
     by: Annotated[
-        Optional[str], Option(help="What the best has most of; by default ari+ari_fg, in stage 1 inter.")
+        Optional[str], Option(help="Score that decides which is the best; by default ari+ari_fg, in stage 1 inter.")
     ] = None,
     gpus: Gpus = "",
     settings: Annotated[

@@ -1,4 +1,4 @@
-"""Commands that show what runs have given."""
+"""Commands that show the results of runs."""
 
 import datetime
 from pathlib import Path
@@ -122,13 +122,15 @@ def report(
 def edit(
     run: Annotated[Path, Argument(help="Folder of a run of stage 2, or a checkpoint in it.", show_default=False)],
     images: Annotated[Tuple[Path, Path], Argument(metavar="A B", help="Two pictures.", show_default=False)],
-    swap: Annotated[Optional[List[str]], Option(metavar="A:B...", help="Slot of A for slot of B.")] = None,
-    drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out.")] = None,
+    swap: Annotated[
+        Optional[List[str]], Option(metavar="A:B...", help="Exchange a slot of A and one of B, from 0.")
+    ] = None,
+    drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out, from 0.")] = None,
     out: Picture = Path("edit.png"),
 ) -> None:
     """Swap or drop slots of two images.
 
-    It draws what the decoder makes of the rest. Without --swap and --drop the picture shows which slot is what.
+    It draws what the decoder makes of the rest. Without --swap and --drop the picture shows the slots of both images.
     """
     swaps = [_pair(text) for text in swap or []]
     from ocl_msf.results.editing import edit_pictures

@@ -8,11 +8,11 @@ def open_dataset(prefix: Optional[str], name: str, seed: Optional[int] = 0, **se
     """Make the data module of a converted data set, according to its format.
 
     Args:
-        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
+        prefix: folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
             the program was started.
-        name: Folder of this one below it.
-        seed: Of `LMDBDataModule`; reading shards follows the seed of the run.
-        **settings: Other arguments of `ShardDataModule` or `LMDBDataModule`.
+        name: folder of this one below it.
+        seed: of `LMDBDataModule`; reading shards follows the seed of the run.
+        **settings: other arguments of `ShardDataModule` or `LMDBDataModule`.
 
     Returns:
         An `LMDBDataModule` if the folder has LMDB files, otherwise a `ShardDataModule`.

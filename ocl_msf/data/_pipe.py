@@ -9,7 +9,7 @@ class Pipe:
     """A stream of samples; every method returns a new one, and nothing is read before iteration.
 
     Args:
-        source: Samples, dicts from field to value.
+        source: samples, dicts from field to value.
     """
 
     def __init__(self, source: Iterable[Any]) -> None:
@@ -30,7 +30,7 @@ class Pipe:
         """Apply a function to each of the named fields.
 
         Raises:
-            KeyError: A sample lacks a field.
+            KeyError: a sample lacks a field.
         """
 
         def apply(sample: Dict[str, Any]) -> Dict[str, Any]:

@@ -11,7 +11,7 @@ def random_state(with_device: bool = True) -> Dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators, in tensors and plain values.
 
     Args:
-        with_device: Include that of the current CUDA device, if one is in use.
+        with_device: include that of the current CUDA device, if one is in use.
     """
     name, words, *rest = np.random.get_state()
     state: Dict[str, Any] = {"python": random.getstate()}

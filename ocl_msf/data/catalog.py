@@ -18,8 +18,8 @@ class Layout(NamedTuple):
     """Where the shards of a data set are.
 
     Attributes:
-        folder: Below the folder of all data sets.
-        splits: Subfolder and number of shards of the splits for which these are prescribed.
+        folder: below the folder of all data sets.
+        splits: subfolder and number of shards of the splits for which these are prescribed.
     """
 
     folder: str

@@ -32,27 +32,27 @@ def convert(
     verify_only: bool = False,
     **options: Any,
 ) -> Tuple[Path, Dict[str, Any]]:
-    """Convert a data set, or go on with a conversion that was interrupted.
+    """Convert a data set, or continue an interrupted conversion.
 
     Args:
-        dataset: One of `DATASETS`.
-        raw: Folder of the raw data.
-        out: Folder of all data sets, DATASET_PREFIX.
-        samples_per_shard: At most; by default `ocl_msf.data.shards.SAMPLES`, or by OCLF's layout where that holds.
-        oclf_layout: Name folders and cut shards as the configs of OCLF expect.
+        dataset: one of `DATASETS`.
+        raw: folder of the raw data.
+        out: folder of all data sets, DATASET_PREFIX.
+        samples_per_shard: at most; by default `ocl_msf.data.shards.SAMPLES`, or by OCLF's layout where that holds.
+        oclf_layout: name folders and cut shards as the configs of OCLF expect.
         format: "webdataset" or "lmdb".
-        name: Folder below `out`; by default the name of the data set.
-        workers: Processes.
-        strict: Stop at the first sample that is damaged.
-        overwrite: Replace an earlier conversion.
-        verify_only: Only compare what was converted with its checksums; `raw` need not be there.
-        options: Of the data set: the parameters of its `prepare`.
+        name: folder below `out`; by default the name of the data set.
+        workers: processes.
+        strict: stop at the first sample that is damaged.
+        overwrite: replace an earlier conversion.
+        verify_only: only compare what was converted with its checksums; `raw` need not be there.
+        options: of the data set: the parameters of its `prepare`.
 
     Returns:
         The data set's folder and its summary.
 
     Raises:
-        DataError: The raw data, the options or the folder are not as they have to be, or a split is empty.
+        DataError: the raw data, the options or the folder are not as they have to be, or a split is empty.
     """
     module = DATASETS[dataset]
     variant = {"variant": options["variant"]} if "variant" in options else {}

@@ -20,12 +20,12 @@ class ShardDataModule(WebdatasetDataModule):
     """A data set in the shards that `ocl_msf.data.convert` wrote; their `summary.json` has all the numbers.
 
     Args:
-        prefix: Folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
+        prefix: folder of all data sets, usually the environment variable DATASET_PREFIX; a relative one starts where
             the program was started.
-        name: Folder of this one below it.
-        train_transforms: The host's transforms by name, for training samples.
-        eval_transforms: The same for validation and test samples.
-        **settings: Of the host's data module: `batch_size`, `eval_batch_size` (None: the same), `num_workers`,
+        name: folder of this one below it.
+        train_transforms: the host's transforms by name, for training samples.
+        eval_transforms: the same for validation and test samples.
+        **settings: of the host's data module: `batch_size`, `eval_batch_size` (None: the same), `num_workers`,
             `shuffle_train`, `shuffle_buffer_size` (None: four batches), `use_autopadding`.
 
     Raises:
@@ -51,7 +51,7 @@ class ShardDataModule(WebdatasetDataModule):
         """The host's loader of training batches.
 
         Raises:
-            ValueError: There are too few samples for a batch.
+            ValueError: there are too few samples for a batch.
         """
         self._check("train")
         return super().train_dataloader()
@@ -60,7 +60,7 @@ class ShardDataModule(WebdatasetDataModule):
         """The host's loader of validation batches.
 
         Raises:
-            ValueError: The split is empty.
+            ValueError: the split is empty.
         """
         self._check("val")
         return super().val_dataloader()
@@ -69,7 +69,7 @@ class ShardDataModule(WebdatasetDataModule):
         """The host's loader of test batches.
 
         Raises:
-            ValueError: The split is empty.
+            ValueError: the split is empty.
         """
         self._check("test")
         return super().test_dataloader()
@@ -87,9 +87,9 @@ def find_files(prefix: Optional[str], name: str, suffix: str) -> Dict[str, Dict[
     `empty` says why there are no samples, "" where there are some.
 
     Args:
-        prefix: Folder of all data sets.
-        name: Folder of this one below it.
-        suffix: Of the files, by their format.
+        prefix: folder of all data sets.
+        name: folder of this one below it.
+        suffix: of the files, by their format.
 
     Raises:
         ValueError: `prefix` is not set, the data are missing, unfinished or cut off, or of the other format.
@@ -125,7 +125,7 @@ def check_batch(samples: int, batch_size: int, ranks: int) -> None:
     """Make sure that training samples fill a batch on each of several ranks.
 
     Raises:
-        ValueError: They do not.
+        ValueError: they do not.
     """
     if samples < batch_size * ranks:
         each = f" for each of {ranks} processes" if ranks > 1 else ""

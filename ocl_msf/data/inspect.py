@@ -31,10 +31,10 @@ _DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, t
 
 
 def open_summary(folder: Path) -> Dict[str, Any]:
-    """The summary of a converted data set, all of whose files are there with their sizes.
+    """The summary of a converted data set, after a check that its files exist and have their sizes.
 
     Raises:
-        DataError: The folder holds no converted data set, or files are missing or cut off.
+        DataError: the folder holds no converted data set, or files are missing or cut off.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder. Give the one of a converted data set, with {SUMMARY}.")
@@ -54,7 +54,7 @@ def read_samples(folder: Path, split: Dict[str, Any]) -> Iterator[Dict[str, Any]
     """All samples of one split of a summary, in either format: values by field.
 
     Raises:
-        DataError: A file is damaged.
+        DataError: a file is damaged.
     """
     for file in split["shards"]:
         path = folder / file["name"]
@@ -177,15 +177,15 @@ def inspect(path: Path, sheet: Optional[Path] = None, samples: int = 16) -> str:
     """Count what a converted data set holds, and draw samples of each split.
 
     Args:
-        path: Its folder.
-        sheet: The PNG; by default samples.png in that folder.
-        samples: How many to draw of each split.
+        path: its folder.
+        sheet: the PNG; by default samples.png in that folder.
+        samples: how many to draw of each split.
 
     Returns:
         The data card, lines of text.
 
     Raises:
-        DataError: The folder holds no converted data set, a file is damaged, or there is nothing to draw.
+        DataError: the folder holds no converted data set, a file is damaged, or there is nothing to draw.
     """
     summary = open_summary(path)
     lines = [f"{summary['dataset']}: {describe(summary)}"]

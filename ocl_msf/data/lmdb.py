@@ -91,8 +91,8 @@ def decode(value: memoryview, fields: Optional[Sequence[str]] = None) -> Dict[st
     """Decode fields of a sample, copying them; safetensors itself decodes all fields of what is in memory.
 
     Args:
-        value: The sample in the safetensors format.
-        fields: Prefixes of the names to decode; names that begin with `_` always are. None decodes all.
+        value: the sample in the safetensors format.
+        fields: prefixes of the names to decode; names that begin with `_` always are. None decodes all.
     """
     start = 8 + int.from_bytes(value[:8], "little")
     sample = {}
@@ -145,7 +145,7 @@ def write_lmdb(
     """Write the LMDB files and the summary of a data set; undamaged ones of an earlier run with the same options stay.
 
     All workers encode samples into temporary shards, which this process packs in order as they come; it needs twice
-    the disk space while running. An interrupted run continues with the shards that are there.
+    the disk space while running. An interrupted run continues with the existing shards.
 
     Arguments, result and errors are those of `write_dataset`.
     """
@@ -196,7 +196,7 @@ class LMDBFile:
     """The samples of one split; each process opens the file when it first reads.
 
     Args:
-        path: The file.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -206,7 +206,7 @@ class LMDBFile:
         """The keys of all samples, in order.
 
         Raises:
-            DataError: The file has another layout.
+            DataError: the file has another layout.
         """
         with _environment(self.path).begin() as reading:
             schema = reading.get(b"__schema__", b"")

@@ -36,14 +36,14 @@ class LMDBDataModule(LightningDataModule):
     same on every rank. A rank gets every n-th, equally many, and its batches do not depend on `num_workers` as
     long as transforms keep the number of samples and draw nothing. Each evaluation sample is read once over all
     ranks. What transforms draw follows from `seed`, epoch, rank and worker alone. A checkpoint remembers epoch,
-    batch and all random states: training goes on as if it had not stopped.
+    batch and all random states: training continues as if it had not stopped.
 
     Args:
         prefix, name, train_transforms, eval_transforms, batch_size, eval_batch_size, num_workers,
             use_autopadding: Those of `ShardDataModule`; `batch_size` is that of a rank.
-        shuffle_train: Permute training samples.
-        seed: Of everything random; 0 where None.
-        worker_timeout: Seconds that a worker may take for a batch before the run ends with an error; 0 for no limit.
+        shuffle_train: permute training samples.
+        seed: of everything random; 0 where None.
+        worker_timeout: seconds that a worker may take for a batch before the run ends with an error; 0 for no limit.
 
     Raises:
         ValueError: `prefix` is not set, or the data are missing, unfinished or cut off.
@@ -209,7 +209,7 @@ class _Batches(SentByValue):
         """Choose this rank's samples of a pass; returns the seed of what is random in it.
 
         Raises:
-            ValueError: Ranks could get different numbers of training batches, and wait for each other for ever.
+            ValueError: ranks could get different numbers of training batches, and wait for each other for ever.
         """
         rank, ranks = _rank()
         if self.is_train and ranks > 1 and self.unsure:
@@ -249,7 +249,7 @@ class _Batches(SentByValue):
 
 
 def _of_all_ranks(content: Any) -> List[Any]:
-    """What each rank gives; all of them have to call this."""
+    """Collect an object from each rank; all ranks have to call this."""
     _, ranks = _rank()
     contents = [content] * ranks
     if ranks > 1:

@@ -8,7 +8,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a picture to RGB of 8 bits; of grey values of 16 bits the upper 8, as Pillow does with colours.
 
     Raises:
-        ValueError: Its pixels have 32 bits.
+        ValueError: its pixels have 32 bits.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

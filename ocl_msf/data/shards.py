@@ -43,11 +43,11 @@ class Conversion:
     """What a converter knows about one data set.
 
     Attributes:
-        options: All that the samples depend on, as it goes into JSON.
-        splits: The raw samples of every split, in order; they must be picklable.
-        encode: Maps a raw sample to its key (decimal digits) and its files by extension, such as "image.png"; raises
+        options: all that the samples depend on, as it goes into JSON.
+        splits: the raw samples of every split, in order; they must be picklable.
+        encode: maps a raw sample to its key (decimal digits) and its files by extension, such as "image.png"; raises
             `Rejected` for one to leave out.
-        layout: Folder and number of shards of a split, if they are prescribed; by default the folder has the name of
+        layout: folder and number of shards of a split, if they are prescribed; by default the folder has the name of
             the split.
     """
 
@@ -146,19 +146,19 @@ def write_dataset(
     """Write the shards and the summary of a data set; undamaged shards of an earlier run with the same options stay.
 
     Args:
-        folder: Of this data set; its name is the name of the data set.
-        conversion: What to write.
-        samples_per_shard: At most; there are `MIN_SHARDS` or more if there are as many samples. None: as the layout
+        folder: of this data set; its name is the name of the data set.
+        conversion: what to write.
+        samples_per_shard: at most; there are `MIN_SHARDS` or more if there are as many samples. None: as the layout
             prescribes, or `SAMPLES`.
-        workers: Number of processes.
-        overwrite: First remove what an earlier conversion wrote.
-        strict: A rejected sample is an error, unless a filter removed it.
+        workers: number of processes.
+        overwrite: first remove what an earlier conversion wrote.
+        strict: a rejected sample is an error, unless a filter removed it.
 
     Returns:
         The summary, as in `summary.json`.
 
     Raises:
-        DataError: The folder holds another format or other options, a raw file is damaged, or the disk is full.
+        DataError: the folder holds another format or other options, a raw file is damaged, or the disk is full.
     """
     if overwrite:
         remove(folder)

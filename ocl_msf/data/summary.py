@@ -56,10 +56,10 @@ def summarize(name: str, form: str, options: Dict[str, Any], files: Dict[str, Li
     """The summary of a data set.
 
     Args:
-        name: Of the data set.
-        form: One of `FORMATS`.
-        options: All that the content of the files depends on.
-        files: By split; of each file the name, the number of samples, the size in bytes, the SHA-256, and `rejected`.
+        name: of the data set.
+        form: one of `FORMATS`.
+        options: all that the content of the files depends on.
+        files: by split; of each file the name, the number of samples, the size in bytes, the SHA-256, and `rejected`.
     """
     return {
         "version": VERSION,
@@ -96,7 +96,7 @@ def read_summary(folder: Path) -> Dict[str, Any]:
     """The summary of a complete data set; its `format` is one of `FORMATS`.
 
     Raises:
-        DataError: There is no summary, or it cannot be read.
+        DataError: there is no summary, or it cannot be read.
     """
     if not (folder / SUMMARY).exists():
         interrupted = (folder / UNFINISHED).exists() or (folder / PARTS).exists()
@@ -109,7 +109,7 @@ def read_earlier(folder: Path, form: str, options: Dict[str, Any]) -> Optional[D
     """The summary, complete or not, of an earlier conversion into the same folder; None if there is none.
 
     Raises:
-        DataError: The earlier conversion had another format or other options.
+        DataError: the earlier conversion had another format or other options.
     """
     path = next((folder / name for name in (SUMMARY, UNFINISHED) if (folder / name).exists()), None)
     earlier = _read(path) if path else None
@@ -177,7 +177,7 @@ def check_files(folder: Path, summary: Dict[str, Any], checksum: bool) -> None:
     """Check that all files of a complete data set are there, with their sizes and, if `checksum`, their contents.
 
     Raises:
-        DataError: Names every damaged file.
+        DataError: names every damaged file.
     """
     messages = {folder / file["name"]: damage(folder, file, checksum) for file in files_of(summary)}
     damaged = [f"{path} {message}" for path, message in messages.items() if message]
@@ -189,7 +189,7 @@ def verify(folder: Path) -> Dict[str, Any]:
     """Check all files of a complete data set against the checksums in its summary, which is returned.
 
     Raises:
-        DataError: Names every damaged file.
+        DataError: names every damaged file.
     """
     summary = read_summary(folder)
     check_files(folder, summary, checksum=True)

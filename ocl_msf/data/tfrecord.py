@@ -42,7 +42,7 @@ def record_offsets(path: Path) -> List[int]:
     """The byte at which each record of a file begins; reads only the lengths.
 
     Raises:
-        DataError: The file is cut off, a length is damaged, or it cannot be read.
+        DataError: the file is cut off, a length is damaged, or it cannot be read.
     """
     offsets: List[int] = []
     offset = 0
@@ -73,8 +73,8 @@ def read_record(path: Path, offset: int) -> bytes:
     """The payload of the record at an offset of a file.
 
     Raises:
-        ValueError: It does not fit its checksum or is cut off.
-        DataError: The file cannot be read.
+        ValueError: it does not fit its checksum or is cut off.
+        DataError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -137,7 +137,7 @@ def parse_example(payload: bytes, wanted: Collection[str]) -> Dict[str, Feature]
         By key, those that the message has: a list of bytes, an array (n,) float32, or an array (n,) int64.
 
     Raises:
-        ValueError: The payload is no such message.
+        ValueError: the payload is no such message.
     """
     try:
         entries = _Example.FromString(payload).features.feature
@@ -160,7 +160,7 @@ def encode_example(features: Dict[str, Union[Sequence[bytes], np.ndarray]]) -> b
     """Serialise a tf.train.Example.
 
     Args:
-        features: By key, a list of bytes, or an array of floats or integers, which is flattened row by row.
+        features: by key, a list of bytes, or an array of floats or integers, which is flattened row by row.
     """
     example = _Example()
     for key, values in features.items():

@@ -18,9 +18,9 @@ class Rejected(Exception):
     """A sample that cannot be used.
 
     Args:
-        reason: A few words, the same for all samples of this kind: they are counted by it.
-        sample: Name of the sample, such as its file.
-        detail: What is wrong with this one.
+        reason: a few words, the same for all samples of this kind: they are counted by it.
+        sample: name of the sample, such as its file.
+        detail: what is wrong with this one.
     """
 
     def __init__(self, reason: str, sample: str, detail: str = "") -> None:
@@ -41,14 +41,14 @@ def run_tasks(
     """Yield `function(task)` for all tasks, in any order, with a progress bar.
 
     Args:
-        function: Must be picklable if `workers` is more than 1.
-        tasks: One argument per call.
-        workers: Number of processes; with 0 or 1, all work is done in this one.
-        description: Title of the progress bar.
-        chunk: Number of tasks given to a process at a time.
+        function: must be picklable if `workers` is more than 1.
+        tasks: one argument per call.
+        workers: number of processes; with 0 or 1, all work is done in this one.
+        description: title of the progress bar.
+        chunk: number of tasks given to a process at a time.
 
     Raises:
-        DataError: A process was killed.
+        DataError: a process was killed.
     """
     progress = {"total": len(tasks), "desc": description, "disable": not tasks}
     if workers <= 1 or len(tasks) <= 1:

@@ -1,4 +1,4 @@
-"""Runs that a table needs: their commands, and what there is of them."""
+"""Runs that a table needs: their commands, and which of them exist."""
 
 import functools
 import sys
@@ -51,7 +51,7 @@ class Job(NamedTuple):
         return self.command_after(self.run)
 
     def command_after(self, run: Optional[Run]) -> List[str]:
-        """The command where `run` is what there is."""
+        """The command, given the furthest run that exists, or None."""
         resume = [assign("load_checkpoint", run.checkpoint)] if run else []
         return [sys.executable, "-m", "ocl.cli.train", *self.arguments, *resume]
 
@@ -76,7 +76,7 @@ class Scoring(NamedTuple):
         return self.scores_of(self.job.run)
 
     def scores_of(self, run: Optional[Run]) -> Optional[Dict[str, float]]:
-        """The scores where `run` is what there is of the job."""
+        """The scores, given the furthest run of the job, or None."""
         report = run.read_json(self.report) if run and run.finished else {}
         current = report and Path(report["checkpoint_path"]).name == run.checkpoint.name
         return defined(report["metrics"]["val"]) if current else None
@@ -87,7 +87,7 @@ class Scoring(NamedTuple):
         return self.command_for(self.job.run)
 
     def command_for(self, run: Optional[Run]) -> List[str]:
-        """The command where `run` is what there is of the job."""
+        """The command, given the furthest run of the job, or None."""
         folder = run.folder if run else self.job.folder / "RUN"
         chosen = ["+evaluation=msf/scores", assign("train_config_path", config_path(folder))]
         chosen += [assign("checkpoint_path", run.checkpoint)] if run else []

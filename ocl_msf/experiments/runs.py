@@ -1,4 +1,4 @@
-"""Runs: what a training and its evaluations have left in a folder, and which of several runs is wanted."""
+"""Runs: what a training and its evaluations have left in a folder, and which of several runs to take."""
 
 import re
 from functools import cached_property
@@ -264,7 +264,7 @@ def config_path(folder: Path) -> Path:
 
 
 def defined(scores: Mapping[str, Optional[float]]) -> Scores:
-    """Scores of a report but those that are not defined, null or NaN, such as ARI_fg of data without any object."""
+    """Scores of a report without undefined ones, null or NaN, such as ARI_fg of data without any object."""
     return {name: value for name, value in scores.items() if value is not None and value == value}
 
 

@@ -1,8 +1,8 @@
 """Make one of the paper's tables: plan its runs, run what is missing, print it with the paper's numbers beside.
 
 The command is `ocl-msf tables`. Stage 1, stage 2 and evaluation of a row and a seed go to
-OUT/<dataset>/<variant>/seed<n>. A finished run of the same command is reused, an unfinished one continued from its
-last checkpoint, so the same command again goes on.
+OUT/<dataset>/<variant>/seed<n>. Finished runs of the same command are reused, and unfinished ones continue from their
+last checkpoint: repeat the command after an interruption.
 
 Several GPUs run as many commands at a time, one on each. SLURM gets every command as a job with one GPU, which needs
 hydra-submitit-launcher. Training stays on one GPU, because the paper's batches are those of one.
@@ -133,9 +133,9 @@ def estimate(jobs: Sequence[Job], workers: int = 1, find: Find = run_of) -> str:
 
 
 def tasks_of(plans: Sequence[PlannedRow], launcher: Sequence[str] = (), find: Find = run_of) -> List[Task]:
-    """Order what plans need, each job once; `launcher` is appended to every command, `find` says what there is.
+    """Order what plans need, each job once; `launcher` is appended to every command, `find` finds existing runs.
 
-    Jobs of one experiment with the same root never run side by side: start times name their folders.
+    Jobs of one experiment with the same root run one after another, because they write the same log.
     """
     trainings: Dict[Job, Task] = {}
     scorings: Dict[Scoring, Task] = {}
@@ -219,7 +219,7 @@ def make_tables(
         out: where runs go.
         gpus: see `gpu_workers`.
         slurm: overrides for SLURM, through which the commands run then; None runs them here.
-        dry_run: print the commands and what there is.
+        dry_run: print the commands and the scores so far, and run nothing.
 
     Raises:
         ValueError: there is no such table or part, or `gpus` is not understood.

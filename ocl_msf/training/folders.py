@@ -1,4 +1,7 @@
-"""A folder of its own for every run, which the ranks of the run share."""
+"""A folder of its own for every run, which the ranks of the run share.
+
+`ocl.cli.run_folder` of `host/` does the same for its own experiments; this is for ours, which also run in OCLF.
+"""
 
 import atexit
 import contextlib

@@ -23,11 +23,11 @@ def collate_with_autopadding(batch: list[Any]) -> Any:
     These are padded with zeros at the end of each axis to the largest size. Dicts get `batch_size` at every level.
 
     Args:
-        batch: Samples of the same structure.
+        batch: samples of the same structure.
 
     Raises:
-        ValueError: If tensors differ in their number of axes, or samples in their structure.
-        TypeError: If there is no rule for a type.
+        ValueError: if tensors differ in their number of axes, or samples in their structure.
+        TypeError: if there is no rule for a type.
     """
     first = batch[0]
     if isinstance(first, Mapping):

@@ -29,10 +29,10 @@ class Batches(SentByValue):
     """Batches of samples; between them `Damage` that was skipped, and at last a `Rest` of training samples.
 
     Args:
-        samples: Pipe of samples.
-        finish: Pipe without a source that makes batches of lists of samples.
-        batch_size: Number of samples in a batch.
-        keep_partial: Form a smaller batch of the last samples instead of a `Rest`.
+        samples: pipe of samples.
+        finish: pipe without a source that makes batches of lists of samples.
+        batch_size: number of samples in a batch.
+        keep_partial: form a smaller batch of the last samples instead of a `Rest`.
     """
 
     def __init__(self, samples: Pipe, finish: Pipe, batch_size: int, keep_partial: bool):
@@ -75,11 +75,11 @@ class _BatchLoader(_SeededLoader):
     """Loader of `Batches` over shards.
 
     Args:
-        dataset: The `Batches`.
-        size: Declared number of samples, or None.
-        on_damage: Called in this process with each `Damage` that a reader skipped.
-        worker_timeout: See `WorkerLoader`.
-        **options: Further options of `DataLoader`; Lightning looks for these, and for all named arguments, among the
+        dataset: the `Batches`.
+        size: declared number of samples, or None.
+        on_damage: called in this process with each `Damage` that a reader skipped.
+        worker_timeout: see `WorkerLoader`.
+        **options: further options of `DataLoader`; Lightning looks for these, and for all named arguments, among the
             attributes when it rebuilds a loader.
     """
 
@@ -135,8 +135,8 @@ class TrainingLoader(_BatchLoader):
     not fill a batch on each rank are dropped.
 
     Args:
-        dataset: See `_BatchLoader`, like `size`, `on_damage` and `options`.
-        begin_pass: Called at the start of a pass; returns its seed, and the number of its batches that training has
+        dataset: see `_BatchLoader`, like `size`, `on_damage` and `options`.
+        begin_pass: called at the start of a pass; returns its seed, and the number of its batches that training has
             seen before it was interrupted.
     """
 
@@ -221,9 +221,9 @@ class PlainLoader(_SeededLoader):
     """Loader of a pipe of batches in this process, for each rank its own.
 
     Args:
-        dataset: The pipe.
-        begin_pass: As for `TrainingLoader`; for evaluation None.
-        **options: Further options of `DataLoader`.
+        dataset: the pipe.
+        begin_pass: as for `TrainingLoader`; for evaluation None.
+        **options: further options of `DataLoader`.
     """
 
     def __init__(self, dataset: Pipe, begin_pass: Optional[Callable[[], tuple[int, int]]] = None, **options: Any):

@@ -20,8 +20,8 @@ class Pipe(IterableDataset):
 
     Args:
         source: Re-iterable object that gives the first stream; empty for stages that are run on others.
-        stages: Functions from stream to stream, applied in order.
-        size: Declared number of elements, what `len` returns; without it there is no length.
+        stages: functions from stream to stream, applied in order.
+        size: declared number of elements, what `len` returns; without it there is no length.
     """
 
     def __init__(self, source: Iterable = (), stages: Iterable[Stage] = (), size: Optional[int] = None):

@@ -12,12 +12,12 @@ class RandomSamples:
     """A given number of random samples, new ones in each iteration.
 
     Args:
-        shapes: Shape by field.
-        types: Type by field, see `ocl.datasets.DummyDataModule`.
-        size: Number of samples.
+        shapes: shape by field.
+        types: type by field, see `ocl.datasets.DummyDataModule`.
+        size: number of samples.
 
     Raises:
-        ValueError: If a type is unknown, or a mask does not have four axes.
+        ValueError: if a type is unknown, or a mask does not have four axes.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str], size: int):

@@ -13,7 +13,7 @@ def get_random_state(devices: bool = True) -> dict[str, Any]:
     """Return the states of Python's, numpy's and torch's generators as tensors and plain values.
 
     Args:
-        devices: Include the one of the current CUDA device, if it is in use.
+        devices: include the one of the current CUDA device, if it is in use.
     """
     state = _states(random, np.random, torch.default_generator)
     if devices and torch.cuda.is_initialized():

@@ -13,9 +13,9 @@ class Pass:
     """One pass over the shards: what all its readers have to agree on.
 
     Args:
-        seed: Determines the order of the shards.
-        rank: Index of this process.
-        world_size: Number of processes.
+        seed: determines the order of the shards.
+        rank: index of this process.
+        world_size: number of processes.
     """
 
     seed: int

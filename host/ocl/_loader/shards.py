@@ -55,7 +55,7 @@ def expand_shards(shards: Shards) -> list[str]:
     """Expand the braces in one or several shard names; relative paths start where the program was started.
 
     Args:
-        shards: Local paths or URLs such as `"train-{000000..000009}.tar"`. A backslash takes the meaning from a brace.
+        shards: local paths or URLs such as `"train-{000000..000009}.tar"`. A backslash takes the meaning from a brace.
     """
     names = [shards] if isinstance(shards, (str, os.PathLike)) else shards
     expanded = [shard for name in names for shard in braceexpand.braceexpand(os.fspath(name))]
@@ -70,17 +70,17 @@ class ShardReader:
     every rank gets its share however few shards there are.
 
     Args:
-        shards: Local paths and fsspec URLs.
-        field_prefixes: A field is read if its raw name starts with one of these or with `_`.
-        skip_damage: Go on behind a damaged sample, or with the next shard, instead of raising.
+        shards: local paths and fsspec URLs.
+        field_prefixes: a field is read if its raw name starts with one of these or with `_`.
+        skip_damage: continue behind a damaged sample, or with the next shard, instead of raising.
 
     Attributes:
-        damage: The `Damage` skipped so far; whoever reports it empties the list.
-        current_shard: Where the sample that was decoded last comes from.
+        damage: the `Damage` skipped so far; whoever reports it empties the list.
+        current_shard: where the sample that was decoded last comes from.
 
     Raises:
-        FileNotFoundError: If a shard does not exist; local ones are looked for before the first sample.
-        ShardError: If a shard is damaged, or cannot be read.
+        FileNotFoundError: if a shard does not exist; local ones are looked for before the first sample.
+        ShardError: if a shard is damaged, or cannot be read.
     """
 
     def __init__(self, shards: Iterable[str], field_prefixes: Iterable[str] = (), skip_damage: bool = False):
@@ -129,8 +129,8 @@ def read_shard(shard: str, field_prefixes: tuple[str, ...], part: int = 0, n_par
     Consecutive files whose base names agree up to the first dot form a sample. Only the requested fields are read.
 
     Raises:
-        FileNotFoundError: If there is no such shard.
-        ShardError: If the shard is cut off or damaged, or reading it failed too often.
+        FileNotFoundError: if there is no such shard.
+        ShardError: if the shard is cut off or damaged, or reading it failed too often.
     """
     key = None
     try:
@@ -151,7 +151,7 @@ def explain_missing_fields(stream: Iterable[Any], reader: ShardReader) -> Iterat
     """Yield a stream of samples; if a field is missing because of how the files in its shard are named, say so.
 
     Raises:
-        ShardError: If the files of a sample are not adjacent, or keys have dots.
+        ShardError: if the files of a sample are not adjacent, or keys have dots.
     """
     try:
         yield from stream
@@ -217,7 +217,7 @@ def _members(archive: tarfile.TarFile, shard: str) -> Iterator[Member]:
     """Yield what belongs to a sample.
 
     Raises:
-        ShardError: If further files of a sample come behind other samples.
+        ShardError: if further files of a sample come behind other samples.
     """
     fields: dict[str, set[str]] = {}  # by key
     last = None

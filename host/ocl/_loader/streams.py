@@ -27,7 +27,7 @@ def retry(action: Callable[[], Result], name: str) -> Result:
     """Return what an action returns; when it fails, wait and repeat it.
 
     Raises:
-        OSError: If it failed too often.
+        OSError: if it failed too often.
     """
     waits = iter(WAITS)
     while True:

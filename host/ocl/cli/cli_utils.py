@@ -42,10 +42,10 @@ def find_checkpoint(path: str) -> str:
     """Return the newest checkpoint of a run: of the last version, by step, or by age if names have no step.
 
     Args:
-        path: Run folder, the one with `lightning_logs`.
+        path: run folder, the one with `lightning_logs`.
 
     Raises:
-        IndexError: If there is no checkpoint.
+        IndexError: if there is no checkpoint.
     """
     checkpoints = glob.glob(os.path.join(glob.escape(path), "lightning_logs", "version_*", "checkpoints", "*.ckpt"))
     if not checkpoints:

@@ -1,6 +1,6 @@
 """Evaluate a trained model: `ocl_eval +evaluation=eval train_config_path=RUN`, by default on one device.
 
-`+trainer.devices=2` takes two; any other argument of Lightning's trainer replaces that of the training, too.
+`+trainer.devices=2` takes two; likewise any other argument of Lightning's trainer replaces that of the training.
 """
 
 import json
@@ -62,7 +62,7 @@ def find_train_config(config: DictConfig) -> str:
     """Return the absolute path of the training config, given as a file, a folder and a name, or a run folder.
 
     Raises:
-        ValueError: If there is no such file.
+        ValueError: if there is no such file.
     """
     path, name = to_absolute_path(config.train_config_path), config.train_config_name
     if name is None and not path.endswith((".yaml", ".yml")):
@@ -82,7 +82,7 @@ def resolve_paths(config: DictConfig) -> DictConfig:
     """Return the evaluation config with the files and folders it leaves open, as absolute paths.
 
     Raises:
-        ValueError: If one of them does not exist.
+        ValueError: if one of them does not exist.
     """
     config = config.copy()
     config.train_config_path = find_train_config(config)
@@ -143,7 +143,7 @@ def build_trainer(config: DictConfig, train_config: DictConfig) -> pl.Trainer:
     """Build the trainer of the training, on one device by default; it writes no files.
 
     Raises:
-        ValueError: If outputs are to be stored by several processes, which cannot number them together.
+        ValueError: if outputs are to be stored by several processes, which cannot number them together.
     """
     callbacks = []
     if config.save_outputs:
@@ -240,7 +240,7 @@ def evaluate(config: DictConfig) -> None:
     """Evaluate the model of a training run and write the report.
 
     Raises:
-        ValueError: If the training config, the checkpoint or the output folder does not exist, or outputs
+        ValueError: if the training config, the checkpoint or the output folder does not exist, or outputs
             are to be saved without saying which.
     """
     if config.save_outputs and not config.outputs_to_store:

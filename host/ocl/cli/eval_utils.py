@@ -23,10 +23,10 @@ def build_from_train_config(
     """Build the data module and the model of a training run.
 
     Args:
-        config: Training config.
-        checkpoint_path: Checkpoint with the weights, None for a model as before training. Schedules are set
+        config: training config.
+        checkpoint_path: checkpoint with the weights, None for a model as before training. Schedules are set
             to its step.
-        seed: Seed all random number generators, with 0 if the config has no seed.
+        seed: seed all random number generators, with 0 if the config has no seed.
 
     Returns:
         The data module and the model.
@@ -65,14 +65,14 @@ class ExtractDataFromPredictions(pl.Callback):
     In validation there are outputs only if the model's `return_outputs_on_validation` is set.
 
     Args:
-        paths: Dotted paths into the outputs.
-        output_paths: Names for them, by default the paths.
-        transform: Applied to the dictionary of a batch.
-        max_samples: Number of samples (without `flatten_batches`: batches) to keep.
-        flatten_batches: Return a dictionary per sample instead of one per batch.
+        paths: dotted paths into the outputs.
+        output_paths: names for them, by default the paths.
+        transform: applied to the dictionary of a batch.
+        max_samples: number of samples (without `flatten_batches`: batches) to keep.
+        flatten_batches: return a dictionary per sample instead of one per batch.
 
     Raises:
-        ValueError: If the names are not as many as the paths.
+        ValueError: if the names are not as many as the paths.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ def save_outputs(folder: str, outputs: list[dict[str, Any]]) -> None:
     """Write one file per sample and entry: `<number>.<name>.npy` for arrays, `.pkl` for everything else.
 
     Args:
-        folder: Folder to write to; made if missing.
-        outputs: A dictionary per sample.
+        folder: folder to write to; made if missing.
+        outputs: a dictionary per sample.
     """
     os.makedirs(folder, exist_ok=True)
     digits = len(str(len(outputs)))

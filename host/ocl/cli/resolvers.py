@@ -20,7 +20,7 @@ class LambdaFunction:
         source: `lambda` expression; only builtins are in scope.
 
     Raises:
-        ValueError: If the text is no lambda expression.
+        ValueError: if the text is no lambda expression.
     """
 
     def __init__(self, source: str):

@@ -35,8 +35,8 @@ def run_folder(path: str, *, _root_: DictConfig) -> str:
     Lightning starts are told the folder by `hydra.run.dir`.
 
     Args:
-        path: The folder that the run would like, relative to the launch directory.
-        _root_: The whole configuration, with `hydra`.
+        path: the folder that the run would like, relative to the launch directory.
+        _root_: the whole configuration, with `hydra`.
 
     Returns:
         An absolute path; while the job runs, where it runs.

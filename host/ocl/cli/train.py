@@ -56,8 +56,8 @@ def build_and_register_datamodule_from_config(config: DictConfig, **overrides: A
     """Build the data module of a config.
 
     Args:
-        config: Config with `dataset`.
-        **overrides: Arguments of the data module that replace those of the config.
+        config: config with `dataset`.
+        **overrides: arguments of the data module that replace those of the config.
     """
     return instantiate(config.dataset, **overrides)
 
@@ -66,11 +66,11 @@ def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] =
     """Build the model of a training config.
 
     Args:
-        config: Training config.
-        checkpoint_path: Checkpoint of this model to take the weights from.
+        config: training config.
+        checkpoint_path: checkpoint of this model to take the weights from.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read or does not fit.
+        CheckpointError: if the checkpoint cannot be read or does not fit.
     """
     parts = {name: instantiate(config[name]) for name in ("models", "optimizers", "losses")}
     for name in ("visualizations", "training_metrics", "evaluation_metrics"):
@@ -118,8 +118,8 @@ def train(config: DictConfig) -> None:
     """Train the model of a config in the current directory.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint to resume from at `load_checkpoint`.
-        ValueError: If the config lacks a mandatory part.
+        FileNotFoundError: if there is no checkpoint to resume from at `load_checkpoint`.
+        ValueError: if the config lacks a mandatory part.
     """
     parts = ("dataset", "models", "losses", "optimizers")
     missing = ", ".join(name for name in parts if OmegaConf.is_missing(config, name))

@@ -31,7 +31,7 @@ class SAViFeatureExtractor(ImageFeatureExtractor):
     """The encoder of SAVi (Kipf et al., 2022).
 
     Args:
-        larger_input_arch: Use the variant for 128x128 frames: 64 instead of 32 channels, half the resolution.
+        larger_input_arch: use the variant for 128x128 frames: 64 instead of 32 channels, half the resolution.
     """
 
     def __init__(self, larger_input_arch: bool = False):
@@ -55,11 +55,11 @@ class DVAEFeatureExtractor(ImageFeatureExtractor):
     """The discrete tokens of SLATE (Singh et al., 2022) as features.
 
     Args:
-        encoder: Maps images to logits (b, m, h', w') over m codes.
-        positional_encoder: Adds positions to the embeddings (b, 1+n, d).
-        dictionary: Embeds one-hot tokens (..., m+1); entry 0 is the begin-of-sequence token.
-        tau: Temperature of the Gumbel softmax.
-        hard: Draw one-hot samples with straight-through gradients for the dVAE's decoder.
+        encoder: maps images to logits (b, m, h', w') over m codes.
+        positional_encoder: adds positions to the embeddings (b, 1+n, d).
+        dictionary: embeds one-hot tokens (..., m+1); entry 0 is the begin-of-sequence token.
+        tau: temperature of the Gumbel softmax.
+        hard: draw one-hot samples with straight-through gradients for the dVAE's decoder.
     """
 
     def __init__(

@@ -26,17 +26,17 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
     behind the last one used are removed. Of all other models a level is an index into timm's feature pyramid.
 
     Args:
-        model_name: Name of a timm model.
-        feature_level: Level or levels to return; several are concatenated. For vision transformers the
+        model_name: name of a timm model.
+        feature_level: level or levels to return; several are concatenated. For vision transformers the
             default are the normalized tokens at the end.
-        aux_features: Further levels of vision transformers, returned by name (`block3`) in `aux_features`.
-        pretrained: Load pretrained weights.
-        freeze: Train none of the parameters; models with batch normalization also keep its statistics.
-        n_blocks_to_unfreeze: Train the last blocks and the final norm of a frozen vision transformer anyway.
-        unfreeze_attention: Train the attention modules of a frozen vision transformer anyway.
+        aux_features: further levels of vision transformers, returned by name (`block3`) in `aux_features`.
+        pretrained: load pretrained weights.
+        freeze: train none of the parameters; models with batch normalization also keep its statistics.
+        n_blocks_to_unfreeze: train the last blocks and the final norm of a frozen vision transformer anyway.
+        unfreeze_attention: train the attention modules of a frozen vision transformer anyway.
 
     Raises:
-        ValueError: If a level does not exist in this model.
+        ValueError: if a level does not exist in this model.
     """
 
     def __init__(

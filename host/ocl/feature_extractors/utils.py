@@ -41,7 +41,7 @@ def transformer_compute_positions(features: Tensor) -> Tensor:
     """Return the positions (n, 2) in [0, 1] of tokens (b, n, d) that cover a square grid row by row.
 
     Raises:
-        ValueError: If the number of tokens is not a square.
+        ValueError: if the number of tokens is not a square.
     """
     side = square_side(features.shape[1])
     return grid_positions(side, side, features.device).flatten(0, 1)
@@ -73,7 +73,7 @@ class ImageFeatureExtractor(FeatureExtractor):
         """Extract features from images (b, c, h, w) or videos (b, t, c, h, w).
 
         Raises:
-            ValueError: If the input is neither.
+            ValueError: if the input is neither.
         """
         if video.dim() not in (4, 5):
             raise ValueError(

@@ -69,9 +69,9 @@ class ARIMetric(MeanMetric):
     """Adjusted Rand index, by default of the foreground only.
 
     Args:
-        foreground: Leave out the pixels of the first true mask.
-        convert_target_one_hot: The true masks carry class ids as values: the highest one wins a pixel.
-        ignore_overlaps: Leave out pixels of several true masks.
+        foreground: leave out the pixels of the first true mask.
+        convert_target_one_hot: the true masks carry class ids as values: the highest one wins a pixel.
+        ignore_overlaps: leave out pixels of several true masks.
     """
 
     higher_is_better = True
@@ -85,12 +85,12 @@ class ARIMetric(MeanMetric):
         """Add samples; only pixels of a true mask count, and samples without any score 1.
 
         Args:
-            prediction: Scores (b, c, h, w) or (b, t, c, h, w).
+            prediction: scores (b, c, h, w) or (b, t, c, h, w).
             target: (b, k, h, w) or (b, t, k, h, w).
             ignore: (b, 1, h, w) or (b, t, 1, h, w), true where pixels are left out.
 
         Raises:
-            ValueError: If shapes do not fit, true masks overlap, or something holds NaN.
+            ValueError: if shapes do not fit, true masks overlap, or something holds NaN.
         """
         scores, target, ignored = _flatten(prediction, target, ignore, int(self.foreground))
         labeled = target > 0
@@ -104,8 +104,8 @@ class PatchARIMetric(ARIMetric):
     """Adjusted Rand index of masks over the patches of a square image.
 
     Args:
-        foreground: See `ARIMetric`, like the further options.
-        resize_masks_mode: How the predictions are brought to the size of the true masks.
+        foreground: see `ARIMetric`, like the further options.
+        resize_masks_mode: how the predictions are brought to the size of the true masks.
         **options: `convert_target_one_hot` and `ignore_overlaps`.
     """
 
@@ -125,18 +125,18 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
     The score of a sample is the mean over its true masks; empty masks and samples without masks do not count.
 
     Args:
-        use_threshold: Predictions are all scores above `threshold`, instead of the highest of every pixel.
-        threshold: See above.
+        use_threshold: predictions are all scores above `threshold`, instead of the highest of every pixel.
+        threshold: see above.
         matching: `hungarian`, every prediction serves one true mask at most, and masks left over score 0; or
             `best_overlap`, every true mask takes the best prediction.
-        compute_discovery_fraction: The score is the fraction of true masks above `discovery_threshold`.
-        correct_localization: The score is 1 if any true mask is above `discovery_threshold`, otherwise 0.
-        discovery_threshold: See above.
-        ignore_background: Leave out the first true mask.
-        ignore_overlaps: Leave out pixels of several true masks.
+        compute_discovery_fraction: the score is the fraction of true masks above `discovery_threshold`.
+        correct_localization: the score is 1 if any true mask is above `discovery_threshold`, otherwise 0.
+        discovery_threshold: see above.
+        ignore_background: leave out the first true mask.
+        ignore_overlaps: leave out pixels of several true masks.
 
     Raises:
-        ValueError: If the matching is unknown or two kinds of scores are asked for.
+        ValueError: if the matching is unknown or two kinds of scores are asked for.
     """
 
     higher_is_better = True
@@ -166,12 +166,12 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
         """Add samples.
 
         Args:
-            prediction: Scores (b, c, h, w) or (b, t, c, h, w).
+            prediction: scores (b, c, h, w) or (b, t, c, h, w).
             target: (b, k, h, w) or (b, t, k, h, w), positive inside.
             ignore: (b, 1, h, w) or (b, t, 1, h, w), true where pixels are left out.
 
         Raises:
-            ValueError: If shapes do not fit, true masks overlap, or something holds NaN.
+            ValueError: if shapes do not fit, true masks overlap, or something holds NaN.
         """
         scores, target, ignored = _flatten(prediction, target, ignore, int(self.ignore_background))
         predicted = scores > self.threshold if self.use_threshold else _one_hot_argmax(scores)

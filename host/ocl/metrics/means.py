@@ -51,10 +51,10 @@ class TensorStatistic(MeanMetric):
     """Mean over samples of the mean or the sum of a tensor.
 
     Args:
-        reduction: What to compute per sample, `mean` or `sum`.
+        reduction: what to compute per sample, `mean` or `sum`.
 
     Raises:
-        ValueError: If the reduction is unknown.
+        ValueError: if the reduction is unknown.
     """
 
     def __init__(self, reduction: str = "mean"):

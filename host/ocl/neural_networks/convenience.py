@@ -37,11 +37,11 @@ def get_activation_fn(
 
     Args:
         name_or_callable: relu, relu_squared, leaky_relu, tanh, sigmoid or identity, in any case.
-        inplace: Let relu and leaky_relu overwrite their input.
-        leaky_relu_slope: Slope of leaky_relu for negative values.
+        inplace: let relu and leaky_relu overwrite their input.
+        leaky_relu_slope: slope of leaky_relu for negative values.
 
     Raises:
-        ValueError: If the name is unknown or leaky_relu lacks its slope.
+        ValueError: if the name is unknown or leaky_relu lacks its slope.
     """
     if callable(name_or_callable):
         return name_or_callable
@@ -73,13 +73,13 @@ def build_mlp(
     """Build a multi-layer perceptron whose biases start at zero.
 
     Args:
-        input_dim: Channels of the input.
-        output_dim: Channels of the output.
-        features: Channels of the hidden layers.
-        activation_fn: Activation behind every hidden layer.
-        final_activation_fn: Activation behind the last layer.
-        initial_layer_norm: Normalize the input.
-        residual: Add the input to the output.
+        input_dim: channels of the input.
+        output_dim: channels of the output.
+        features: channels of the hidden layers.
+        activation_fn: activation behind every hidden layer.
+        final_activation_fn: activation behind the last layer.
+        initial_layer_norm: normalize the input.
+        residual: add the input to the output.
     """
     layers: list[nn.Module] = [nn.LayerNorm(input_dim)] if initial_layer_norm else []
     dims = [input_dim, *features, output_dim]
@@ -137,15 +137,15 @@ def build_transformer_encoder(
     """Build a pre-norm transformer encoder from (b, n, input_dim) to (b, n, output_dim).
 
     Args:
-        input_dim: Channels of the input and of all layers.
-        output_dim: Channels of the output.
-        n_layers: Number of layers.
-        n_heads: Number of attention heads.
-        hidden_dim: Channels inside the perceptrons, by default four times `input_dim`.
-        dropout: Dropout probability.
-        activation_fn: Activation of the perceptrons.
-        layer_norm_eps: Added to variances.
-        use_output_transform: End with normalization and a linear layer; otherwise `output_dim` has no effect.
+        input_dim: channels of the input and of all layers.
+        output_dim: channels of the output.
+        n_layers: number of layers.
+        n_heads: number of attention heads.
+        hidden_dim: channels inside the perceptrons, by default four times `input_dim`.
+        dropout: dropout probability.
+        activation_fn: activation of the perceptrons.
+        layer_norm_eps: added to variances.
+        use_output_transform: end with normalization and a linear layer; otherwise `output_dim` has no effect.
     """
     options = _layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps)
     layers: list[nn.Module] = [nn.TransformerEncoderLayer(**options) for _ in range(n_layers)]
@@ -172,19 +172,19 @@ def build_transformer_decoder(
     `memory_key_padding_mask` (b, k).
 
     Args:
-        input_dim: Channels d.
-        output_dim: Without effect, the output has `input_dim` channels.
-        n_layers: Number of layers.
-        n_heads: Number of attention heads.
-        hidden_dim: Channels inside the perceptrons, by default four times `input_dim`.
-        dropout: Dropout probability.
-        activation_fn: Activation of the perceptrons.
-        layer_norm_eps: Added to variances.
-        return_attention_weights: Return the cross-attention (b, k, n) beside the output.
-        attention_weight_type: Index of the layer it is taken from, or `mean` over all layers.
+        input_dim: channels d.
+        output_dim: without effect, the output has `input_dim` channels.
+        n_layers: number of layers.
+        n_heads: number of attention heads.
+        hidden_dim: channels inside the perceptrons, by default four times `input_dim`.
+        dropout: dropout probability.
+        activation_fn: activation of the perceptrons.
+        layer_norm_eps: added to variances.
+        return_attention_weights: return the cross-attention (b, k, n) beside the output.
+        attention_weight_type: index of the layer it is taken from, or `mean` over all layers.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: if there is no such layer.
     """
     options = _layer_options(input_dim, n_heads, hidden_dim, dropout, activation_fn, layer_norm_eps)
     if return_attention_weights:

@@ -39,12 +39,12 @@ class TransformerDecoderWithAttention(nn.TransformerDecoder):
     """A decoder that also returns the cross-attention of one layer, or its mean over layers.
 
     Args:
-        decoder_layer: Prototype of the layers.
-        num_layers: Number of layers.
-        attention_weight_type: Index of the layer, negative from the end, or `mean`.
+        decoder_layer: prototype of the layers.
+        num_layers: number of layers.
+        attention_weight_type: index of the layer, negative from the end, or `mean`.
 
     Raises:
-        ValueError: If there is no such layer, or for any other string.
+        ValueError: if there is no such layer, or for any other string.
     """
 
     def __init__(

@@ -20,10 +20,10 @@ class SoftPositionEmbed(nn.Module):
     """Add a linear map of the coordinates (slot attention, Locatello et al., 2020, appendix E.2).
 
     Args:
-        n_spatial_dims: Number of coordinates s.
-        feature_dim: Channels d of the features.
-        cnn_channel_order: The features are maps (b, d, h, w) and the positions (1, h, w, s).
-        savi_style: Map coordinates in [-1, 1] instead of the distances to all sides.
+        n_spatial_dims: number of coordinates s.
+        feature_dim: channels d of the features.
+        cnn_channel_order: the features are maps (b, d, h, w) and the positions (1, h, w, s).
+        savi_style: map coordinates in [-1, 1] instead of the distances to all sides.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class LearnedAdditivePositionalEmbed(nn.Module):
     """Add a learned vector per place of a sequence.
 
     Args:
-        max_len: Length of the longest sequence.
-        d_model: Channels d.
-        dropout: Probability of dropping a channel of the sum.
+        max_len: length of the longest sequence.
+        d_model: channels d.
+        dropout: probability of dropping a channel of the sum.
     """
 
     def __init__(self, max_len: int, d_model: int, dropout: float = 0.0):

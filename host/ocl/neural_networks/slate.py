@@ -11,8 +11,8 @@ class OneHotDictionary(nn.Module):
     """Embeddings of tokens that arrive as one-hot vectors.
 
     Args:
-        vocab_size: Number of tokens m.
-        emb_size: Channels d of the embeddings.
+        vocab_size: number of tokens m.
+        emb_size: channels d of the embeddings.
     """
 
     def __init__(self, vocab_size: int, emb_size: int):
@@ -28,19 +28,19 @@ class Conv2dBlockWithGroupNorm(nn.Module):
     """Convolution, group normalization with one group, ReLU.
 
     Args:
-        in_channels: See `torch.nn.Conv2d`, like all other arguments but the last.
-        out_channels: Channels of the output.
-        kernel_size: Side of the kernel.
-        stride: Stride.
-        padding: Padding.
-        dilation: Dilation.
-        groups: Groups of the convolution.
-        bias: Give the convolution a bias, initially zero.
-        padding_mode: Kind of padding.
-        weight_init: Initialization of the kernel, `xavier` or `kaiming`.
+        in_channels: see `torch.nn.Conv2d`, like all other arguments but the last.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel.
+        stride: stride.
+        padding: padding.
+        dilation: dilation.
+        groups: groups of the convolution.
+        bias: give the convolution a bias, initially zero.
+        padding_mode: kind of padding.
+        weight_init: initialization of the kernel, `xavier` or `kaiming`.
 
     Raises:
-        ValueError: If the initialization is unknown.
+        ValueError: if the initialization is unknown.
     """
 
     def __init__(

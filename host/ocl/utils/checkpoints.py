@@ -23,15 +23,15 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint that consists of tensors and plain values.
 
     Args:
-        path: Local file.
-        map_location: Where to put the tensors, as in `torch.load`.
+        path: local file.
+        map_location: where to put the tensors, as in `torch.load`.
 
     Returns:
         The dictionary that was saved.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged, or contains other objects than tensors and plain values.
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged, or contains other objects than tensors and plain values.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"Checkpoint {path} does not exist.")
@@ -57,18 +57,18 @@ def load_weights(module: nn.Module, path: str, target_path: str = "", source_pat
     """Load the weights of a module, or of a part of it, from a checkpoint.
 
     Args:
-        module: Module to load into.
-        path: Local checkpoint file.
-        target_path: Dotted path of the submodule to load, by default the whole module.
-        source_path: Dotted path of the entries in the checkpoint that belong to this submodule.
+        module: module to load into.
+        path: local checkpoint file.
+        target_path: dotted path of the submodule to load, by default the whole module.
+        source_path: dotted path of the entries in the checkpoint that belong to this submodule.
 
     Returns:
         The whole checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the checkpoint cannot be read, or its keys or shapes are not those of the module.
-        ValueError: If there is no submodule `target_path`.
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the checkpoint cannot be read, or its keys or shapes are not those of the module.
+        ValueError: if there is no submodule `target_path`.
     """
     try:
         target = module.get_submodule(target_path)

@@ -17,7 +17,7 @@ class ExtendedMLFlowLogger(MLFlowLogger):
     """Lightning's MLflow logger, which also shows images and figures.
 
     Raises:
-        ModuleNotFoundError: If `mlflow` is not installed.
+        ModuleNotFoundError: if `mlflow` is not installed.
     """
 
     @property

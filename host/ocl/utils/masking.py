@@ -23,11 +23,11 @@ class CreateRandomMaskPatterns(nn.Module):
 
     Args:
         pattern: `random` draws every pixel's shares, `blocks` tiles the image with rectangles.
-        n_slots: Number of rectangles, by default the number of masks.
-        n_cols: Number of columns the rectangles stand in; the last one takes the remainder.
+        n_slots: number of rectangles, by default the number of masks.
+        n_cols: number of columns the rectangles stand in; the last one takes the remainder.
 
     Raises:
-        ValueError: If the pattern is unknown.
+        ValueError: if the pattern is unknown.
     """
 
     def __init__(self, pattern: str, n_slots: Optional[int] = None, n_cols: int = 2):

@@ -37,15 +37,15 @@ def resize_patches_to_image(
 
     Args:
         patches: (..., c, n).
-        size: Side s of the result.
-        scale_factor: Ratio of the sides, instead of `size`.
-        resize_mode: Mode of `torch.nn.functional.interpolate`.
+        size: side s of the result.
+        scale_factor: ratio of the sides, instead of `size`.
+        resize_mode: mode of `torch.nn.functional.interpolate`.
 
     Returns:
         (..., c, s, s).
 
     Raises:
-        ValueError: If not exactly one of size and scale factor is given, or n is not a square number.
+        ValueError: if not exactly one of size and scale factor is given, or n is not a square number.
     """
     if (size is None) == (scale_factor is None):
         raise ValueError("Exactly one of size and scale_factor is needed.")
@@ -56,13 +56,13 @@ class Resize(nn.Module):
     """Resize images, masks or patches to a fixed size or to that of another tensor.
 
     Args:
-        size: Side or (height, width) of the result; by default it is taken from a second input.
-        resize_mode: Mode of `torch.nn.functional.interpolate`.
-        patch_mode: The inputs are the patches of square images.
-        channels_last: The inputs have their channels at the end.
+        size: side or (height, width) of the result; by default it is taken from a second input.
+        resize_mode: mode of `torch.nn.functional.interpolate`.
+        patch_mode: the inputs are the patches of square images.
+        channels_last: the inputs have their channels at the end.
 
     Raises:
-        ValueError: If the mode is unknown.
+        ValueError: if the mode is unknown.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Resize(nn.Module):
 
         Args:
             input: (..., c, h, w) or (..., c, n), with c at the end if `channels_last`.
-            size_tensor: Heights and widths (2,) or (b, 2), of which the first counts, or any other tensor
+            size_tensor: heights and widths (2,) or (b, 2), of which the first counts, or any other tensor
                 whose last two axes have the wanted size. Used if `size` was not given.
 
         Returns:
             (..., c, h', w').
 
         Raises:
-            ValueError: If there is no size, the input has too few axes, or n is not a square number.
+            ValueError: if there is no size, the input has too few axes, or n is not a square number.
         """
         size = self.size if self.size is not None else _read_size(size_tensor)
         if input.dim() < (2 if self.patch_mode else 3):

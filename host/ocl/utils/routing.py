@@ -24,10 +24,10 @@ class Combined(nn.ModuleDict):
     path (`"video.corrector.objects"`). Modules may be added later with `combined[name] = module`.
 
     Args:
-        **modules: The modules by name; each is called as `module(inputs=tree)`.
+        **modules: the modules by name; each is called as `module(inputs=tree)`.
 
     Raises:
-        ValueError: If a name is reserved.
+        ValueError: if a name is reserved.
     """
 
     def __init__(self, **modules: nn.Module):
@@ -42,7 +42,7 @@ class Combined(nn.ModuleDict):
         """Run all modules.
 
         Args:
-            inputs: Dict, the whole tree; outputs are added to it.
+            inputs: dict, the whole tree; outputs are added to it.
 
         Returns:
             The part of the tree that holds the outputs; without an outer `Combined` that is `inputs` itself.
@@ -64,12 +64,12 @@ class Recurrent(nn.Module):
     what the module returned in the step before.
 
     Args:
-        module: Called as `module(inputs=tree)`; it returns a tensor or a tree of tensors.
-        inputs_to_split: Dotted paths of the tensors to split.
-        initial_input_mapping: Where the first `previous_output` comes from, as dotted paths
+        module: called as `module(inputs=tree)`; it returns a tensor or a tree of tensors.
+        inputs_to_split: dotted paths of the tensors to split.
+        initial_input_mapping: where the first `previous_output` comes from, as dotted paths
             `{target: source}`. The target `""` is the whole of `previous_output`.
-        split_axis: Axis of the steps, both for splitting and for stacking.
-        chunk_size: Length of a chunk; with 1 the axis is removed from the chunk.
+        split_axis: axis of the steps, both for splitting and for stacking.
+        chunk_size: length of a chunk; with 1 the axis is removed from the chunk.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Recurrent(nn.Module):
             The output of a step with each tensor stacked along `split_axis`.
 
         Raises:
-            ValueError: If a path is missing in `inputs`.
+            ValueError: if a path is missing in `inputs`.
         """
         outputs: list = []
         previous_output = self._initial_output(inputs)

@@ -29,11 +29,11 @@ def get_tree_element(tree: Any, path: Sequence[Any]) -> Any:
     Each component is tried as a mapping key, then as an attribute, then as an index into a list or tuple.
 
     Args:
-        tree: Any nesting of mappings, objects and sequences.
-        path: List of components; the empty path is the tree itself.
+        tree: any nesting of mappings, objects and sequences.
+        path: list of components; the empty path is the tree itself.
 
     Raises:
-        ValueError: If nothing is at that path.
+        ValueError: if nothing is at that path.
     """
     element = tree
     for depth, component in enumerate(path):
@@ -80,9 +80,9 @@ def walk_tree_with_paths(
     A matching element is not descended into. Modules that do not match are, by child name.
 
     Args:
-        tree: The tree to walk.
-        path: List of components in front of all paths.
-        instance_check: Predicate that selects elements.
+        tree: the tree to walk.
+        path: list of components in front of all paths.
+        instance_check: predicate that selects elements.
     """
     path = path or []
     if instance_check(tree):
@@ -130,11 +130,11 @@ def reduce_tree(list_of_trees: Sequence[Any], fn: Callable[[list[Tensor]], Any])
     """Merge trees of the same structure: each tensor becomes `fn([its value in each tree])`.
 
     Args:
-        list_of_trees: At least one tree; whatever is no tensor is taken from the first.
-        fn: Maps a list of tensors to the merged value.
+        list_of_trees: at least one tree; whatever is no tensor is taken from the first.
+        fn: maps a list of tensors to the merged value.
 
     Raises:
-        ValueError: If the list is empty, or a tree lacks a tensor of the first.
+        ValueError: if the list is empty, or a tree lacks a tensor of the first.
     """
     if not list_of_trees:
         raise ValueError("There are no trees to reduce.")
@@ -154,13 +154,13 @@ def split_tree(tree: Any, split_paths: Sequence[Sequence[Any]], split_axis: int,
     other objects are deep copied.
 
     Args:
-        tree: The tree to copy.
-        split_paths: List of paths of the tensors to split.
-        split_axis: Axis to split.
-        chunk_size: Size of a chunk; with 1 the axis is removed.
+        tree: the tree to copy.
+        split_paths: list of paths of the tensors to split.
+        split_axis: axis to split.
+        chunk_size: size of a chunk; with 1 the axis is removed.
 
     Raises:
-        ValueError: If a path leads to no tensor, or the tensors differ in length.
+        ValueError: if a path leads to no tensor, or the tensors differ in length.
     """
     tensors = {id(tensor): tensor for tensor in (get_tree_element(tree, path) for path in split_paths)}
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

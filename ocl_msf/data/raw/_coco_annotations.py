@@ -51,7 +51,7 @@ def read_annotations(panoptic: Source, instances: Optional[Source]) -> List[Imag
     """The annotations of all images in order of their ids, of images without any, too.
 
     Raises:
-        DataError: A file is damaged or lacks the structure of COCO's.
+        DataError: a file is damaged or lacks the structure of COCO's.
     """
     content = _load(panoptic)
     try:
@@ -175,7 +175,7 @@ def rasterize(segmentation: Any, height: int, width: int) -> np.ndarray:
     corners are empty.
 
     Raises:
-        TypeError, ValueError, KeyError, OverflowError: The segmentation is not one of these.
+        TypeError, ValueError, KeyError, OverflowError: the segmentation is not one of these.
     """
     from pycocotools import mask  # here, because nothing but COCO's instances needs it
 
@@ -212,7 +212,7 @@ def decode_counts(text: str) -> List[int]:
     numbers are signed, and from the fourth on they are differences to the run length two before.
 
     Raises:
-        ValueError: The string ends within a number or has other characters.
+        ValueError: the string ends within a number or has other characters.
     """
     _require(re.fullmatch("([P-o]*[0-O])*", text) is not None, "run lengths have other characters or end in a number")
     counts: List[int] = []

@@ -28,15 +28,15 @@ def read_image(
     One that EXIF data turn is rejected, because its annotations may be of the pixels as stored or as shown.
 
     Args:
-        sample: Name of the sample, for messages.
-        what: What the file is in it, such as "image", for messages.
-        source: The file; None if it is missing.
-        size: Width and height that the image must have; None takes any.
-        rgb: Convert to RGB of 8 bits; otherwise the mode is that of the file.
-        formats: That the file may have.
+        sample: name of the sample, for messages.
+        what: what the file is in it, such as "image", for messages.
+        source: the file; None if it is missing.
+        size: width and height that the image must have; None takes any.
+        rgb: convert to RGB of 8 bits; otherwise the mode is that of the file.
+        formats: that the file may have.
 
     Raises:
-        Rejected: The file is missing, damaged, of another size, or turned.
+        Rejected: the file is missing, damaged, of another size, or turned.
     """
     if source is None:
         raise Rejected(f"missing {what}", sample)
@@ -59,7 +59,7 @@ def decode_image(content: bytes, formats: Sequence[str], size: Optional[Tuple[in
     """Decode an image; one of another `size` is returned with its pixels undecoded.
 
     Raises:
-        Exception: The content is damaged; Pillow has no common class for that.
+        Exception: the content is damaged; Pillow has no common class for that.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

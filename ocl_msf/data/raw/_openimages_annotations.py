@@ -25,13 +25,13 @@ class ImageAnnotations:
     """The annotations of one image; corners are left, top, right and bottom as shares of its sides.
 
     Attributes:
-        masks: Names of the mask files, in the order of the CSV.
-        categories: Their classes.
-        corners: Of their objects' boxes, four each.
-        box_categories: Classes of all annotated boxes.
-        box_corners: Their corners, four each.
+        masks: names of the mask files, in the order of the CSV.
+        categories: their classes.
+        corners: of their objects' boxes, four each.
+        box_categories: classes of all annotated boxes.
+        box_corners: their corners, four each.
         box_groups: 1 for a box around a group of objects, 0 for one object, -1 if unknown.
-        problem: What is wrong with the annotations, "" if nothing is.
+        problem: what is wrong with the annotations, "" if nothing is.
     """
 
     __slots__ = ("masks", "categories", "corners", "box_categories", "box_corners", "box_groups", "problem")
@@ -52,7 +52,7 @@ def read_classes(source: Source) -> Dict[bytes, int]:
     """The number of each class, from 1 in the order of `class-descriptions-boxable.csv`, by its label.
 
     Raises:
-        DataError: The file is damaged.
+        DataError: the file is damaged.
     """
     try:
         rows = list(csv.reader(io.StringIO(source.read().decode("utf-8-sig"), newline=""), strict=True))
@@ -71,7 +71,7 @@ def read_ids(path: Path) -> FrozenSet[bytes]:
     """Image ids from a text file with a line for each: `id`, `split/id`, or a CSV whose first column they are.
 
     Raises:
-        DataError: The file is missing or has other content.
+        DataError: the file is missing or has other content.
     """
     ids = set()
     try:
@@ -100,7 +100,7 @@ def read_masks(
     A line that cannot be used is recorded as the problem of its image, or under its number if it names no image.
 
     Raises:
-        DataError: The file cannot be read or has other columns.
+        DataError: the file cannot be read or has other columns.
     """
     images: Dict[bytes, ImageAnnotations] = {}
     for name, values, damage in _lines(source, _MASK_COLUMNS, ids):
@@ -127,7 +127,7 @@ def add_boxes(
     """Add boxes to `images`, and add the images in `ids` that have boxes but no masks.
 
     Raises:
-        DataError: The file cannot be read or has other columns.
+        DataError: the file cannot be read or has other columns.
     """
     for name, values, damage in _lines(source, _BOX_COLUMNS, frozenset(images) if ids is None else ids):
         image = _image(images, name)

@@ -22,7 +22,7 @@ class Source(NamedTuple):
     """A file, or a member of an archive; small and picklable, for every process that reads opens the archive once.
 
     Attributes:
-        path: Of the file itself, or of the archive.
+        path: of the file itself, or of the archive.
         member: () for the file itself, else the name in the archive; two names are an archive in the archive and its
             member.
     """
@@ -37,7 +37,7 @@ class Source(NamedTuple):
         """The content.
 
         Raises:
-            READ_ERRORS: The file or its archive is damaged.
+            READ_ERRORS: the file or its archive is damaged.
         """
         if not self.member:
             return Path(self.path).read_bytes()
@@ -51,16 +51,16 @@ class Sources:
     """The wanted files of a download, wherever they are below a folder or in the archives there.
 
     Args:
-        root: Folder of the download.
-        folders: Names of the folders whose files are wanted.
-        files: Names of files that are wanted in any folder.
-        tars: Patterns of the names of tar archives to search, such as "VOC*.tar"; zip files are always searched.
-        without: Names of folders to ignore, like hidden ones and `__MACOSX`.
+        root: folder of the download.
+        folders: names of the folders whose files are wanted.
+        files: names of files that are wanted in any folder.
+        tars: patterns of the names of tar archives to search, such as "VOC*.tar"; zip files are always searched.
+        without: names of folders to ignore, like hidden ones and `__MACOSX`.
 
     Unpacked files take precedence over those in archives.
 
     Raises:
-        DataError: There is no such folder, or an archive in it is damaged.
+        DataError: there is no such folder, or an archive in it is damaged.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Sources:
 
 
 def _state(path: str) -> Tuple[int, ...]:
-    """What tells an archive from another one of the same name, and this process from its parent."""
+    """Values that change with the content of an archive, and from a process to its children."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size, os.getpid()
 

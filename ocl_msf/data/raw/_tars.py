@@ -28,10 +28,10 @@ class TarMember(NamedTuple):
     """A file in an archive; small and picklable, for every process that reads opens the archive once.
 
     Attributes:
-        paths: The parts of the archive, in order.
-        name: Of the member.
-        offset: Of its content in the uncompressed archive, in bytes.
-        size: Of its content, in bytes.
+        paths: the parts of the archive, in order.
+        name: of the member.
+        offset: of its content in the uncompressed archive, in bytes.
+        size: of its content, in bytes.
     """
 
     paths: Tuple[str, ...]
@@ -114,7 +114,7 @@ class RandomAccess(io.RawIOBase):
     """A file to read and to seek in; subclasses give its content from `self._position` on.
 
     Args:
-        size: In bytes; None where it is not known, and nothing can be sought from the end.
+        size: in bytes; None where it is not known, and nothing can be sought from the end.
     """
 
     def __init__(self, size: Optional[int] = None) -> None:
@@ -152,7 +152,7 @@ class Concatenation(RandomAccess):
     """Files one after the other, as a single one.
 
     Args:
-        paths: The files.
+        paths: the files.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -184,8 +184,8 @@ class Inflated(RandomAccess):
     interval. There are never more than `MAX_STATES`, so that memory is bounded.
 
     Args:
-        file: The gzip streams.
-        interval: Least number of uncompressed bytes between two states; it doubles when there are too many states.
+        file: the gzip streams.
+        interval: least number of uncompressed bytes between two states; it doubles when there are too many states.
     """
 
     def __init__(self, file: Concatenation, interval: int = 1 << 21) -> None:

@@ -25,7 +25,7 @@ MAX_OBJECTS = 10
 
 
 class RawScene(NamedTuple):
-    """Index and files of a scene; a gap between those that are there has none."""
+    """Index and files of a scene; a gap in the numbering has no files."""
 
     index: int  # type: ignore[assignment]  # not the method of tuples
     image: Optional[AnySource] = None
@@ -43,15 +43,15 @@ def prepare(
     """Find the scenes in `raw` and plan their conversion.
 
     Args:
-        raw: Folder of the download.
-        variant: One of `VARIANTS`.
-        splits: Ranges of scenes by index, such as "train=0:100"; by default the benchmark's for full (the first tenth
-            of the scenes that are there is test, the second val, the rest train) and "test=:" for the others.
-        crop: Side of the central square, by the image height: 1, or the benchmark's 0.8.
-        size: Side of the output in pixels.
+        raw: folder of the download.
+        variant: one of `VARIANTS`.
+        splits: ranges of scenes by index, such as "train=0:100"; by default the benchmark's for full (the first tenth
+            of the existing scenes is test, the second val, the rest train) and "test=:" for the others.
+        crop: side of the central square, by the image height: 1, or the benchmark's 0.8.
+        size: side of the output in pixels.
 
     Raises:
-        DataError: There are no scenes, some are doubled or lack their mask, or the splits do not fit them.
+        DataError: there are no scenes, some are doubled or lack their mask, or the splits do not fit them.
     """
     if not 0 < crop <= 1:
         raise DataError(f"--crop {crop} is not a share of the image height. Choose a number in (0, 1].")
@@ -66,7 +66,7 @@ def prepare(
 
 
 def find_scenes(raw: Path, variant: str) -> List[RawScene]:
-    """All scenes from the first to the last that is there, in order of their index; gaps have no files."""
+    """All scenes from the first to the last, in order of their index; gaps in the numbering have no files."""
     pattern = f"CLEVRTEX_{variant}_*.png"
     files: Dict[Tuple[int, bool], AnySource] = {}
     for name, source in _list_folders(raw, variant, pattern) or _list_archives(raw, variant):
@@ -160,7 +160,7 @@ def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
         empty. An object outside the crop has an empty mask.
 
     Raises:
-        Rejected: The scene is missing, a file is damaged, or the mask does not fit.
+        Rejected: the scene is missing, a file is damaged, or the mask does not fit.
     """
     name = f"scene {scene.index}"
     if not scene.image:

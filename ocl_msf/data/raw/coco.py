@@ -1,4 +1,4 @@
-"""COCO 2017 (https://cocodataset.org): panoptic segments, things and stuff, and instances where they are there.
+"""COCO 2017 (https://cocodataset.org): panoptic segments of things and stuff, and instances if the download has them.
 
 Raw: a folder with `{train,val}2017.zip` and `panoptic_annotations_trainval2017.zip`, or with their content, in whatever
 subfolders; with `annotations_trainval2017.zip` instances are converted too.
@@ -47,16 +47,16 @@ def prepare(
     """Find images and annotations in `raw` and plan their conversion, in the order of the images' ids.
 
     Args:
-        raw: Folder of the download.
-        splits: Some of `SPLITS`; by default those that are in `raw`.
-        size: Side of the output in pixels.
-        object_filter: Which images and objects to keep; None keeps all.
-        count: Objects of the filter: "all", things and stuff, which 11 slots have to hold, or "things" only.
-        measure: Where the filter counts and measures: "resized", in the sample, as the paper's remark on its
+        raw: folder of the download.
+        splits: some of `SPLITS`; by default those that are in `raw`.
+        size: side of the output in pixels.
+        object_filter: which images and objects to keep; None keeps all.
+        count: objects of the filter: "all", things and stuff, which 11 slots have to hold, or "things" only.
+        measure: where the filter counts and measures: "resized", in the sample, as the paper's remark on its
             resolution suggests, or "original", in the original image.
 
     Raises:
-        DataError: Files are missing, or an archive or the annotations are damaged.
+        DataError: files are missing, or an archive or the annotations are damaged.
     """
     object_filter = object_filter and object_filter._replace(count=count, measure=measure)
     kinds = ("panoptic", "instances")
@@ -118,7 +118,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
           `instance_area` (I,) float32 in pixels of the original. They are not filtered.
 
     Raises:
-        Rejected: A file is missing or damaged, or the filter removes the image.
+        Rejected: a file is missing or damaged, or the filter removes the image.
     """
     annotations, name = raw_image.annotations, raw_image.name
     raw_size = (annotations.width, annotations.height)

@@ -11,11 +11,11 @@ class ObjectFilter(NamedTuple):
     """Removes images with many or with small objects; the defaults are the paper's.
 
     Attributes:
-        max_objects: Images with more are removed.
-        min_box_area: Objects with a smaller bounding box, in square pixels, are small.
+        max_objects: images with more are removed.
+        min_box_area: objects with a smaller bounding box, in square pixels, are small.
         small: "image" removes images with a small object; "object" removes only that object, before counting.
-        count: What is an object; the data set says which readings there are.
-        measure: Where objects are counted and measured: "resized", in the sample, or "original", in the raw image.
+        count: what is an object; the data set says which readings there are.
+        measure: where objects are counted and measured: "resized", in the sample, or "original", in the raw image.
     """
 
     max_objects: int = 10
@@ -32,14 +32,14 @@ class ObjectFilter(NamedTuple):
         """Choose among the objects of an image.
 
         Args:
-            sample: Name of the image, for messages.
+            sample: name of the image, for messages.
             box_areas: (N,), in square pixels.
 
         Returns:
             Which objects to keep, (N,) bool.
 
         Raises:
-            Filtered: The image is removed.
+            Filtered: the image is removed.
         """
         large = box_areas >= self.min_box_area
         if self.small == "image" and not large.all():

@@ -47,14 +47,14 @@ def prepare(raw: Path, variant: str = "c", max_objects: Optional[int] = None, si
     """Find the records in `raw` and plan their conversion.
 
     Args:
-        raw: Folder of the download.
-        variant: One of `VARIANTS`.
-        max_objects: Boxes kept, those of the objects that show most; masks keep every object. By default all that the
+        raw: folder of the download.
+        variant: one of `VARIANTS`.
+        max_objects: boxes kept, those of the objects that show most; masks keep every object. By default all that the
             variant can have, 10 for c, 23 for d and e.
-        size: Side of the output in pixels.
+        size: side of the output in pixels.
 
     Raises:
-        DataError: There are no videos, or a shard is missing or cut off.
+        DataError: there are no videos, or a shard is missing or cut off.
     """
     splits = {SPLITS[split]: _find_videos(paths) for split, paths in find_shards(raw, variant).items()}
     if not any(splits.values()):
@@ -149,7 +149,7 @@ def dense_boxes(features: Dict[str, Feature], frames: int) -> np.ndarray:
     """Boxes of every object in every frame.
 
     Args:
-        features: The ragged boxes (ymin, xmin, ymax, xmax), and the number of the frame of each.
+        features: the ragged boxes (ymin, xmin, ymax, xmax), and the number of the frame of each.
         frames: T.
 
     Returns:
@@ -157,7 +157,7 @@ def dense_boxes(features: Dict[str, Feature], frames: int) -> np.ndarray:
         zeros where an object has no box.
 
     Raises:
-        ValueError: The lists do not fit each other, or the video.
+        ValueError: the lists do not fit each other, or the video.
     """
     counts, boxes, numbers = features[BOX_COUNTS], features[BOXES], features[FRAMES]
     if (counts < 0).any() or not np.array_equal(counts, features[FRAME_COUNTS]):
@@ -186,8 +186,8 @@ def encode_video(max_objects: int, size: int, raw_video: RawVideo) -> Sample:
         k - 1 for the k-th object, zeros where there is none.
 
     Raises:
-        Rejected: The record is damaged or differs from MOVi's.
-        DataError: The file cannot be read.
+        Rejected: the record is damaged or differs from MOVi's.
+        DataError: the file cannot be read.
     """
     path, offset, number = raw_video
     sample = f"{Path(path).name} at byte {offset}"

@@ -62,17 +62,17 @@ def prepare(
     """Find images and annotations in `raw` and plan their conversion, in the order of the images' ids.
 
     Args:
-        raw: Folder of the download.
-        splits: Some of `SPLITS`; by default those whose masks' CSV is in `raw`.
-        ids: Text file with an image id in each line, as `id` or `split/id`: the subset to convert; by default all
+        raw: folder of the download.
+        splits: some of `SPLITS`; by default those whose masks' CSV is in `raw`.
+        ids: text file with an image id in each line, as `id` or `split/id`: the subset to convert; by default all
             images with masks.
-        size: Side of the output in pixels.
-        object_filter: Which images and objects to keep; None keeps all.
-        measure: Where the filter counts and measures: "resized", in the sample, or "original", by the boxes in the
+        size: side of the output in pixels.
+        object_filter: which images and objects to keep; None keeps all.
+        measure: where the filter counts and measures: "resized", in the sample, or "original", by the boxes in the
             original image.
 
     Raises:
-        DataError: Files are missing, or an archive or the annotations are damaged.
+        DataError: files are missing, or an archive or the annotations are damaged.
     """
     tables = [table.format(split) for split in SPLITS.values() for table in (MASKS, *BOXES)]
     sources = Sources(raw, folders=(), files=[*CLASSES, *tables])
@@ -103,7 +103,7 @@ def _first(sources: Sources, names: Iterable[str]) -> Optional[AnySource]:
 
 
 def _identify(names: Collection[bytes]) -> Dict[str, Any]:
-    """What tells one list of names from another."""
+    """Values that identify a list of names."""
     return {"number": len(names), "sha256": hashlib.sha256(b"\n".join(names)).hexdigest()}
 
 
@@ -175,7 +175,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
           are not filtered, and there are more of them than masks.
 
     Raises:
-        Rejected: A file or the annotations are missing or damaged, or the filter removes the image.
+        Rejected: a file or the annotations are missing or damaged, or the filter removes the image.
     """
     annotations, name = raw_image.annotations, raw_image.name
     if annotations.problem:

@@ -56,18 +56,18 @@ def prepare(
     """Find images and masks in `raw` and plan their conversion, in the order of VOC's lists.
 
     Args:
-        raw: Folder of the download.
-        variant: Images of the train split: "train", VOC's, or "trainaug", also those of SBD that are not in VOC's val.
-        splits: Some of `SPLITS`.
-        size: Side of the output in pixels.
-        object_filter: Which images and objects to keep; None keeps all.
-        count: What the filter takes for an object: "classes", all pixels of a class, as the paper's semantic masks
+        raw: folder of the download.
+        variant: images of the train split: "train", VOC's, or "trainaug", also those of SBD that are not in VOC's val.
+        splits: some of `SPLITS`.
+        size: side of the output in pixels.
+        object_filter: which images and objects to keep; None keeps all.
+        count: what the filter takes for an object: "classes", all pixels of a class, as the paper's semantic masks
             do, or "objects".
-        measure: Where the filter counts and measures: "resized", in the sample, as the paper's remark on its
+        measure: where the filter counts and measures: "resized", in the sample, as the paper's remark on its
             resolution suggests, or "original", in the original image.
 
     Raises:
-        DataError: Lists or images are missing, or an archive or a list is damaged.
+        DataError: lists or images are missing, or an archive or a list is damaged.
     """
     object_filter = object_filter and object_filter._replace(count=count, measure=measure)
     augmented = variant == "trainaug"
@@ -136,7 +136,7 @@ def encode_image(size: int, object_filter: Optional[ObjectFilter], raw_image: Ra
         Objects that the filter removes without their image become void.
 
     Raises:
-        Rejected: A file is missing or damaged, the masks do not fit, or the filter removes the image.
+        Rejected: a file is missing or damaged, the masks do not fit, or the filter removes the image.
     """
     name = raw_image.name
     image = read_image(name, "image", raw_image.image, rgb=True)

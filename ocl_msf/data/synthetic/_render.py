@@ -65,10 +65,10 @@ class Scene:
     """A scene to render.
 
     Attributes:
-        bodies: Numbered from 1; they do not touch.
-        materials: Of the ground, then of the bodies.
-        curve_start: Distance behind the origin from which the ground curves up.
-        curve_radius: Its radius.
+        bodies: numbered from 1; they do not touch.
+        materials: of the ground, then of the bodies.
+        curve_start: distance behind the origin from which the ground curves up.
+        curve_radius: its radius.
     """
 
     camera: Camera

@@ -19,7 +19,7 @@ class Shape:
     Attributes:
         planes: (k, 4) rows (nx, ny, nz, d) with n.p <= d, n of length 1.
         quadric: (ax, ay, az, b, c), or None.
-        bottom: Height of the lowest point, negative.
+        bottom: height of the lowest point, negative.
     """
 
     planes: np.ndarray

@@ -42,14 +42,14 @@ class MovingObject:
     """A flat object that moves over the ground.
 
     Attributes:
-        outline: Key of `OUTLINES`.
-        material: Its texture.
-        radius: In frame widths.
+        outline: key of `OUTLINES`.
+        material: its texture.
+        radius: in frame widths.
         start: (2,) position (x, y) in frame 0, (0, 0) the upper left corner of the frame and (1, 1) the lower
             right one.
         velocity: (2,) per clip of 24 frames; (0, 0) for objects at rest.
-        angle: In frame 0, in radians.
-        spin: Radians per clip.
+        angle: in frame 0, in radians.
+        spin: radians per clip.
     """
 
     outline: str

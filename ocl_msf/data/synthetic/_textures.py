@@ -180,14 +180,14 @@ class Material:
     """A pattern placed in space, its colours and its gloss.
 
     Attributes:
-        name: Pattern name with the number of colours.
-        pattern: Key of `PATTERNS`.
-        variant: The pattern's free number, 0..1.
+        name: pattern name with the number of colours.
+        pattern: key of `PATTERNS`.
+        variant: the pattern's free number, 0..1.
         frame: (3, 3), from the owner's space to pattern space; rotation times cells per unit length.
         offset: (3, 1), added after `frame`.
         ramp: (256, 3) linear RGB by level.
-        gloss: Strength of the highlight, 0..1.
-        shininess: Exponent of the highlight.
+        gloss: strength of the highlight, 0..1.
+        shininess: exponent of the highlight.
     """
 
     name: str
@@ -237,9 +237,9 @@ def sample_material(rng: np.random.Generator, low: float, high: float, flat: boo
     """Draw a material.
 
     Args:
-        rng: Source of all randomness.
-        low, high: Range of the pattern cells per unit of length of the owner's space, sampled log-uniformly.
-        flat: The owner is a plane at height 0: only turn the pattern about the vertical axis.
+        rng: source of all randomness.
+        low, high: range of the pattern cells per unit of length of the owner's space, sampled log-uniformly.
+        flat: the owner is a plane at height 0: only turn the pattern about the vertical axis.
     """
     cells = math.exp(rng.uniform(math.log(low), math.log(high)))
     pattern = str(rng.choice(list(PATTERNS)))

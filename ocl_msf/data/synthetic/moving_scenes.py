@@ -154,20 +154,20 @@ def make_moving_scenes(
     """Write videos in MOVi's layout; existing shards are kept.
 
     Args:
-        out: Folder that gets `movi_<variant>/<size>x<size>/1.0.0/movi_<variant>-<split>.tfrecord-<n>-of-<count>`.
-        videos: Number of training videos.
-        validation: Number of validation videos.
+        out: folder that gets `movi_<variant>/<size>x<size>/1.0.0/movi_<variant>-<split>.tfrecord-<n>-of-<count>`.
+        videos: number of training videos.
+        validation: number of validation videos.
         variant: c, d or e.
-        frames: Per video.
-        size: Height and width in pixels.
-        seed: Other seeds give other videos.
-        workers: Number of processes.
+        frames: per video.
+        size: height and width in pixels.
+        seed: other seeds give other videos.
+        workers: number of processes.
 
     Returns:
         The folder of the shards.
 
     Raises:
-        DataError: The folder holds videos of other settings, or the disk is full.
+        DataError: the folder holds videos of other settings, or the disk is full.
     """
     folder = out / f"movi_{variant}" / f"{size}x{size}" / "1.0.0"
     settings = {"variant": variant, "seed": seed, "frames": frames, "size": size}

@@ -203,11 +203,11 @@ def make_scenes(out: Path, count: int, seed: int = 0, size: Tuple[int, int] = (3
     """Write scenes 0 to `count` - 1 in ClevrTex's layout; existing ones are kept.
 
     Args:
-        out: Folder that gets `clevrtex_full/<index // 1000>/CLEVRTEX_full_<index>{.png,_flat.png,.json}`.
-        count: Number of scenes.
-        seed: A scene depends on seed, size and its index alone.
-        size: Width and height in pixels.
-        workers: Number of processes.
+        out: folder that gets `clevrtex_full/<index // 1000>/CLEVRTEX_full_<index>{.png,_flat.png,.json}`.
+        count: number of scenes.
+        seed: a scene depends on seed, size and its index alone.
+        size: width and height in pixels.
+        workers: number of processes.
 
     Returns:
         How many scenes were new.

@@ -104,9 +104,9 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
     The run's own config says in `experiment.evaluation` which file of `evaluation/msf` that is.
 
     Args:
-        key: Where in that file, such as `modules.scenes`.
-        default: If the run needs no more than its own losses and metrics, or the file has no such part.
-        _root_: The config of the evaluation, whose `train_config_path` says where the run's is.
+        key: where in that file, such as `modules.scenes`.
+        default: if the run needs no more than its own losses and metrics, or the file has no such part.
+        _root_: the config of the evaluation, whose `train_config_path` says where the run's is.
     """
     if "train_config_path" not in _root_:  # OmegaConf resolves the parts for OCLF's typed config while it composes them
         return default
