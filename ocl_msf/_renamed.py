@@ -58,6 +58,9 @@ COMMANDS = {
 # `__getattr__ = refuse_old_names(__name__)`.
 TARGETS = {
     "ocl_msf.losses.Weighted": "ocl_msf.losses.WeightedLoss",
+    "ocl_msf.fusion.Parts": "ocl_msf.fusion.FusionMaps",
+    "ocl_msf.fusion.source_rows": "ocl_msf.fusion.source_vectors",
+    "ocl_msf.quantization.Part": "ocl_msf.quantization.MatchedGroup",
     "ocl_msf.losses.join": "ocl_msf.indices.ravel_codes",
     "ocl_msf.composition.present": "ocl_msf.composition.drop_nulls",
     "ocl_msf.decoding.Attention": "ocl_msf.transformer.Attention",

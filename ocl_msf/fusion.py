@@ -13,11 +13,13 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from ocl_msf._renamed import refuse_old_arguments
+from ocl_msf._renamed import refuse_old_arguments, refuse_old_names
 from ocl_msf.codebook import Codebook, Schedule
 from ocl_msf.projection import InvertibleProjection
 from ocl_msf.pyramid import check_grids, pool, upsample
 from ocl_msf.quantization import CodebookQuantizer, Diagnostics, MatchedGroup, QuantizerOutput
+
+__getattr__ = refuse_old_names(__name__)
 
 
 class MultiScaleFusion(CodebookQuantizer):

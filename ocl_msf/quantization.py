@@ -14,9 +14,12 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from ocl_msf._renamed import refuse_old_names
 from ocl_msf.codebook import Codebook, Schedule
 from ocl_msf.projection import InvertibleProjection
 from ocl_msf.straight_through import quantization_losses, straight_through
+
+__getattr__ = refuse_old_names(__name__)
 
 
 @dataclass

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "codebook": MATHS,
     "projection": MATHS,
     "straight_through": MATHS,
-    "quantization": MATHS | {"ocl_msf.codebook", "ocl_msf.projection", "ocl_msf.straight_through"},
+    "quantization": MATHS | {"ocl_msf._renamed", "ocl_msf.codebook", "ocl_msf.projection", "ocl_msf.straight_through"},
     "finite_scalar": MATHS | {"ocl_msf.indices", "ocl_msf.quantization"},
     "losses": MATHS | {"ocl_msf.indices", "ocl_msf._renamed"},
     "fusion": MATHS
