@@ -72,10 +72,11 @@ def _split_extension(name: str) -> tuple[str, str]:
 
 
 def _decode_image(data: bytes) -> np.ndarray:
-    """Decode a picture to RGB (h, w, 3); of grey values of 16 bits the upper 8, as Pillow does with colours."""
+    """Decode a picture to RGB (h, w, 3); of grey values of 16 bits the upper 8, as Pillow does with colours.
+
+    Pixels stay in the order in which they are stored, whatever EXIF data say, like those of masks beside them.
+    """
     image: Image.Image = Image.open(io.BytesIO(data))
-    if image.getexif().get(0x0112) in range(2, 9):  # the tag of the orientation; 1 is upright
-        raise ValueError("EXIF data turn the picture, but would not turn masks beside it. Store it upright")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
