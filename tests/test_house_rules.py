@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "__main__": {"ocl_msf.cli"},
     "demo": HOST | {"ocl_msf.experiments", "ocl_msf.files"},
     "data": FRAMEWORK
-    | {"PIL", "cloudpickle", "crc32c", "google", "hydra", "joblib", "lmdb"}
+    | {"PIL", "cloudpickle", "crc32c", "google", "hydra", "lmdb"}
     | {"pycocotools", "safetensors", "scipy", "tqdm"}
     | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }

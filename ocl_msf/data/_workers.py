@@ -13,22 +13,17 @@ import types
 from multiprocessing import context
 from typing import Any, Dict, Iterator, Tuple
 
+import cloudpickle
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-
-try:
-    import cloudpickle  # joblib needs it
-except ImportError:
-    from joblib.externals import cloudpickle  # joblib up to 1.5 carries it
 
 WORKER_TIMEOUT = 540.0  # s; after ten minutes NCCL ends the other ranks, and does not say why
 # Packages of which no import starts a thread.
 _PRELOADED = {
     "PIL",
     "cloudpickle",
-    "joblib",
     "numpy",
     "ocl",
     "ocl_msf",
