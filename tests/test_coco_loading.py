@@ -82,7 +82,7 @@ def test_crowds_take_no_part_in_the_scores(crowds):
     assert not torch.equal(guess.argmax(1), other.argmax(1))
     scores = score(model, batch, guess)
     assert {"ari", "ari_fg", "miou", "mbo", "miou_small"} <= set(scores)
-    assert scores == score(model, batch, other)
+    np.testing.assert_equal(scores, score(model, batch, other))  # NaN for sizes that no thing has
     indices = [
         adjusted_rand_score(true.argmax(0)[there], masks.argmax(0)[there])
         for true, masks, there in zip(batch["mask"], guess, batch["void"][:, 0] == 0)

@@ -163,7 +163,9 @@ def check_step(config, before, model, logged):
     learning = {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if p.requires_grad}
     assert parts == learning
     scores = {f"val/{name}" for name in [*model.losses, *(config.evaluation_metrics or {})]}
-    assert scores <= set(logged) and all(torch.isfinite(x) for x in logged.values())
+    assert scores <= set(logged)
+    undefined = {name for name, x in logged.items() if not torch.isfinite(x)}
+    assert undefined <= {"val/miou_medium", "val/miou_large"}, "the miniature of COCO has small things alone"
 
 
 @pytest.mark.parametrize("experiment", LEAVES)
@@ -206,8 +208,8 @@ def test_sizes_are_areas_of_things_in_the_original_image(compose):
     config = compose("+experiment=msf/slate_sized_coco", "dataset.eval_batch_size=3")
     (batch,) = build_and_register_datamodule_from_config(config).val_dataloader()
     areas = dict(zip(batch["__key__"], batch["area"].tolist()))
-    assert areas["285"] == [-1, 400, *[-1] * 9]  # void, a ball of 20x20 pixels in an image of 60x80, nothing more
-    assert areas["632"] == [-1] * 11  # sky is no thing
+    assert areas["285"] == [-1, 400]  # void, and a ball of 20x20 pixels in an image of 60x80
+    assert areas["632"] == [-1, -1]  # sky is no thing
     model = build_model_from_config(config)
     sizes = {name: metric.limits[1] for name, metric in model.evaluation_metrics.items() if name.startswith("miou")}
     assert sizes == {"miou": float("inf"), "miou_small": 1024, "miou_medium": 9216, "miou_large": float("inf")}

@@ -39,7 +39,7 @@ def test_void_is_one_mask():
 
 @pytest.mark.parametrize("num_masks, areas", [(5, [-1, 30, -1, 7, -1]), (3, [-1, 30, -1])])
 def test_areas_are_those_of_things(num_masks, areas):
-    sample = {"segment_area": [30.0, 90.0, 7.0], "segment_isthing": [1, 0, 1], "segment_id": [4, 5, 6], "image": "kept"}
+    sample = {"segment_area": [30.0, 90.0, 7.0], "segment_isthing": [1, 0, 1], "image": "kept"}
     assert apply(SegmentAreas(num_masks), sample) == {"image": "kept", "area": areas}
 
 
