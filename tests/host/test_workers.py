@@ -74,8 +74,10 @@ def test_a_worker_that_gives_nothing_is_named_and_ended(shard):
 
 
 def test_a_program_over_its_limit_prints_where_its_threads_are(run_limited):
-    """Those of all of its processes."""
+    """Those of all of its processes, which may write at the same time."""
     wait = "import threading; threading.Event().wait()"
+    status, printed = run_limited([sys.executable, "-c", wait], seconds=5)
+    assert status != 0 and "in wait" in printed
     program = f"import subprocess, sys; print('on', flush=True); subprocess.run([sys.executable, '-c', {wait!r}])"
     status, printed = run_limited([sys.executable, "-c", program], seconds=5)
-    assert status != 0 and printed.count("Fatal Python error: Aborted") == 2 and "in wait" in printed
+    assert status != 0 and printed.count("Fatal Python error: ") == 2
