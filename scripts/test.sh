@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME  # the tests are about what is installed in .venv
 export MPLBACKEND=Agg
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"  # threads that wait do not take a core from other work
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"  # threads that wait do not take a core from other work for long
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on small tensors threads mostly wait for each other
 
 bash scripts/setup.sh --dev

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: waiting threads would take the cores
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads would take the cores
 TESTS = Path(__file__).parent
 FOLDERS = {TESTS / "host": {"needs_host"}, TESTS / "host" / "contract": {"needs_host", "oclf"}}
 

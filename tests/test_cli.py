@@ -179,17 +179,19 @@ def test_every_module_that_was_a_command_is_known():
     assert set(_renamed.COMMANDS) == names | {_renamed.MODULES.get(name, name) for name in names}
 
 
-@pytest.mark.parametrize("chosen, policy", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_do_not_take_the_cores_unless_the_user_says_so(tmp_path, chosen, policy):
+@pytest.mark.parametrize(
+    "chosen, count", [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_waiting_threads_spin_shortly_unless_the_user_says_otherwise(chosen, count):
     """Of the program itself, and of what it starts."""
     code = (
         "import os, subprocess, sys; from ocl_msf.cli import main; main(['--help']); assert 'torch' not in sys.modules"
     )
-    child = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+    child = "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
     code += f"; subprocess.check_call([sys.executable, '-c', {child!r}])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment.update({} if chosen is None else {"OMP_WAIT_POLICY": chosen})
+    unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {**{name: value for name, value in os.environ.items() if name not in unset}, **chosen}
     printed = subprocess.run(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    assert printed.stdout.split()[-1] == policy
+    assert printed.stdout.split()[-1] == count
