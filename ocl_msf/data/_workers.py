@@ -2,6 +2,8 @@
 
 A fork has the locks that other threads hold (those of gloo, NCCL and progress bars), but not these threads: a worker
 that needs such a lock waits for ever, and all ranks with it. Here a server without threads forks the workers.
+
+`ocl._loader.workers` of `host/` is the same for its data; this one serves LMDB, which is also read in OCLF.
 """
 
 import os

@@ -152,7 +152,7 @@ class TrainingLoader(_BatchLoader):
         self.begin_pass = begin_pass
         self.n_rest = 0  # samples of the last pass, over all ranks, that filled no batch of one reader
 
-    def __iter__(self) -> Iterator:  # type: ignore[override]
+    def __iter__(self) -> Iterator:  # type: ignore[override]  # as above
         seed, n_seen = self.begin_pass()
         if n_seen:
             log.info("Skipping the first %d batches of this epoch, which were trained on before", n_seen)
@@ -230,7 +230,7 @@ class PlainLoader(_SeededLoader):
         super().__init__(dataset, **options)
         self.begin_pass = begin_pass
 
-    def __iter__(self) -> Iterator:  # type: ignore[override]
+    def __iter__(self) -> Iterator:  # type: ignore[override]  # as above
         seed, n_seen = self.begin_pass() if self.begin_pass else (draw_seed(advance=False), 0)
         yield from itertools.islice(self.items(seed), n_seen, None)
 

@@ -207,9 +207,9 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
         try:
             return super().fromtarfile(tarfile_)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]  # undocumented
             raise tarfile.ReadError("it is cut off, the end-of-archive mark is missing") from error
-        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]  # undocumented
             raise tarfile.ReadError("this is not tar data") from error
 
 

@@ -137,10 +137,10 @@ def locate_configs():
             return candidate, False
     # The wheel of OCLF 0.1 leaves the folder out. pip has noted (PEP 610) from which checkout it was built.
     try:
-        from importlib.metadata import distribution
+        from importlib.metadata import PackageNotFoundError, distribution
 
         origin = distribution("ocl").read_text("direct_url.json")
-    except Exception:
+    except PackageNotFoundError:
         origin = None
     if origin:
         url = json.loads(origin).get("url", "")

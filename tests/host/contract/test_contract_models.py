@@ -1,7 +1,6 @@
 """Contract of the model building blocks: features, grouping, conditioning, decoders, losses."""
 
 import dataclasses
-import importlib.util
 import math
 
 import ocl.typing
@@ -31,8 +30,6 @@ from ocl.utils.masking import CreateRandomMaskPatterns, CreateSlotMask
 from ocl.utils.resizing import Resize, resize_patches_to_image
 from torch import nn
 from torch.nn import functional as F
-
-HAS_TIMM = importlib.util.find_spec("timm") is not None
 
 
 def field_defaults(cls):
@@ -249,7 +246,6 @@ def test_dvae_feature_extractor_scheduled_hard_and_video():
 
 
 @pytest.mark.compat
-@pytest.mark.skipif(not HAS_TIMM, reason="timm is optional")
 def test_timm_vit_features():
     from ocl.feature_extractors import TimmFeatureExtractor
 
@@ -273,7 +269,6 @@ def test_timm_vit_features():
 
 
 @pytest.mark.compat
-@pytest.mark.skipif(not HAS_TIMM, reason="timm is optional")
 def test_timm_freezing_and_cnn_models():
     from ocl.feature_extractors import TimmFeatureExtractor
 
@@ -300,7 +295,6 @@ def test_timm_freezing_and_cnn_models():
 
 
 @pytest.mark.compat
-@pytest.mark.skipif(not HAS_TIMM, reason="timm is optional")
 @pytest.mark.parametrize(
     "kwargs",
     [
