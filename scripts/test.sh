@@ -15,4 +15,4 @@ bash scripts/setup.sh --dev
 .venv/bin/python -m ruff format --check
 .venv/bin/python -m mypy
 # All tests of a file run in one process, which makes its fixtures once. Warnings of our own are errors.
-.venv/bin/python -m pytest -n 2 --dist loadfile --quiet --disable-warnings "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --quiet --disable-warnings "$@"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_itemcollected(item):
     for name in FOLDERS.get(item.path.parent, ()):
         item.add_marker(name)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests come first: in parallel, the last ones are to end at the same time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

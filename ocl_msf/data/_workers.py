@@ -128,6 +128,14 @@ class _Watched(_MultiProcessingDataLoaderIter):
         self._patience, self._waited = loader.worker_timeout, 0.0
         super().__init__(loader)
 
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except Exception as error:
+            # torch's frames refer to the error. If only the garbage collector can free them, and this iterator with
+            # them, it ends the queues first: the workers do not learn that they are done, and torch waits 5 s for each.
+            raise error.with_traceback(None) from error.__cause__
+
     def _get_data(self) -> Any:
         self._waited = 0.0
         return super()._get_data()
