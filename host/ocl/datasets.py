@@ -3,6 +3,7 @@
 import functools
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -33,7 +34,7 @@ Transforms = Optional[Mapping[str, Transform]]
 log = logging.getLogger(__name__)
 
 
-class _SplitDataModule(pl.LightningDataModule):
+class _SplitDataModule(pl.LightningDataModule, ABC):
     """Data module whose splits are handled alike by `_samples(split)` and `_loader(split)`.
 
     Checkpoints hold the position in the training data and the random states of all ranks: a resumed training continues
@@ -114,11 +115,13 @@ class _SplitDataModule(pl.LightningDataModule):
         """Return the loader of test batches."""
         return self._loader("test")
 
+    @abstractmethod
     def _samples(self, split: str) -> Pipe:
-        raise NotImplementedError
+        """The transformed samples of a split, re-iterable."""
 
+    @abstractmethod
     def _loader(self, split: str) -> DataLoader:
-        raise NotImplementedError
+        """The loader of the batches of a split."""
 
     def _size(self, split: str) -> Any:  # int, or None if it is not declared
         return getattr(self, f"{split}_size")

@@ -90,7 +90,7 @@ def resolve_paths(config: DictConfig) -> DictConfig:
     try:
         config.checkpoint_path = to_absolute_path(config.checkpoint_path or find_checkpoint(run_folder))
     except IndexError as error:
-        raise ValueError(f"{error} Name the checkpoint with checkpoint_path=...") from error
+        raise ValueError(f"{error} Train it until it saves one, or name another with checkpoint_path=PATH.") from error
     config.output_dir = to_absolute_path(config.output_dir or run_folder)
     for name, exists in (("checkpoint_path", os.path.isfile), ("output_dir", os.path.isdir)):
         if not exists(config[name]):
