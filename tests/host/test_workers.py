@@ -64,6 +64,14 @@ def test_a_script_needs_no_guard_and_may_use_closures(shard, run_limited, tmp_pa
     assert printed.count("begins") == 1 and "caught Odd: of the script" in printed
 
 
+def test_where_there_is_no_server_torch_starts_workers_itself(shard, run_limited, tmp_path):
+    """As on Windows."""
+    without = "from multiprocessing import context\ndel context.ForkServerProcess, context.ForkServerContext\n"
+    (tmp_path / "script.py").write_text(without + SCRIPT)
+    status, printed = run_limited([sys.executable, str(tmp_path / "script.py"), shard], cwd=tmp_path)
+    assert status == 0 and "caught Odd: of the script" in printed, printed
+
+
 def stuck(value):
     threading.Event().wait()
 

@@ -26,7 +26,13 @@ _PRELOADED = {"PIL", "cloudpickle", "numpy", "ocl", "ocl_msf", "omegaconf", "tor
 _LEFT_TO_PARENT = {getattr(signal, name) for name in ("SIGINT", "SIGUSR1") if hasattr(signal, name)}
 
 
-class Worker(context.ForkServerProcess):
+# Windows has no such server, and its workers inherit nothing anyway.
+_HAS_SERVER = hasattr(context, "ForkServerProcess")
+_Process: Any = context.ForkServerProcess if _HAS_SERVER else context.SpawnProcess
+_Context: Any = context.ForkServerContext if _HAS_SERVER else context.SpawnContext
+
+
+class Worker(_Process):
     """A process with this one's environment and working directory, without its threads and its locks.
 
     The main program is not run again in it: scripts need no `if __name__ == "__main__"`.
@@ -79,7 +85,7 @@ def _subclasses(kind: Any) -> Iterator[Any]:
         yield from _subclasses(subclass)
 
 
-class WorkerContext(context.ForkServerContext):
+class WorkerContext(_Context):
     """A `multiprocessing_context` for `DataLoader`, whose processes are `Worker`s."""
 
     Process = Worker
@@ -105,7 +111,7 @@ class WorkerLoader(DataLoader):
     def _get_iterator(self) -> Any:
         if not self.num_workers:
             return super()._get_iterator()
-        if self.multiprocessing_context is None:
+        if self.multiprocessing_context is None and _HAS_SERVER:
             self.multiprocessing_context = WorkerContext()
             _preload(self.dataset)
         return _Watched(self)
