@@ -75,7 +75,7 @@ MAY_IMPORT = {
     | {"hydra_plugins"}
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
     "results": FRAMEWORK
-    | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors"}
+    | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors", "sklearn"}
     | {
         "ocl_msf.data",
         "ocl_msf.experiments",

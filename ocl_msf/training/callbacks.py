@@ -1,8 +1,9 @@
 """Lightning callbacks the host lacks."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import torch
 from hydra.utils import to_absolute_path
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -153,11 +154,26 @@ class LogCodebooks(Callback):
             hook.remove()
 
 
-def at_validation_end(trainer: Trainer, act: Callable[[Trainer], None]) -> None:
-    """Register `act` to be called with the trainer after each validation; repeated calls have no effect."""
+def at_validation_end(trainer: Trainer, act: Callable[[Trainer], None], may_log: bool = False) -> None:
+    """Register `act` to be called with the trainer after each validation; repeated calls have no effect.
+
+    Args:
+        trainer: of the validation.
+        act: what to do.
+        may_log: call it a little earlier, when scores can still be logged.
+    """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if act not in [callback.act for callback in callbacks if isinstance(callback, _AtValidationEnd)]:
-        callbacks.append(_AtValidationEnd(act))
+        callbacks.append(_AtEpochEnd(act) if may_log else _AtValidationEnd(act))
+
+
+def gather(value: Any) -> List[Any]:
+    """The values of all ranks, in their order."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 class _AtValidationEnd(Callback):
@@ -166,3 +182,11 @@ class _AtValidationEnd(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.act(trainer)
+
+
+class _AtEpochEnd(_AtValidationEnd):
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.act(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass

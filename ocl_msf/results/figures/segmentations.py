@@ -1,7 +1,7 @@
 """Scenes of an evaluation: scored one by one, saved in a file, and drawn for several models side by side (Fig. 2)."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ocl_msf.files import DataError, replacing
 from ocl_msf.metrics import ARI, refuse_nan
 from ocl_msf.results.figures._saved import LowestRanks, load_arrays, rank_of
 from ocl_msf.results.style import STYLE, enlarge, paint_segments, picture_grid, save, to_pixels
-from ocl_msf.training.callbacks import at_validation_end
+from ocl_msf.training.callbacks import at_validation_end, gather
 
 FILE = "scenes.npz"
 
@@ -109,7 +109,7 @@ class SceneScores(nn.Module):
         return len(self.scores)
 
     def _write(self, trainer: Trainer) -> None:
-        ranks = _gather((self.scores, self.pictures.items))
+        ranks = gather((self.scores, self.pictures.items))
         if not trainer.is_global_zero:
             return
         scores = {name: score for its, _ in ranks for name, score in its.items()}
@@ -120,15 +120,6 @@ class SceneScores(nn.Module):
         arrays = Scenes(np.array(names), np.array([scores[name] for name in names]), np.array(kept), *kinds)
         with replacing(self.path) as file:
             np.savez(file, **arrays._asdict())
-
-
-def _gather(value: Any) -> List[Any]:
-    """The values of all ranks."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def _picture(image: torch.Tensor, true_masks: torch.Tensor, masks: torch.Tensor) -> Tuple[np.ndarray, ...]:
