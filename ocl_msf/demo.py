@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Callable, List, Optional
 
 from ocl_msf._host import require_host
-from ocl_msf.experiments.runs import Run, Scores, config_path, find_runs, furthest
+from ocl_msf.experiments.honest_rows import text_table, verdict
+from ocl_msf.experiments.runs import Run, Scores, config_path, defined, find_runs, furthest
 from ocl_msf.experiments.tasks import Task, assign, run_all
 from ocl_msf.files import decode_json
 
 with require_host():
     import ocl.cli.train  # noqa: F401  without it, the steps after the scenes would fail
 
-SCORES = {"ari": "ARI", "ari_fg": "ARI_fg", "miou": "mIoU", "mbo": "mBO"}
 HELD_OUT = 200  # scenes
 
 
@@ -94,15 +94,10 @@ def _evaluate(folder: Path, title: str, run: Run, checkpoint: Optional[Path], re
 
 
 def _table(before: Scores, after: Scores) -> List[str]:
-    """The scores in percent."""
-    lines = [f"{f'{HELD_OUT} held-out scenes':24}" + "".join(f"{label:>9}" for label in SCORES.values())]
-    for label, scores in (("before training", before), ("after training", after)):
-        lines.append(f"{label:24}" + "".join(f"{_percent(scores[name]):>9}" for name in SCORES))
-    return lines
-
-
-def _percent(score: Optional[float]) -> str:
-    return "-" if score is None else f"{100 * score:.1f}"
+    """The scores in percent, and those of what knows nothing of objects."""
+    before, after = defined(before), defined(after)
+    lines = text_table(f"{HELD_OUT} held-out scenes", {"before training": before, "after training": after})
+    return [*lines, *filter(None, [verdict(after)])]
 
 
 def _next_steps(folder: Path) -> List[str]:

@@ -22,7 +22,8 @@ def play(tmp_path, monkeypatch):
         if "train_config_path" in chosen:
             folder = Path(chosen["output_dir"].strip("'"))
             score = 0.5 if "untrained.ckpt" in chosen["checkpoint_path"] else 0.75
-            scores = dict.fromkeys(("ari", "ari_fg", "miou", "mbo"), score)
+            rows = {"": score, "image_gain_": score / 2, "grid_": 0.625, "colour_": 0.25}
+            scores = {f"{row}{name}": its for row, its in rows.items() for name in ("ari", "ari_fg", "miou", "mbo")}
             report = {"checkpoint_path": chosen["checkpoint_path"].strip("'"), "metrics": {"val": scores}}
             (folder / chosen["report_filename"]).write_text(json.dumps(report))
             (folder / "scenes.png").touch()
@@ -63,7 +64,9 @@ def test_the_steps_in_order_and_once(play, capsys):
     titles = [title for title, _ in play()]
     assert titles == [*STEPS, "scoring before training", "scoring after training"]
     printed = capsys.readouterr().out
-    assert re.search(r"before training +50\.0 .*\nafter training +75\.0", printed)
+    gain = r" .*\n  of it image gain +"
+    assert re.search(rf"before training +50\.0{gain}25\.0 .*\nafter training +75\.0{gain}37\.5 ", printed)
+    assert re.search(r"blind grid +62\.5 .*\ncolour clustering +25\.0 .*\nahead of both in every score\n", printed)
     assert [title for title, _ in play()] == STEPS[:2]  # these two see for themselves what is there
 
 

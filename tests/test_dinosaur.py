@@ -58,7 +58,7 @@ def test_it_trains_on_a_file_and_is_scored_without_it(weights, call, tmp_path):
     weights.with_suffix(".gone").rename(weights)
     assert status == 0, printed
     scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
-    assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
+    assert {"ari", "ari_fg", "miou", "mbo", "tokens", "image_gain_ari", "colour_mbo", "slot_gain"} <= set(scores)
 
 
 def test_without_the_file_the_message_says_what_to_do(call):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def test_stage_two_is_scored_without_stage_one(slate_run, call, tmp_path):
     status, printed = call("ocl.cli.eval", *command, folder=tmp_path)
     assert status == 0, printed
     scores = json.loads((moved / "metrics.json").read_text())["metrics"]["val"]
-    assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
+    assert {"ari", "ari_fg", "miou", "mbo", "tokens", "slot_gain", "attention_entropy", "slot_overlap"} <= set(scores)
+    assert {f"{row}_mbo" for row in ("image_gain", "grid", "colour")} <= set(scores)
+    assert re.search(r"^model .*\n  of it image gain .*\nblind grid .*\ncolour clustering ", printed, re.MULTILINE)
     assert Image.open(moved / "scenes.png").width > 200
     moved.rename(slate_run)
 
@@ -175,9 +178,9 @@ def test_every_leaf_trains_a_step(compose, experiment):
 
 
 EVALUATIONS = {  # report, modules, metrics and batch size
-    "separability": ("separability.json", {"guidance_maps"}, {"inter", "intra"}, None),
-    "images": ("metrics.json", {"scene_scores", "scenes"}, None, 32),
-    None: ("metrics.json", set(), None, None),  # losses, and the metrics of the training
+    "separability": ("separability.json", {"guidance_maps", "slot_instruments"}, {"inter", "intra"}, None),
+    "images": ("metrics.json", {"scene_scores", "scenes", "slot_instruments"}, None, 32),
+    None: ("metrics.json", {"slot_instruments"}, None, None),  # losses, and the metrics of the training
 }
 
 

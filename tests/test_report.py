@@ -207,6 +207,28 @@ def test_what_is_missing_is_said(runs, tmp_path):
     assert "slate_clevrtex, msf, seed 1: no scenes.npz." in text and "msf, seed 0: no scenes.npz" not in text
 
 
+def test_what_scores_are_worth_stands_beside_them(runs, tmp_path):
+    """Image gain and its share, the verdict, and the trivial rows; a run without them is named."""
+    main(["report", str(runs), "--out", str(tmp_path / "old")])
+    old = read(tmp_path / "old").text
+    assert "msf, seed 0: metrics.json has no image gain and no trivial rows. Evaluate again." in old
+    assert "what scores are worth" not in old
+    scores = {"ari": 0.5, "ari_fg": 0.5, "image_gain_ari": 0.3, "image_gain_ari_fg": 0.1, "slot_gain": 1.25}
+    scores.update({"grid_ari": 0.1, "grid_ari_fg": 0.6, "colour_ari": 0.2, "colour_ari_fg": 0.2})
+    for seed in ("s0", "s1", "s2"):
+        (runs / seed / "slate" / "now" / "metrics.json").write_text(json.dumps({"metrics": {"val": scores}}))
+    main(["report", str(runs), "--out", str(tmp_path / "report")])
+    lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
+    row = (
+        "| msf (not ahead of blind grid in ARI_fg) | 50.00 (image gain 30.00, 60 %) | 50.00 (image gain 10.00, 20 %) |"
+    )
+    assert f"{row} 1.25 |" in lines
+    assert "| blind grid | 10.00 | 60.00 |  |" in lines and "| colour clustering | 20.00 | 20.00 |  |" in lines
+    shown = [[text.strip() for text in row] for row in read(tmp_path / "report").rows]
+    assert ["blind grid", "10.00", "60.00", ""] in shown
+    assert "no trivial rows" not in read(tmp_path / "report").text
+
+
 def test_names_are_no_html(tmp_path):
     run = make_run(tmp_path / "runs" / "now", [*SLATE, "+note=<img src=x>&amp;", "seed='\"<b>'"], {"ari": 0.5})
     make_scenes(run, [0.5, 0.25])

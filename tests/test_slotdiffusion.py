@@ -52,7 +52,7 @@ def test_both_stages_run_and_are_scored_and_drawn(run_program, shards, tmp_path)
     command = ["+evaluation=msf/slotdiffusion_clevrtex", f"train_config_path={run}/config/config.yaml"]
     call("ocl.cli.eval", *command)
     scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
-    assert {"ari", "ari_fg", "miou", "mbo", "noise"} <= set(scores)
+    assert {"ari", "ari_fg", "miou", "mbo", "noise", "image_gain_ari", "colour_mbo", "slot_gain"} <= set(scores)
     assert Image.open(run / "scenes.png").width > 200
 
 

@@ -109,7 +109,7 @@ def test_a_run_is_scored_over_whole_videos(compose, movi, run_program, tmp_path)
     done = run_program("ocl.cli.eval", *command, cwd=tmp_path, DATASET_PREFIX=str(movi))
     assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val"]
-    assert {"ari", "ari_fg", "miou", "mbo", "tokens"} <= set(scores)
+    assert {"ari", "ari_fg", "miou", "mbo", "tokens", "image_gain_ari", "colour_mbo", "slot_gain"} <= set(scores)
 
 
 @pytest.mark.parametrize("variant, slots", [("c", 11), ("d", 21), ("e", 21)])

@@ -145,6 +145,14 @@ def test_a_table_has_means_and_spreads_beside_the_paper(tmp_path):
     spread = 100 * statistics.stdev(sums)
     assert f"| inter-scale and intra-scale | 85.00 ± {spread:.2f} | 100.71 | 3 |" in lines
     assert "| neither | - | 91.03 | 0 |" in lines
+    assert not [line for line in lines if "image gain" in line or "grid" in line]
+    rows = {"image_gain_ari": 0.125, "image_gain_ari_fg": 0.25, "grid_ari": 0.0625, "grid_ari_fg": 0.5}
+    finish(cells[0].jobs[1], 1000, cells[0].scoring, {"ari": 0.4, "ari_fg": 0.5, **rows})
+    lines = tables.markdown(part, "clevrtex", cells).splitlines()
+    assert lines[-1] == "| blind grid | 56.25 |  |  |"
+    assert lines[[line.startswith("| inter-scale and intra-scale |") for line in lines].index(True) + 1] == (
+        "| of it image gain | 37.50 |  |  |"
+    )
     assert len({line.count("|") for line in lines[2:]}) == 1
 
 

@@ -4,7 +4,7 @@
 instance.
 """
 
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from ocl_msf.experiments.runs import Scores
 
@@ -53,21 +53,19 @@ def gain_share(name: str, scores: Scores) -> str:
 
 def text_table(title: str, models: Mapping[str, Scores]) -> List[str]:
     """Lines of an aligned table in percent: each model and its image gain, then the trivial rows of the last one."""
-    rows: Dict[str, Scores] = {}
+    rows = []
     for label, scores in models.items():
-        rows[label] = scores
-        rows[f"  {ROWS['image_gain']}{' ' * (len(rows) // 2)}"] = row_of("image_gain", scores)
-    last = [*models.values()][-1]
-    rows.update({label: row_of(row, last) for row, label in TRIVIAL.items()})
-    rows = {label: its for label, its in rows.items() if set(SCORES) & set(its)}
-    names = [name for name in SCORES if any(name in its for its in rows.values())]
-    width = max(len(label.rstrip()) for label in [title, *rows])
+        rows += [(label, scores), (f"  {ROWS['image_gain']}", row_of("image_gain", scores))]
+    rows += [(label, row_of(row, scores)) for row, label in TRIVIAL.items()]
+    rows = [(label, scores) for label, scores in rows if set(SCORES) & set(scores)]
+    names = [name for name in SCORES if any(name in scores for _, scores in rows)]
+    width = max(len(label) for label in [title, *(label for label, _ in rows)])
     lines = [title.ljust(width) + "".join(f"{SCORES[name]:>9}" for name in names)]
-    for label, its in rows.items():
-        lines.append(label.rstrip().ljust(width) + "".join(f"{percent(its.get(name)):>9}" for name in names))
+    for label, scores in rows:
+        lines.append(label.ljust(width) + "".join(f"{percent(scores.get(name)):>9}" for name in names))
     return lines
 
 
-def percent(score: object) -> str:
-    """One decimal of a percentage; "-" for None or NaN."""
-    return f"{100 * score:.1f}" if isinstance(score, (int, float)) and score == score else "-"
+def percent(score: Optional[float]) -> str:
+    """One decimal of a percentage; "-" for None."""
+    return "-" if score is None else f"{100 * score:.1f}"

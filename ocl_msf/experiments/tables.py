@@ -19,9 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from ocl_msf._host import require_host
+from ocl_msf.experiments.honest_rows import ROWS, TRIVIAL, mean_scores, row_of
 from ocl_msf.experiments.jobs import Find, Job, Scoring, run_of, searching_once
 from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores
-from ocl_msf.experiments.runs import REPORTS, Run
+from ocl_msf.experiments.runs import REPORTS, Run, Scores
 from ocl_msf.experiments.tasks import Task, gpu_workers, pasteable, run_all
 
 with require_host():
@@ -181,10 +182,14 @@ def _scoring(planned: PlannedRow, launcher: Sequence[str], needs: List[Task], fi
 
 
 def markdown(part: TablePart, dataset: str, plans: Sequence[PlannedRow], find: Find = run_of) -> str:
-    """Write a part of a table: every row of the paper, our scores beside it, and the number of their seeds."""
+    """Write a part of a table: every row of the paper, our scores beside it, and the number of their seeds.
+
+    Below a row stands how much of its scores is image gain; below all, what trivial segmentations score.
+    """
     lines = [f"{part.title}, {dataset}", ""]
     lines.append("| | " + " | ".join(f"{m} | paper" for m in part.metrics) + " | seeds |")
     lines.append("|---" * (2 * len(part.metrics) + 2) + "|")
+    scored: List[Scores] = []
     for row in (row for row in part.rows if row.dataset == dataset):
         found = [one.scoring.scores_of(find(one.scoring.job)) for one in plans if one.row == row]
         runs = [scores for scores in found if scores is not None]
@@ -192,7 +197,16 @@ def markdown(part: TablePart, dataset: str, plans: Sequence[PlannedRow], find: F
         for metric, value in zip(part.metrics, row.values):
             entries += [format_scores(metric, runs), str(value)]
         lines.append("| " + " | ".join([*entries, str(len(runs))]) + " |")
-    return "\n".join(lines)
+        lines += _honest_line("image_gain", part.metrics, runs)
+        scored += runs
+    return "\n".join([*lines, *(line for row in TRIVIAL for line in _honest_line(row, part.metrics, scored))])
+
+
+def _honest_line(row: str, metrics: Sequence[str], runs: Sequence[Scores]) -> List[str]:
+    """A line of the mean of one of `ROWS` over runs; none if they do not have it."""
+    known = mean_scores([row_of(row, scores) for scores in runs])
+    cells = [cell for metric in metrics for cell in (format_scores(metric, [known]), "")]
+    return ["| " + " | ".join([ROWS[row], *cells, ""]) + " |"] if known else []
 
 
 def make_tables(

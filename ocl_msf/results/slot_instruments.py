@@ -242,7 +242,7 @@ def _overlap(own: torch.Tensor, other: torch.Tensor) -> Tuple[float, int]:
     """IoU of slots in two samples, bool (b, k, h, w) or (b, t, k, h, w): the sum, and how many slots have a pixel."""
     first, second = (masks.movedim(-3, 1).flatten(2) for masks in (own, other))  # b k p
     common, union = (first & second).sum(-1), (first | second).sum(-1)  # b k
-    return float((common / union.clamp(min=1)).sum()), int((union > 0).sum())
+    return float((common.double() / union.clamp(min=1)).sum()), int((union > 0).sum())
 
 
 def _value(loss: Any) -> float:

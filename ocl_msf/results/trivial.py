@@ -6,6 +6,7 @@ both.
 
 import functools
 import hashlib
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -105,7 +106,7 @@ class ColourClusters:
 def _read(path: Path) -> Dict[str, np.ndarray]:
     """Centres by the name of their image; none if the file is missing or damaged, which makes them anew."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             names, counts, centres = file["names"], file["counts"], file["centres"]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return {}

@@ -2,6 +2,7 @@
 
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from ocl_msf.experiments.honest_rows import INSTRUMENTS, SCORES, TRIVIAL, gain_share, mean_scores, row_of, verdict
 from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores, format_value
 from ocl_msf.experiments.runs import Run, Scores
 from ocl_msf.results.rows import by_experiment, name_rows, numbered_overrides
@@ -88,6 +89,34 @@ def protocol_table(experiment: str, runs: Sequence[Run]) -> Optional[Table]:
     return Table(title, ["", "seeds", *(METRICS[metric] for metric in metrics)], rows) if rows else None
 
 
+def worth_table(experiment: str, runs: Sequence[Run]) -> Optional[Table]:
+    """What scores are worth: beside each row its image gain, below what trivial segmentations score on the same data.
+
+    Numbers are means over the seeds that have been compared; None if none has.
+    """
+    compared = [run for run in runs if row_of("image_gain", run.scores)]
+    metrics = [name for name in SCORES if any(f"image_gain_{name}" in run.scores for run in compared)]
+    instruments = [name for name in INSTRUMENTS if any(name in run.scores for run in compared)]
+    rows = []
+    for name, seeds in name_rows(compared):
+        scores = mean_scores([run.scores for run in seeds])
+        cells = [Cell(name, verdict(scores)), *(_worth(metric, scores) for metric in metrics)]
+        rows.append([*cells, *(Cell(f"{scores[one]:.3g}" if one in scores else "-") for one in instruments)])
+    for row, label in TRIVIAL.items():
+        scores = row_of(row, mean_scores([run.scores for run in compared]))
+        cells = [Cell(format_scores(metric, [scores])) for metric in metrics]
+        rows.append([Cell(label), *cells, *(Cell("") for _ in instruments)])
+    headings = ["", *(SCORES[metric] for metric in metrics), *(INSTRUMENTS[one] for one in instruments)]
+    return Table(f"{experiment}, what scores are worth", headings, rows) if compared else None
+
+
+def _worth(metric: str, scores: Scores) -> Cell:
+    """A score, and how much of it is image gain."""
+    gain, share = row_of("image_gain", scores), gain_share(metric, scores)
+    note = f"image gain {format_scores(metric, [gain])}" + (f", {share}" if share else "")
+    return Cell(format_scores(metric, [scores]), note)
+
+
 def paper_rows(run: Run) -> Iterator[Tuple[str, TablePart, Row]]:
     """The rows of the paper's tables that runs like this one reproduce: name of the table, its part, the row."""
     variant, guidance = run.variant or "msf", run.override("msf/guidance", "scale_1")
@@ -146,6 +175,7 @@ def all_tables(runs: Sequence[Run]) -> List[Table]:
     groups = by_experiment(runs).items()
     tables = [score_table(*group) for group in groups]
     tables += filter(None, (settings_table(*group) for group in groups))
+    tables += filter(None, (worth_table(*group) for group in groups))
     tables += filter(None, (protocol_table(*group) for group in groups))
     tables += [seed_table(f"{name}, every run", same) for name, same in groups]
     return [*tables, environment_table(runs), environment_runs(runs)]

@@ -5,6 +5,7 @@ from typing import Dict, List, Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ocl_msf.experiments.honest_rows import SCORES, row_of
 from ocl_msf.experiments.runs import Run, config_path
 from ocl_msf.files import replacing
 from ocl_msf.results.figures.segmentations import FILE as SCENES
@@ -47,6 +48,7 @@ def render(runs: Sequence[Run], date: str, gallery: int = 4) -> str:
             {
                 "name": name,
                 "scores": comparison.score_table(name, same),
+                "worth": comparison.worth_table(name, same),
                 "common": common_overrides(same),
                 "numbered": numbered_overrides(same),
                 "protocol": comparison.protocol_table(name, same),
@@ -87,6 +89,8 @@ def _notes(runs: Sequence[Run]) -> List[str]:
         if not run.finished:
             notes.append(f"{run_name(run)}: training is at step {run.step} of {run.max_steps}.")
         notes += [f"{run_name(run)}: no {file}." for file in missing_of(run)]
+        if set(SCORES) & set(run.scores) and not row_of("image_gain", run.scores):
+            notes.append(f"{run_name(run)}: {run.report} has no image gain and no trivial rows. Evaluate again.")
     return notes
 
 
