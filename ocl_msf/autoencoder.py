@@ -5,6 +5,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ocl_msf.pyramid import ImagePyramid, check_divisible
 from ocl_msf.quantization import Quantizer, QuantizerOutput
@@ -72,19 +73,23 @@ class VQVAEOutput:
     Attributes:
         pyramid: T_n (b, c, h_n, w_n), the targets of the reconstructions.
         reconstructions: T'_n (b, c, h_n, w_n).
+        encodings: Z_n (b, d, h_n/4, w_n/4).
         quantized: X_n (b, d, h_n/4, w_n/4).
         indices: (b, g, h_n/4, w_n/4), int64.
         codebook_loss: scalar, see QuantizerOutput.
         commitment_loss: scalar, see QuantizerOutput.
+        utilization_loss: scalar, see QuantizerOutput.
         diagnostics: see QuantizerOutput.
     """
 
     pyramid: Tuple[torch.Tensor, ...]
     reconstructions: Tuple[torch.Tensor, ...]
+    encodings: Tuple[torch.Tensor, ...]
     quantized: Tuple[torch.Tensor, ...]
     indices: Tuple[torch.Tensor, ...]
     codebook_loss: torch.Tensor
     commitment_loss: torch.Tensor
+    utilization_loss: torch.Tensor
     diagnostics: Dict[str, Tuple[torch.Tensor, ...]]
 
 
@@ -98,10 +103,18 @@ class VQVAE(nn.Module):
         num_scales: N; 1 is the plain VQ-VAE.
         variant: name of this composition; it is saved in the state dict, and loading the state dict of another
             variant is an error that names both.
+        normalize: whether the decoder sees X_n normalised by mean and variance over h, w and c (GDR). It is saved in
+            the state dict, and that of a loaded one counts.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, quantizer: Quantizer, num_scales: int = 3, variant: str = "msf"
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        quantizer: Quantizer,
+        num_scales: int = 3,
+        variant: str = "msf",
+        normalize: bool = False,
     ):
         super().__init__()
         self.pyramid = ImagePyramid(num_scales)
@@ -109,6 +122,7 @@ class VQVAE(nn.Module):
         self.decoder = decoder
         self.quantizer = quantizer
         self.variant = variant
+        self.normalize = normalize
 
     def forward(self, image: torch.Tensor) -> VQVAEOutput:
         """Reconstruct an image at every scale.
@@ -120,23 +134,28 @@ class VQVAE(nn.Module):
             ValueError: a side is not divisible by stride * 2^(N-1).
         """
         pyramid = self._downsample(image)  # N x (b, c, h_n, w_n)
-        codes = self._quantize(pyramid)  # N x (b, d, h_n/4, w_n/4)
+        encodings = self._encode(pyramid)  # N x (b, d, h_n/4, w_n/4)
+        codes = self.quantizer(encodings)  # N x (b, d, h_n/4, w_n/4)
         return VQVAEOutput(
             pyramid=tuple(pyramid),
             reconstructions=self.decode(codes.quantized),  # N x (b, c, h_n, w_n)
+            encodings=tuple(encodings),
             quantized=codes.quantized,
             indices=codes.indices,
             codebook_loss=codes.codebook_loss,
             commitment_loss=codes.commitment_loss,
+            utilization_loss=codes.utilization_loss,
             diagnostics=codes.diagnostics,
         )
 
     def encode(self, image: torch.Tensor) -> QuantizerOutput:
         """Quantise an image (b, c, h, w) in [-1, 1] at every scale; raises like `forward`."""
-        return self._quantize(self._downsample(image))
+        return self.quantizer(self._encode(self._downsample(image)))
 
     def decode(self, quantized: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
         """Decode quantised maps (b, d, h, w) of any scales into images (b, c, 4h, 4w)."""
+        if self.normalize:
+            quantized = [F.layer_norm(x, x.shape[1:]) for x in quantized]
         return tuple(self.decoder(x) for x in quantized)
 
     def _downsample(self, image: torch.Tensor) -> List[torch.Tensor]:
@@ -145,15 +164,15 @@ class VQVAE(nn.Module):
         check_divisible(height, width, divisor, f"{self.encoder.stride}-pixel patches at {scales} scales")
         return self.pyramid(image)
 
-    def _quantize(self, pyramid: List[torch.Tensor]) -> QuantizerOutput:
-        return self.quantizer([self.encoder(image) for image in pyramid])
+    def _encode(self, pyramid: List[torch.Tensor]) -> List[torch.Tensor]:
+        return [self.encoder(image) for image in pyramid]
 
     def get_extra_state(self) -> dict:
-        """Save the variant in the state dict."""
-        return {"variant": self.variant}
+        """Save the variant, and what else a checkpoint was trained with, in the state dict."""
+        return {"variant": self.variant, "normalize": self.normalize}
 
     def set_extra_state(self, state: dict) -> None:
-        """Check the variant in the state dict.
+        """Check the variant in the state dict, and take over how it was trained; earlier versions say the variant only.
 
         Raises:
             ValueError: the weights are of another variant.
@@ -163,3 +182,4 @@ class VQVAE(nn.Module):
                 f"These weights are of a VAE of variant '{state['variant']}', but this experiment builds variant "
                 f"'{self.variant}'. Add msf/variant={state['variant']}, or choose another checkpoint."
             )
+        self.normalize = state.get("normalize", False)

@@ -84,6 +84,11 @@ class Codebook(nn.Module):
         shape = features.shape[:-1]
         return Match(indices.view(shape), confidence.view(shape))
 
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """Matching probabilities (Eq. 1), with gradients: (l, d) -> (l, m)."""
+        codes = self.weight.clone()  # dead ones are replaced before backward
+        return (-torch.cdist(features, codes)).softmax(-1)
+
     @torch.no_grad()
     def nearest(self, features: torch.Tensor) -> torch.Tensor:
         """Match without computing confidences: (..., d) -> indices (...), int64.

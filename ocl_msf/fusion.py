@@ -35,7 +35,7 @@ class MultiScaleFusion(CodebookQuantizer):
             super-pixel has one code, of the scale-invariant codebook.
         per_scale_codebooks: whether every scale has its own scale-variant codebook, or all share one (Table 5, upper
             right).
-        residual: see CodebookQuantizer.
+        residual, anneal_commitment, utilization: see CodebookQuantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
 
     Attributes:
@@ -55,10 +55,12 @@ class MultiScaleFusion(CodebookQuantizer):
         intra_scale: bool = True,
         per_scale_codebooks: bool = True,
         residual: Schedule = 0.0,
+        anneal_commitment: bool = False,
+        utilization: bool = False,
         **codebook: Any,
     ):
         refuse_old_arguments("ocl_msf.fusion.MultiScaleFusion", inter_scale=inter_scale, **codebook)
-        super().__init__(dim, residual)
+        super().__init__(dim, residual, anneal_commitment, utilization)
         self.num_scales = num_scales
         self.per_scale_codebooks = per_scale_codebooks
         self.project = InvertibleProjection(dim, 2 if intra_scale else 1)

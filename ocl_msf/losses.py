@@ -33,6 +33,26 @@ class WeightedLoss(nn.Module):
         return loss * self.weight
 
 
+class NormLoss(nn.Module):
+    """Pulls encodings towards their group-normalised selves, so that training does not shrink or stretch them (GDR).
+
+    Sum over scales of MSE(Z_n, sg[norm(Z_n)]), where norm subtracts the mean over h, w and c of every sample and
+    divides by the standard deviation.
+
+    Args:
+        weight: of this loss.
+    """
+
+    def __init__(self, weight: float = 0.1):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, encodings: Sequence[torch.Tensor]) -> torch.Tensor:
+        """N encodings Z_n (b, c, h_n, w_n) -> scalar."""
+        losses = [F.mse_loss(z, F.layer_norm(z.detach(), z.shape[1:])) for z in encodings]
+        return self.weight * reduce(torch.add, losses)
+
+
 class GroupedCrossEntropy(nn.Module):
     """Cross entropy of the indices of a super-pixel, summed over codebooks, in nats per token.
 

@@ -4,6 +4,7 @@ Feature maps are (b, d, h, w) in the public interface and channels-last (b, h, w
 matrix product or a row look-up. With float32 weights all arithmetic is float32 under any autocast.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import reduce
@@ -32,6 +33,7 @@ class QuantizerOutput:
         codebook_loss: scalar, sum over scales of MSE(sg[U], code): moves codes to the encoder's outputs.
         commitment_loss: scalar, sum over scales of MSE(U, sg[code]): moves the encoder to its codes. Unweighted.
         diagnostics: further index maps (b, h_n, w_n), int64, of every scale, by name.
+        utilization_loss: scalar, 0 unless a quantiser is asked for it and trains; see CodebookQuantizer. Unweighted.
     """
 
     quantized: Tuple[torch.Tensor, ...]
@@ -39,6 +41,7 @@ class QuantizerOutput:
     codebook_loss: torch.Tensor
     commitment_loss: torch.Tensor
     diagnostics: Dict[str, Tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    utilization_loss: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 class Quantizer(nn.Module, ABC):
@@ -152,11 +155,18 @@ class CodebookQuantizer(Quantizer):
         dim: d, channels of the encoder's maps.
         residual: in training, the share of the encoder's own features in what is passed on; the rest are codes. A
             number or a schedule; 0 in evaluation.
+        anneal_commitment: whether the commitment loss moves features to what is passed on, a * U + (1 - a) * code,
+            instead of to codes: its weight becomes (1 - a)^2 with the residual a, so that it starts as a falls (GDR).
+        utilization: whether to compute the utilization loss of GDR in training: the sum over codebooks of
+            log m - H(mean P), the entropy that the mean of the matching probabilities (Eq. 1) over all super-pixels
+            lacks of that of m equally used codes.
     """
 
-    def __init__(self, dim: int, residual: Schedule = 0.0):
+    def __init__(self, dim: int, residual: Schedule = 0.0, anneal_commitment: bool = False, utilization: bool = False):
         super().__init__(dim)
         self.residual = residual
+        self.anneal_commitment = anneal_commitment
+        self.utilization = utilization
 
     @abstractmethod
     def match(self, maps: List[torch.Tensor]) -> Tuple[List[MatchedGroup], Diagnostics]:
@@ -175,15 +185,19 @@ class CodebookQuantizer(Quantizer):
         groups, diagnostics = self.match(maps)  # g x N x (b, h_n, w_n, c)
         quantized = [self._straight_through_scale(groups, scale) for scale in range(len(maps))]  # N x (b, h_n, w_n, d)
         losses = [quantization_losses(f, c) for group in groups for f, c in zip(group.features, group.codes)]
-        if self.training:
-            self._replace_dead_codes(groups)
-        return QuantizerOutput(
+        commitment = (1 - self._passed_share()) ** 2 if self.anneal_commitment else 1.0
+        output = QuantizerOutput(
             quantized=tuple(rearrange(x, "b h w d -> b d h w") for x in quantized),
             indices=tuple(torch.stack(indices, 1) for indices in zip(*(group.indices for group in groups))),
             codebook_loss=reduce(torch.add, [loss for loss, _ in losses]) / len(groups),
-            commitment_loss=reduce(torch.add, [loss for _, loss in losses]) / len(groups),
+            commitment_loss=reduce(torch.add, [loss for _, loss in losses]) * (commitment / len(groups)),
             diagnostics={name: tuple(index_maps) for name, index_maps in diagnostics.items()},
         )
+        if self.training and self.utilization:
+            output.utilization_loss = self._utilization_loss(groups)
+        if self.training:
+            self._replace_dead_codes(groups)
+        return output
 
     def select(self, indices: torch.Tensor, scale: int) -> torch.Tensor:
         """See Quantizer; codes are projected down before they are selected (Eq. 2 and 5)."""
@@ -199,9 +213,12 @@ class CodebookQuantizer(Quantizer):
         (name,) = [name for name, module in self.named_modules() if module is book]
         return name, len(book.weight)
 
+    def _passed_share(self) -> float:
+        return float(self.residual) if self.training else 0.0
+
     def _straight_through_scale(self, groups: Sequence[MatchedGroup], scale: int) -> torch.Tensor:
         """Project all groups of one scale down and add them up (Eq. 5): (b, h, w, d)."""
-        residual = float(self.residual) if self.training else 0.0
+        residual = self._passed_share()
         projected = []
         for number, group in enumerate(groups):
             codes = self.codebook_of(scale, number).weight.detach().clone()  # dead ones are replaced before backward
@@ -209,14 +226,27 @@ class CodebookQuantizer(Quantizer):
             projected.append(straight_through(features, codes, indices, residual, self.down_weight(number)))
         return reduce(torch.add, projected)
 
-    @torch.no_grad()
-    def _replace_dead_codes(self, groups: Sequence[MatchedGroup]) -> None:
-        used: Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]] = {}
+    def _utilization_loss(self, groups: Sequence[MatchedGroup]) -> torch.Tensor:
+        """See the argument `utilization`."""
+        losses = []
+        for book, pairs in self._uses(groups).items():
+            features = torch.cat([f for f, _ in pairs], 1).flatten(0, 1)  # (l, c)
+            share = book.probabilities(features).mean(0)  # (m,)
+            losses.append(math.log(len(share)) - torch.special.entr(share).sum())
+        return reduce(torch.add, losses)
+
+    def _uses(self, groups: Sequence[MatchedGroup]) -> Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]]:
+        """For every codebook the vectors (b, n, c) it is meant for and the indices (b, n) chosen, of every use."""
+        uses: Dict[Codebook, List[Tuple[torch.Tensor, torch.Tensor]]] = {}
         for number, group in enumerate(groups):
             for scale, (features, indices) in enumerate(zip(group.candidates or group.features, group.indices)):
                 pair = features.flatten(1, 2), indices.flatten(1)  # (b, n, c), (b, n)
-                used.setdefault(self.codebook_of(scale, number), []).append(pair)
-        for book, pairs in used.items():
+                uses.setdefault(self.codebook_of(scale, number), []).append(pair)
+        return uses
+
+    @torch.no_grad()
+    def _replace_dead_codes(self, groups: Sequence[MatchedGroup]) -> None:
+        for book, pairs in self._uses(groups).items():
             all_features, all_indices = zip(*pairs)
             book.replace_dead_codes(torch.cat(all_features, 1).flatten(0, 1), torch.cat(all_indices, 1).flatten())
 
@@ -227,12 +257,20 @@ class VectorQuantizer(CodebookQuantizer):
     Args:
         dim: c, channels of the maps and of the codes.
         codebook_size: m.
-        residual: see CodebookQuantizer.
+        residual, anneal_commitment, utilization: see CodebookQuantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
     """
 
-    def __init__(self, dim: int, codebook_size: int = 4096, residual: Schedule = 0.0, **codebook: Any):
-        super().__init__(dim, residual)
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int = 4096,
+        residual: Schedule = 0.0,
+        anneal_commitment: bool = False,
+        utilization: bool = False,
+        **codebook: Any,
+    ):
+        super().__init__(dim, residual, anneal_commitment, utilization)
         self.codebook = Codebook(codebook_size, dim, **codebook)
 
     def match(self, maps: List[torch.Tensor]) -> Tuple[List[MatchedGroup], Diagnostics]:
@@ -251,15 +289,24 @@ class GroupedQuantizer(CodebookQuantizer):
         dim: c, channels of the maps and of the codes.
         codebook_size: m, codes of each group; together they name m^g combinations.
         groups: g, number of groups of c channels.
-        residual: see CodebookQuantizer.
+        residual, anneal_commitment, utilization: see CodebookQuantizer.
         **codebook: temperature, replace_below, usage_decay of Codebook.
 
     Attributes:
         project: W, `weight` (g * c, c).
     """
 
-    def __init__(self, dim: int, codebook_size: int = 64, groups: int = 2, residual: Schedule = 0.0, **codebook: Any):
-        super().__init__(dim, residual)
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int = 64,
+        groups: int = 2,
+        residual: Schedule = 0.0,
+        anneal_commitment: bool = False,
+        utilization: bool = False,
+        **codebook: Any,
+    ):
+        super().__init__(dim, residual, anneal_commitment, utilization)
         self.project = InvertibleProjection(dim, groups)
         self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(groups))
 

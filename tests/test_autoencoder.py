@@ -8,17 +8,17 @@ from ocl_msf.losses import PyramidLoss
 from ocl_msf.quantization import VectorQuantizer
 
 
-def build(num_scales=3, variant="msf"):
+def build(num_scales=3, variant="msf", **options):
     torch.manual_seed(0)
     quantizer = MultiScaleFusion(8, 16, num_scales)
-    return VQVAE(Encoder(8, 16), Decoder(8, 16), quantizer, num_scales, variant)
+    return VQVAE(Encoder(8, 16), Decoder(8, 16), quantizer, num_scales, variant, **options)
 
 
 def test_shapes_of_every_scale():
     output = build()(torch.randn(2, 3, 64, 32))
     for n in range(3):
         assert output.pyramid[n].shape == output.reconstructions[n].shape == (2, 3, 64 >> n, 32 >> n)
-        assert output.quantized[n].shape == (2, 8, 16 >> n, 8 >> n)
+        assert output.encodings[n].shape == output.quantized[n].shape == (2, 8, 16 >> n, 8 >> n)
         assert output.indices[n].shape == (2, 2, 16 >> n, 8 >> n)
 
 
@@ -29,6 +29,32 @@ def test_encode_and_decode_are_the_two_halves():
     torch.testing.assert_close(vae.decode(codes.quantized), whole.reconstructions)
     looked_up = vae.quantizer.lookup(codes.indices)
     torch.testing.assert_close(vae.decode(looked_up), whole.reconstructions, atol=1e-4, rtol=1e-4)
+
+
+def test_the_decoder_sees_normalised_codes_if_asked():
+    vae, image = build().eval(), torch.randn(2, 3, 32, 32)
+    codes = vae.encode(image).quantized
+    vae.normalize = True
+    for x, made in zip(codes, vae(image).reconstructions):
+        centred = x - x.mean((1, 2, 3), keepdim=True)
+        deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
+        torch.testing.assert_close(made, vae.decoder(centred / deviation), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(vae.encode(image).quantized, codes)  # guidance stays one vector for each code
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_checkpoint_brings_whether_the_decoder_sees_normalised_codes(trained):
+    weights, vae, image = build(normalize=trained).state_dict(), build(normalize=not trained), torch.randn(1, 3, 16, 16)
+    vae.load_state_dict(weights)
+    expected = build(normalize=trained).eval()(image).reconstructions
+    torch.testing.assert_close(vae.eval()(image).reconstructions, expected)
+
+
+def test_checkpoints_of_earlier_versions_load_and_are_not_normalised():
+    weights, vae = build().state_dict(), build(normalize=True)
+    weights["_extra_state"] = {"variant": "msf"}
+    vae.load_state_dict(weights)
+    assert not vae.normalize
 
 
 def test_a_size_that_does_not_fit_the_pyramid_is_refused():

@@ -240,6 +240,26 @@ def test_every_variant_trains_both_stages(compose, variant):
     check_step(config, *step(config, trained.models["vqvae"]))
 
 
+GROUPED = {"gdr", "msf", "msf_n2", "msf_n4", "msf_n5", "no_fusion", "no_inter", "no_intra", "shared", "sum", "concat"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
+    """Section A.3: a plain codebook has none; GDR has a utilization loss, for which MSF replaces unused codes."""
+    chosen = ["+experiment=msf/vqvae_clevrtex", f"msf/variant={variant}"]
+    config = hydra.compose("training_config", overrides=chosen)
+    quantizer, weights = config.experiment.quantizer, config.experiment.loss_weights
+    aids = {"residual", "temperature", "anneal_commitment"} & set(quantizer)
+    assert len(aids) == (3 if variant in GROUPED else 2 if variant == "vq_aided" else 0)
+    assert quantizer.get("replace_below", 0) == (0.1 if variant in GROUPED - {"gdr"} | {"vq_aided"} else 0)
+    assert config.models.vqvae.normalize == (variant in GROUPED)
+    assert config.losses.norm.weight == weights.norm == (0.1 if variant in GROUPED else 0)
+    assert config.losses.utilization.weight == weights.utilization == (0.1 if variant == "gdr" else 0)
+    assert quantizer.get("utilization", False) == (variant == "gdr")
+    small = hydra.compose("training_config", overrides=[*chosen, "+msf/preset=cpu"])
+    assert not (small.models.vqvae.normalize or small.losses.norm.weight or small.experiment.anneal_commitment)
+
+
 CHOICES = [
     ("slate_clevrtex", ["msf/guidance=scale_2"], {"tokens"}),
     ("slate_clevrtex", ["msf/guidance=both"], {"tokens", "tokens_2"}),

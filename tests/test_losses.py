@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ocl_msf.losses import GroupedCrossEntropy, PyramidLoss, WeightedLoss
+from ocl_msf.losses import GroupedCrossEntropy, NormLoss, PyramidLoss, WeightedLoss
 
 
 def test_pyramid_loss_adds_the_scales():
@@ -14,6 +14,21 @@ def test_pyramid_loss_adds_the_scales():
 
 def test_weighted_scales_a_loss():
     assert WeightedLoss(0.25)(torch.tensor(2.0)) == 0.5
+
+
+def test_the_norm_loss_pulls_encodings_to_their_group_normalised_selves():
+    torch.manual_seed(0)
+    encodings = [torch.randn(2, 4, s, s, requires_grad=True) for s in (8, 4)]
+    maps = [3.0 * z + 1.0 for z in encodings]
+    expected = 0.0
+    for z in (m.detach().double().numpy() for m in maps):
+        mean, spread = z.mean((1, 2, 3), keepdims=True), z.std((1, 2, 3), keepdims=True)
+        expected += 0.1 * ((z - (z - mean) / spread) ** 2).mean()
+    loss = NormLoss(0.1)(maps)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    for m, grad in zip(maps, torch.autograd.grad(loss, encodings)):
+        target = F.group_norm(m.detach(), 1)  # no gradient goes through it
+        torch.testing.assert_close(grad, 3.0 * 0.1 * 2 * (m - target).detach() / m.numel())
 
 
 def test_cross_entropy_adds_the_codebooks():

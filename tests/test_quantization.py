@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from scipy.special import softmax
+from scipy.stats import entropy
 from torch import distributed, multiprocessing
 
 from ocl_msf.codebook import Codebook
@@ -275,3 +277,47 @@ def test_an_empty_batch_is_refused_in_training(build):
 def test_a_map_of_other_channels_is_refused(build):
     with pytest.raises(ValueError, match="Scale 1"):
         build()([torch.randn(1, 5, 8, 8), torch.randn(1, 6, 4, 4), torch.randn(1, 6, 2, 2)])
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.3, 1.0])
+def test_an_annealed_commitment_moves_features_to_what_is_passed_on(maps, residual):
+    torch.manual_seed(1)
+    quantizer = VectorQuantizer(6, 16, residual=residual, anneal_commitment=True)
+    given = maps[0].permute(0, 2, 3, 1)
+    codes = quantizer.codebook(quantizer.codebook.nearest(given))
+    passed = residual * given + (1 - residual) * codes
+    expected = (given - passed.detach()).square().mean()
+    loss = quantizer(maps[:1]).commitment_loss
+    torch.testing.assert_close(loss, expected)
+    towards_code = (given - codes.detach()).square().mean()
+    (plain,) = torch.autograd.grad(towards_code, maps[:1])
+    (ours,) = torch.autograd.grad(loss, maps[:1])
+    torch.testing.assert_close(ours, (1 - residual) ** 2 * plain)
+    torch.testing.assert_close(quantizer.eval()(maps[:1]).commitment_loss, towards_code)
+
+
+def test_the_utilization_loss_is_the_entropy_that_the_mean_probabilities_lack(maps):
+    torch.manual_seed(1)
+    quantizer = GroupedQuantizer(6, 8, 2, utilization=True, replace_below=0.5)
+    expected = 0.0
+    for book, group in zip(quantizer.codebooks, quantizer.project.up([m.permute(0, 2, 3, 1) for m in maps])):
+        vectors = torch.cat([u.flatten(0, 2) for u in group]).detach().numpy()
+        share = softmax(-cdist(vectors, book.weight.detach().numpy()), axis=1).mean(0)
+        expected += math.log(8) - entropy(share)
+    loss = quantizer(maps).utilization_loss
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert all(grad.any() for grad in torch.autograd.grad(loss, [maps[0], quantizer.codebooks[0].weight]))
+    assert quantizer.eval()(maps).utilization_loss == 0
+
+
+def test_the_utilization_loss_makes_codes_used_alike():
+    torch.manual_seed(0)
+    quantizer, points = VectorQuantizer(2, 2, utilization=True), torch.randn(1, 2, 16, 16)
+    quantizer.codebook.weight.data = torch.tensor([[0.0, 0.0], [3.0, 3.0]])
+    before = quantizer([points]).utilization_loss.item()
+    optimizer = torch.optim.SGD(quantizer.parameters(), 2.0)
+    for _ in range(100):
+        optimizer.zero_grad()
+        quantizer([points]).utilization_loss.backward()
+        optimizer.step()
+    assert quantizer([points]).utilization_loss.item() < 0.1 * before
