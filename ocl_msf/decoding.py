@@ -88,15 +88,17 @@ def sample_codes(
 
 @dataclass
 class TokenDecoderOutput:
-    """Predictions for every token given the ones before it.
+    """Predictions for every token, or in training for some of them.
 
     Attributes:
         logits: g tensors (b, n, m_g), one for each codebook; of a joint head one tensor (b, n, m_1 * ... * m_g).
-        indices: (b, g, h, w), int64, the most probable codes.
+        indices: (b, g, h, w), int64, the most probable codes; (b, g, n) if only some tokens are predicted.
+        tokens: (b, n), int64, which tokens these are, in raster order; None: all.
     """
 
     logits: Tuple[torch.Tensor, ...]
     indices: torch.Tensor
+    tokens: Optional[torch.Tensor] = None
 
 
 @refuse_old_keywords
@@ -170,7 +172,8 @@ class TokenDecoder(nn.Module):
             x = block(x, slots, visible)  # b n d
         logits = self._predict(x)  # g times b n m
         indices = self._to_codes([p.argmax(-1) for p in logits])  # b g n
-        return TokenDecoderOutput(logits, indices.unflatten(-1, (height, width)))
+        tokens = torch.arange(height * width, device=x.device).expand(len(x), -1)  # b n
+        return TokenDecoderOutput(logits, indices.unflatten(-1, (height, width)), tokens)
 
     def generate(
         self,

@@ -3,7 +3,7 @@
 import functools
 import math
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple, cast
 
 import timm
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ocl_msf._host import require_host
 from ocl_msf._renamed import refuse_old_keywords, refuse_old_names
 from ocl_msf.chunks import evaluate_in_chunks
+from ocl_msf.dilated import dilated_layers
 from ocl_msf.frozen import Frozen
 
 with require_host():
@@ -28,25 +29,31 @@ class NaiveCNN(ImageFeatureExtractor):
 
     Args:
         feature_dim: channels of every layer.
-        num_layers: number of convolutions.
+        num_layers: number of convolutions; with dilations their number decides.
         stride: of the first convolution; 1 in the paper, more for features on a coarser grid at less cost.
+        dilations: instead, two convolutions, the first with half the channels, halve each side if stride is 4, and one
+            residual 3x3 convolution for each dilation follows: the receptive field of a deep network at little cost,
+            so that features tell textures, which pixels do not. `ocl_msf.dilated.Contrast` is last.
+
+    Raises:
+        ValueError: dilations with another stride than 4.
     """
 
-    def __init__(self, feature_dim: int = 64, num_layers: int = 4, stride: int = 1):
+    def __init__(
+        self, feature_dim: int = 64, num_layers: int = 4, stride: int = 1, dilations: Optional[Sequence[int]] = None
+    ):
         super().__init__()
         self._feature_dim = feature_dim
-        channels = [3] + [feature_dim] * num_layers
-        strides = [stride] + [1] * (num_layers - 1)
-        pairs = [
-            (nn.Conv2d(i, o, 5, stride=s, padding=2), nn.ReLU()) for i, o, s in zip(channels, channels[1:], strides)
-        ]
-        self.layers = nn.Sequential(*(layer for pair in pairs for layer in pair))
+        self.layers = _plain_layers(feature_dim, num_layers, stride)
+        if dilations:
+            if stride != 4:
+                raise ValueError(f"With dilations the stride is 4, not {stride}; without them it is free (dilations=null).")
+            self.layers = dilated_layers(feature_dim, dilations)
         # He's initialisation: otherwise image features become smaller than the positional embedding.
-        for parameter in self.layers.parameters():
-            if parameter.dim() == 1:
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        for module in self.layers.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(cast(torch.Tensor, module.bias))
 
     @property
     def feature_dim(self) -> int:
@@ -65,6 +72,13 @@ class NaiveCNN(ImageFeatureExtractor):
     def forward_images(self, images: torch.Tensor) -> Tuple[Any, ...]:
         """Images, or the frames of videos, (b, 3, h, w) -> features (b, n, feature_dim) and positions (n, 2)."""
         return cnn_compute_positions_and_flatten(self.layers(images))
+
+
+def _plain_layers(dim: int, num_layers: int, stride: int) -> nn.Sequential:
+    channels = [3] + [dim] * num_layers
+    strides = [stride] + [1] * (num_layers - 1)
+    pairs = [(nn.Conv2d(i, o, 5, stride=s, padding=2), nn.ReLU()) for i, o, s in zip(channels, channels[1:], strides)]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair))
 
 
 def read_vit(path: Path) -> Dict[str, torch.Tensor]:
@@ -228,6 +242,7 @@ class ViTWithCNN(NaiveCNN):
         feature_dim: channels of the features.
         num_layers: number of convolutions of the CNN.
         stride: of the CNN and so of the features; 1 in the paper.
+        dilations: of the CNN, see `NaiveCNN`.
         vit: the ViT's name in timm; None for the CNN alone, the ablation's encoder.
         pretrained: false for a random ViT; otherwise it waits for `vit.load`, or for a checkpoint of the whole model.
     """
@@ -239,8 +254,9 @@ class ViTWithCNN(NaiveCNN):
         stride: int = 1,
         vit: Optional[str] = "vit_small_patch8_224.dino",
         pretrained: bool = True,
+        dilations: Optional[Sequence[int]] = None,
     ):
-        super().__init__(feature_dim, num_layers, stride)
+        super().__init__(feature_dim, num_layers, stride, dilations)
         self.vit = FrozenViT(vit, pretrained) if vit else None
         self.project_tokens = nn.Conv2d(self.vit.dim, feature_dim, 3, padding=1) if self.vit else None
 

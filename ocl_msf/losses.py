@@ -65,13 +65,14 @@ class GroupedCrossEntropy(nn.Module):
         self.joint_sizes = joint_sizes
 
     def forward(
-        self, logits: Sequence[torch.Tensor], indices: torch.Tensor
+        self, logits: Sequence[torch.Tensor], indices: torch.Tensor, tokens: Optional[torch.Tensor] = None
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """Compare predictions with codes.
 
         Args:
             logits: g tensors (b, n, m_g), one for each codebook; of a joint head one tensor (b, n, m_1 * ... * m_g).
-            indices: (b, g, h, w), int64, with h * w = n.
+            indices: (b, g, h, w), int64, with h * w = n unless there are `tokens`.
+            tokens: (b, n), int64, which of the h * w tokens are predicted; None: all.
 
         Returns:
             The sum, a scalar, and the mean of each codebook by name: codebook_0, codebook_1, ...
@@ -86,6 +87,9 @@ class GroupedCrossEntropy(nn.Module):
                 f"{len(logits)} heads cannot predict {indices.shape[1]} indices. A decoder with joint=true needs the "
                 "loss's joint_sizes, and no other does; msf/heads=joint sets both."
             )
-        targets = indices.flatten(2).unbind(1)  # g x (b, n)
+        indices = indices.flatten(2)  # b g h*w
+        if tokens is not None:
+            indices = indices.gather(2, tokens.unsqueeze(1).expand(-1, indices.shape[1], -1))  # b g n
+        targets = indices.unbind(1)  # g x (b, n)
         losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, targets)]
         return reduce(torch.add, losses), {f"codebook_{g}": loss.detach() for g, loss in enumerate(losses)}

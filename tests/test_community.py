@@ -136,7 +136,7 @@ def test_a_preset_behind_the_guidance_keeps_the_communitys_slots_and_images(laun
     assert (config.experiment.token_dim, config.dataset.eval_batch_size) == (64, 8)
     for name in ("experiment.slots.dim", "experiment.image_size", "experiment.guidance_size"):
         assert OmegaConf.select(config, name) == OmegaConf.select(plain, name), name
-    decoder = build_model_from_config(config).models["decoder"]
+    decoder = build_model_from_config(config).models["decoder"].eval()
     tree = {"perceptual_grouping": {"objects": torch.randn(2, 11, 192), "is_empty": None}}
     tree["guidance"] = {"features": torch.randn(2, 64, 32, 32)}
     assert all(logits.shape[:2] == (2, 32 * 32) for logits in decoder(inputs=tree).logits)

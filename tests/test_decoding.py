@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 
 from ocl_msf.decoding import Decoder, TokenDecoder, sample_codes
 from ocl_msf.diffusion import DiffusionDecoder
+from ocl_msf.mixture import MixtureDecoder
 from ocl_msf.transformer import ROWS, attend_to_past
 
 
@@ -200,7 +201,13 @@ def arguments(function):
     return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
-@pytest.mark.parametrize("build", [build_tokens, build_diffusion])
+def build_mixture(size, lookup):
+    decoder = MixtureDecoder(6, 5, [7, 4], size, dim=16)
+    decoder.lookup = lookup
+    return decoder.eval()
+
+
+@pytest.mark.parametrize("build", [build_tokens, build_mixture, build_diffusion])
 def test_every_decoder_keeps_the_contract(build, slots, lookup):
     decoder = build((3, 4), lookup)
     assert isinstance(decoder, Decoder)

@@ -3,6 +3,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from ocl_msf.dilated import Contrast
 from ocl_msf.experiments.upgrade import rename_weights
 from ocl_msf.feature_extractors import FrozenViT, NaiveCNN, ViTWithCNN, vit_dim, vit_num_patches
 from ocl_msf.training.callbacks import LoadViT
@@ -257,3 +258,29 @@ def test_a_checkpoint_of_before_has_its_weights_under_new_names(encoder):
     }
     assert set(before) != set(now)
     assert rename_weights(before).keys() == now.keys()
+
+
+def test_dilated_features_tell_textures_from_afar_and_do_not_know_the_border():
+    torch.manual_seed(0)
+    cnn = NaiveCNN(8, stride=4, dilations=[1, 2, 4]).eval()
+    flat = cnn.layers(torch.full((1, 3, 64, 64), 0.3))  # b d h w
+    assert flat.shape == (1, 8, 16, 16)
+    torch.testing.assert_close(flat, flat[..., :1, :1].expand_as(flat))
+    image = torch.randn(1, 3, 128, 128, requires_grad=True)
+    cnn.layers[:-1](image)[0, :, 16, 16].sum().backward()  # the last layer normalises over the whole image
+    seen = image.grad.abs().sum((0, 1)).nonzero()
+    strided = 5 + 2 * 2  # pixels of a side that a kernel of 5, and one of 3 at stride 2 behind it, see
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [strided + 4 * 2 * (1 + 2 + 4)] * 2
+    with pytest.raises(ValueError, match="stride is 4"):
+        NaiveCNN(8, stride=2, dilations=[1])
+
+
+def test_contrast_makes_what_is_common_to_an_image_small():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    output = Contrast(3)(x + 5)
+    inside, common = output.std((2, 3)), output.mean((2, 3))
+    torch.testing.assert_close(common, 0.5 * (x + 5).mean((2, 3)))
+    torch.testing.assert_close(
+        inside, 0.5 * x.std((2, 3)) + x.std((2, 3)) / x.var((2, 3), unbiased=False).sqrt(), rtol=1e-3, atol=0
+    )

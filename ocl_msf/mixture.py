@@ -1,0 +1,162 @@
+"""A decoder of tokens in which slots compete: every token is a mixture of what each slot predicts there."""
+
+import math
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import nn
+
+from ocl_msf.chunks import evaluate_in_chunks
+from ocl_msf.decoding import TokenDecoderOutput, height_and_width, sample_codes
+from ocl_msf.indices import unravel_codes
+
+
+class MixtureDecoder(nn.Module):
+    """Every slot predicts all tokens on its own and how likely it owns them: p(code) = sum_k alpha_k p_k(code).
+
+    The MLP, shared by all slots and positions, is DINOSAUR's (Seitzer et al., 2023), the targets are SLATE's. What is
+    mixed are probabilities, as in IODINE and MONet, not features: the log-likelihood of the mixture rewards one slot
+    that explains a token well, so slots compete from the first step on, where averaged features let all slots share
+    every token. There is no past to copy from: what slots do not say costs likelihood.
+
+    Args:
+        object_dim: channels of a slot.
+        guidance_dim: channels of the guidance; unused, as tokens are not read.
+        codebook_sizes: number of codes of each codebook that a token names.
+        size: h and w of the guidance, or one number for both.
+        dim: channels of the MLP.
+        num_layers: its hidden layers.
+        token_dropout: share of the tokens, drawn anew for every image, that training does not predict; the loss keeps
+            its expectation, and a step costs less.
+        joint: one head for all combinations of codes instead of one for each codebook.
+        transformer: what only `TokenDecoder` has and here has no meaning, so that one config builds either.
+
+    Attributes:
+        lookup: turns code numbers (b, g, h, w) into features (b, guidance_dim, h, w). Only `generate` needs it.
+    """
+
+    lookup: Optional[Callable[[torch.Tensor], torch.Tensor]] = None
+
+    def __init__(
+        self,
+        object_dim: int,
+        guidance_dim: int,
+        codebook_sizes: Sequence[int],
+        size: Union[int, Sequence[int]],
+        dim: int = 256,
+        num_layers: int = 2,
+        token_dropout: float = 0.0,
+        joint: bool = False,
+        **transformer: Any,
+    ):
+        super().__init__()
+        self.size = height_and_width(size)
+        self.token_dropout = token_dropout
+        self.positions = nn.Parameter(torch.randn(math.prod(self.size), dim))
+        self.project_slots = nn.Sequential(nn.LayerNorm(object_dim), nn.Linear(object_dim, dim))
+        layers = [layer for _ in range(num_layers) for layer in (nn.ReLU(), nn.Linear(dim, dim))]
+        self.mlp = nn.Sequential(*layers, nn.ReLU())
+        self.alpha = nn.Linear(dim, 1)
+        self.joint_sizes = tuple(codebook_sizes) if joint else None
+        outputs = [math.prod(codebook_sizes)] if joint else codebook_sizes
+        self.heads = nn.ModuleList(nn.Linear(dim, codes) for codes in outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for head in self.heads:
+                head.weight.mul_(0.3)  # or the first predictions would be sure of themselves
+
+    @evaluate_in_chunks
+    def forward(
+        self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> TokenDecoderOutput:
+        """Predict the tokens from the slots alone.
+
+        Arguments as for `Decoder.forward`; of the guidance only h and w matter.
+
+        Raises:
+            ValueError: the guidance has another number of tokens than the decoder.
+        """
+        self._check_size(*guidance.shape[2:])
+        tokens = self._choose(len(slots), slots.device)  # b n
+        logits = self._predict(slots, slot_mask, tokens)  # g times b n m
+        indices = self._to_codes([p.argmax(-1) for p in logits])  # b g n
+        if tokens is None:
+            tokens = torch.arange(len(self.positions), device=slots.device).expand(len(slots), -1)
+            indices = indices.unflatten(-1, guidance.shape[2:])
+        return TokenDecoderOutput(logits, indices, tokens)
+
+    def generate(
+        self,
+        slots: torch.Tensor,
+        size: Optional[Tuple[int, int]] = None,
+        slot_mask: Optional[torch.Tensor] = None,
+        **sampling: Any,
+    ) -> torch.Tensor:
+        """Write guidance from slots alone, every token by itself, by default the most probable code.
+
+        Arguments as for `Decoder.generate`; `sampling` as for `generate_codes`.
+
+        Returns:
+            Features (b, guidance_dim, h, w), those of codes.
+
+        Raises:
+            RuntimeError: the decoder has no `lookup`.
+            ValueError: size has another number of tokens, temperature is below 0, or top_k below 1.
+        """
+        if self.lookup is None:
+            raise RuntimeError("To generate, set the decoder's `lookup`, which turns code numbers into features.")
+        return self.lookup(self.generate_codes(slots, size, slot_mask, **sampling))
+
+    @torch.no_grad()
+    def generate_codes(
+        self,
+        slots: torch.Tensor,
+        size: Optional[Tuple[int, int]] = None,
+        slot_mask: Optional[torch.Tensor] = None,
+        temperature: float = 0.0,
+        top_k: Optional[int] = None,
+        generator: Optional[torch.Generator] = None,
+    ) -> torch.Tensor:
+        """Write the code numbers (b, g, h, w), int64; arguments as for `TokenDecoder.generate_codes`."""
+        height, width = size or self.size
+        self._check_size(height, width)
+        logits = self._predict(slots, slot_mask, None)
+        sampled = [
+            sample_codes(p.flatten(0, 1), temperature, top_k, generator).view(p.shape[:2]) for p in logits
+        ]  # g times b n
+        return self._to_codes(sampled).unflatten(-1, (height, width))
+
+    def _predict(
+        self, slots: torch.Tensor, slot_mask: Optional[torch.Tensor], chosen: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, ...]:
+        """Log-probabilities, g times (b, n, m), of all tokens, or of those with the numbers `chosen` (b, n)."""
+        positions = self.positions if chosen is None else self.positions[chosen]  # n d or b n d
+        x = self.mlp(self.project_slots(slots).unsqueeze(1) + positions.unsqueeze(-2))  # b n k d
+        owned = self.alpha(x).squeeze(-1)  # b n k
+        if slot_mask is not None:
+            owned = owned.masked_fill(slot_mask.unsqueeze(1), torch.finfo(owned.dtype).min)
+        alpha = owned.softmax(-1, dtype=torch.float32).unsqueeze(-2)  # b n 1 k
+        mixed = [(alpha @ head(x).softmax(-1, dtype=torch.float32)).squeeze(-2) for head in self.heads]  # b n m
+        return tuple(p.clamp(min=1e-6).log() for p in mixed)
+
+    def _choose(self, batch_size: int, device: torch.device) -> Optional[torch.Tensor]:
+        """The numbers (b, n) of the tokens that are predicted in a training step; None: all."""
+        if not (self.training and self.token_dropout):
+            return None
+        total = len(self.positions)
+        count = max(1, round((1 - self.token_dropout) * total))
+        return torch.rand(batch_size, total, device=device).argsort(1)[:, :count]
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height * width != len(self.positions):
+            raise ValueError(
+                f"The guidance has {height * width} tokens ({height}x{width}), but the decoder was built for "
+                f"{len(self.positions)} ({self.size[0]}x{self.size[1]}): its size must be that of the guidance."
+            )
+
+    def _to_codes(self, choices: List[torch.Tensor]) -> torch.Tensor:
+        """Code numbers (b, ...) of each head -> (b, g, ...)."""
+        return unravel_codes(choices[0], self.joint_sizes) if self.joint_sizes else torch.stack(choices, 1)
