@@ -17,18 +17,31 @@ class GaussianQueries(nn.Module):
         object_dim: channels of a slot.
         n_slots: number of slots.
         sigma: standard deviation in training, a number or a schedule of the host (1 -> 0 in the paper).
+        shared: instead, all slots are drawn from one Gaussian with a learned mean and deviation (Locatello et al.,
+            2020), so that no slot can stand for a place or a colour in every image; sigma is ignored. In evaluation
+            mode they are the same draws for every image.
     """
 
-    def __init__(self, object_dim: int, n_slots: int, sigma: Union[float, nn.Module] = 1.0):
+    draws: torch.Tensor
+
+    def __init__(self, object_dim: int, n_slots: int, sigma: Union[float, nn.Module] = 1.0, shared: bool = False):
         super().__init__()
         self.object_dim = object_dim
         self.n_slots = n_slots
         self.sigma: Any = sigma
-        self.mean = nn.Parameter(torch.randn(1, n_slots, object_dim))
+        self.shared = shared
+        if shared:
+            self.mean = nn.Parameter(torch.zeros(1, 1, object_dim))
+            self.log_deviation = nn.Parameter(torch.zeros(1, 1, object_dim))
+            self.register_buffer("draws", torch.randn(1, n_slots, object_dim))
+        else:
+            self.mean = nn.Parameter(torch.randn(1, n_slots, object_dim))
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return queries (batch_size, n_slots, object_dim)."""
-        mean = self.mean.expand(batch_size, -1, -1)  # b k d
+        mean = self.mean.expand(batch_size, self.n_slots, -1)  # b k d
+        if self.shared:
+            return mean + self.log_deviation.exp() * (torch.randn_like(mean) if self.training else self.draws)
         if not self.training:
             return mean
         return mean + float(self.sigma) * torch.randn_like(mean)

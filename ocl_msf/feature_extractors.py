@@ -47,7 +47,7 @@ class NaiveCNN(ImageFeatureExtractor):
         self.layers = _plain_layers(feature_dim, num_layers, stride)
         if dilations:
             if stride != 4:
-                raise ValueError(f"With dilations the stride is 4, not {stride}; without them it is free (dilations=null).")
+                raise ValueError(f"With dilations the stride is 4, not {stride}; with dilations=null it is free.")
             self.layers = dilated_layers(feature_dim, dilations)
         # He's initialisation: otherwise image features become smaller than the positional embedding.
         for module in self.layers.modules():

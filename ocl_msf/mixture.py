@@ -1,7 +1,7 @@
 """A decoder of tokens in which slots compete: every token is a mixture of what each slot predicts there."""
 
 import math
-from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union, cast
 
 import torch
 from torch import nn
@@ -64,9 +64,8 @@ class MixtureDecoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            for head in self.heads:
-                head.weight.mul_(0.3)  # or the first predictions would be sure of themselves
+        for head in self.heads:
+            nn.init.kaiming_normal_(cast(nn.Linear, head).weight, a=4.6)  # smaller, or the first would be too sure
 
     @evaluate_in_chunks
     def forward(

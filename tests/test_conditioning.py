@@ -14,6 +14,22 @@ def test_in_training_queries_are_gaussian_around_a_mean_of_each_slot():
     torch.testing.assert_close(drawn.std(0), torch.full((4, 3), 0.5), atol=0.02, rtol=0)
 
 
+def test_shared_queries_are_drawn_from_one_gaussian_and_fixed_in_evaluation():
+    torch.manual_seed(0)
+    queries = GaussianQueries(3, 4, shared=True)
+    queries.mean.data, queries.log_deviation.data = torch.randn(1, 1, 3), torch.randn(1, 1, 3)
+    drawn = queries(20000)
+    deviation = queries.log_deviation[0, 0].exp()
+    assert drawn.shape == (20000, 4, 3)
+    assert ((drawn.mean(0) - queries.mean[0]).abs() < 0.03 * deviation).all()
+    torch.testing.assert_close(drawn.std(0), deviation.expand(4, 3), rtol=0.03, atol=0)
+    copy = GaussianQueries(3, 4, shared=True)
+    copy.load_state_dict(queries.state_dict())
+    fixed = queries.eval()(2)
+    assert torch.equal(fixed[0], fixed[1]) and torch.equal(fixed, copy.eval()(2))
+    assert torch.pdist(fixed[0]).min() > 0
+
+
 def test_in_evaluation_they_are_the_means_and_no_schedule_is_read():
     class Unset(torch.nn.Module):
         def __float__(self):
