@@ -13,12 +13,14 @@ from routed.ocl.losses import ReconstructionLoss
 from routed.ocl.metrics import AverageBestOverlapMetric as RoutedOverlap
 from routed.ocl.metrics import UnsupervisedMaskIoUMetric as RoutedIoU
 from routed.ocl_msf.metrics import ARI as RoutedARI
+from routed.ocl_msf.metrics import SizedMaskIoU as RoutedSized
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 from torch.nn import functional as F
 
 from ocl_msf.experiments.honest_rows import SCORES, behind, gain_share, text_table, verdict
+from ocl_msf.metrics import SizedMaskIoU
 from ocl_msf.results import trivial
 from ocl_msf.results.slot_instruments import SlotInstruments, attention_entropy
 
@@ -87,9 +89,10 @@ def make_scenes(frames=()):
     }
 
 
-def measure(folder, masks, scenes, sizes=(4, 2), order=range(COUNT), asks=True):
+def measure(folder, masks, scenes, sizes=(4, 2), order=range(COUNT), asks=True, metrics=None):
     """Evaluate masks (b, k, h, w) in batches of these sizes, and return what is logged."""
     evaluation, module = Evaluation(asks), SlotInstruments(str(folder))
+    evaluation.evaluation_metrics = nn.ModuleDict(metrics) if metrics else evaluation.evaluation_metrics
     slots = torch.randn(COUNT, SLOTS, 5, generator=torch.Generator().manual_seed(0))
     attention = torch.full((COUNT, SLOTS, 9), 1 / SLOTS)
     for part in torch.tensor(list(order)).split(list(sizes)):
@@ -178,6 +181,17 @@ def test_slot_gain_is_what_the_loss_grows_by_with_the_slots_of_the_sample_before
     assert scores["slot_gain"] == pytest.approx((other - error[1:]).mean(), abs=1e-6)
     assert measure(tmp_path, masks, scenes, (1, 3, 2))[0]["slot_gain"] == pytest.approx(scores["slot_gain"], abs=1e-6)
     assert measure(tmp_path, masks, scenes, asks=False)[0]["slot_gain"] == 0
+
+
+def test_areas_that_leave_masks_out_do_so_in_every_row(tmp_path):
+    """Stuff of COCO has the area -1, and is matched but not counted (Table 7)."""
+    scenes = {**make_scenes(), "area": torch.tensor([[-1.0, 25, -1]]).expand(COUNT, -1)}
+    paths = dict(prediction_path="masks", target_path="input.mask", ignore_path="input.void", area_path="input.area")
+    scores, _ = measure(tmp_path, drawn_masks(scenes), scenes, metrics={"miou": RoutedSized(**paths)})
+    metric, grid = SizedMaskIoU(), torch.from_numpy(trivial.blind_grid(SIZE, SIZE, SLOTS)).long()
+    masks = F.one_hot(grid, SLOTS).permute(2, 0, 1).expand(COUNT, -1, -1, -1)
+    metric.update(masks.float(), scenes["mask"], scenes["area"], scenes["void"])
+    assert scores["grid_miou"] == pytest.approx(metric.compute().item(), abs=1e-12)
 
 
 def test_one_sample_alone_has_no_other(tmp_path):

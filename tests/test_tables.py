@@ -410,9 +410,11 @@ def test_table_seven_from_a_miniature_of_coco(tmp_path, monkeypatch, capfd):
     settings += ["experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}"]
     command = ["table7", "--dataset", "coco", "--seeds", "0", "--preset", "cpu", "--out", str(tmp_path / "out")]
     main(["tables", *command, "--set", *settings])
-    rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")][-2:]
-    assert [row[0] for row in rows] == ["| SLATE", "| +MSF"]
-    for row in rows:
+    rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")][-6:]
+    gain, trivial = "| of it image gain", ["| blind grid", "| colour clustering"]
+    assert [row[0] for row in rows] == ["| SLATE", gain, "| +MSF", gain, *trivial]
+    assert all(row[7] != "-" for row in rows)
+    for row in rows[0], rows[2]:
         assert 0 < float(row[1]) <= 100 and row[7] == row[1]  # all things are small
         assert row[3] == row[5] == "-"  # medium and large: undefined
         assert row[9] == "1 |"

@@ -35,6 +35,7 @@ class Batch(NamedTuple):
         colours: likewise the cluster of colours.
         true: the number of the true mask of every pixel, from 1, 0 for none, of the whole batch.
         ignored: where pixels do not count, or None.
+        area: (b, n), of true masks, where a metric scores by size, or None.
     """
 
     orders: List[Order]
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
     colours: List[bytes]
     true: bytes
     ignored: Optional[bytes]
+    area: Optional[torch.Tensor]
 
     @property
     def grid(self) -> List[bytes]:
@@ -62,6 +64,8 @@ class Batch(NamedTuple):
         data = {"mask": true.float().to(device)}
         if self.ignored is not None:
             data["void"] = _unpack(self.ignored, self.shape).unsqueeze(-3).to(device)
+        if self.area is not None:
+            data["area"] = self.area.to(device)
         return {"masks": self.one_hot(segments).float().to(device), "input": data}
 
 
@@ -116,7 +120,8 @@ class SlotInstruments(nn.Module):
 
         Args:
             inputs: all outputs of the model, by name: `masks` (b, k, h, w) or (b, t, k, h, w), `input` with `mask`
-                (b, n, h, w) or (b, t, n, h, w), `image`, `__key__` and perhaps `void`, `perceptual_grouping`, `model`.
+                (b, n, h, w) or (b, t, n, h, w), `image`, `__key__` and perhaps `void` and `area`;
+                `perceptual_grouping`, `model`.
 
         Returns:
             How many batches of the split this rank has taken.
@@ -145,6 +150,7 @@ class SlotInstruments(nn.Module):
             [_pack(torch.from_numpy(self.clusters.segment(picture, count))) for picture in pictures],
             _pack(numbers.amax(-3)),
             None if void is None else _pack(void.squeeze(-3) > 0),
+            data["area"].cpu() if "area" in data else None,
         )
 
     def _add(self, name: str, total: float, count: float) -> None:
