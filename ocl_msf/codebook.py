@@ -31,6 +31,11 @@ class Codebook(nn.Module):
         replace_below: a code is replaced when the moving average of its share of matches falls below this fraction of
             the uniform share 1/m; 0 never replaces.
         usage_decay: decay of that moving average per training step.
+        relative_confidence: whether distances are divided by their mean over codes before the softmax of Eq. 1, where
+            confidences are asked for. Equation 1 as it stands compares absolute differences of distances, and these are
+            largest for vectors far from all codes, so that extreme vectors are the most confident ones. Divided,
+            confidence falls with the distance to the nearest code, whatever the scale of vectors and codes is, and the
+            nearest code remains the nearest.
 
     Attributes:
         weight: (m, d), the codes.
@@ -49,6 +54,7 @@ class Codebook(nn.Module):
         temperature: Schedule = 0.0,
         replace_below: float = 0.0,
         usage_decay: float = 0.9,
+        relative_confidence: bool = False,
     ):
         super().__init__()
         if codebook_size < 1 or dim < 1:
@@ -57,6 +63,7 @@ class Codebook(nn.Module):
         self.temperature = temperature
         self.replace_below = replace_below
         self.usage_decay = usage_decay
+        self.relative_confidence = relative_confidence
         self.register_buffer("usage", torch.full((codebook_size,), 1.0 / codebook_size))
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
@@ -68,7 +75,7 @@ class Codebook(nn.Module):
         """Match vectors with codes (Eq. 1): P = softmax_m(-||z - e||_2), I = argmax P, confidence = max P.
 
         max P = 1 / sum_m exp(d_min - d_m), so no softmax is stored. The confidence is that of the nearest code,
-        even where the index is sampled.
+        even where the index is sampled; with `relative_confidence`, d_m is divided by the mean distance before.
 
         Args:
             features: (..., d).
@@ -78,7 +85,10 @@ class Codebook(nn.Module):
         """
         distance = torch.cdist(features.flatten(0, -2), self.weight)  # (l, m)
         nearest, indices = distance.min(-1)  # (l,), both
-        confidence = (nearest.unsqueeze(-1) - distance).exp_().sum(-1).reciprocal_()  # (l,)
+        behind = nearest.unsqueeze(-1) - distance  # (l, m), at most 0
+        if self.relative_confidence:
+            behind /= distance.mean(-1, keepdim=True).clamp_min(torch.finfo(distance.dtype).tiny)
+        confidence = behind.exp_().sum(-1).reciprocal_()  # (l,)
         if self._is_sampling():
             indices = self._draw(distance)  # (l,)
         shape = features.shape[:-1]

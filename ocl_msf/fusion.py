@@ -36,7 +36,7 @@ class MultiScaleFusion(CodebookQuantizer):
         per_scale_codebooks: whether every scale has its own scale-variant codebook, or all share one (Table 5, upper
             right).
         residual, anneal_commitment, utilization: see CodebookQuantizer.
-        **codebook: temperature, replace_below, usage_decay of Codebook.
+        **codebook: temperature, replace_below, usage_decay, relative_confidence of Codebook.
 
     Attributes:
         project: W, `weight` (2c, c); its first c rows belong to the scale-invariant part.

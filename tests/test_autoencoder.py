@@ -50,11 +50,15 @@ def test_a_checkpoint_brings_whether_the_decoder_sees_normalised_codes(trained):
     torch.testing.assert_close(vae.eval()(image).reconstructions, expected)
 
 
-def test_checkpoints_of_earlier_versions_load_and_are_not_normalised():
-    weights, vae = build().state_dict(), build(normalize=True)
+def test_checkpoints_of_earlier_versions_load_and_score_as_before():
+    weights, vae, image = build().state_dict(), build(normalize=True), torch.randn(1, 3, 64, 64)
     weights["_extra_state"] = {"variant": "msf"}
+    for book in vae.quantizer.codebooks:
+        book.relative_confidence = True
     vae.load_state_dict(weights)
-    assert not vae.normalize
+    before, after = build().eval()(image), vae.eval()(image)
+    assert torch.equal(after.diagnostics["winners"][0], before.diagnostics["winners"][0])
+    torch.testing.assert_close(after.reconstructions, before.reconstructions)
 
 
 def test_a_size_that_does_not_fit_the_pyramid_is_refused():

@@ -256,6 +256,7 @@ def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
     assert config.losses.norm.weight == weights.norm == (0.1 if variant in GROUPED else 0)
     assert config.losses.utilization.weight == weights.utilization == (0.1 if variant == "gdr" else 0)
     assert quantizer.get("utilization", False) == (variant == "gdr")
+    assert not quantizer.get("relative_confidence", False)  # Eq. 1 as it stands
     small = hydra.compose("training_config", overrides=[*chosen, "+msf/preset=cpu"])
     assert not (small.models.vqvae.normalize or small.losses.norm.weight or small.experiment.anneal_commitment)
 

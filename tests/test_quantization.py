@@ -51,6 +51,31 @@ def test_match_is_the_nearest_code_and_its_softmax_probability():
     torch.testing.assert_close(match.confidence.flatten(), probability)
 
 
+def test_relative_confidence_is_that_of_distances_in_units_of_their_mean():
+    book = Codebook(9, 5, relative_confidence=True).double()
+    features = torch.randn(12, 5, dtype=torch.float64)
+    match = book.match(features)
+    distance = cdist(features.numpy(), book.weight.detach().numpy())
+    probability = softmax(-distance / distance.mean(1, keepdims=True), axis=1)
+    torch.testing.assert_close(match.confidence, torch.from_numpy(probability.max(1)))
+    assert torch.equal(match.indices, torch.from_numpy(distance.argmin(1)))
+    book.weight.data *= 7
+    torch.testing.assert_close(book.match(7 * features).confidence, match.confidence)  # the scale does not count
+    assert torch.isfinite(Codebook(1, 5, relative_confidence=True).match(torch.zeros(1, 5)).confidence).all()
+
+
+def test_relative_confidence_falls_with_the_distance_to_the_nearest_code_where_eq_1_rises():
+    codes, directions = torch.randn(64, 16), torch.randn(500, 16)
+    features = directions * torch.linspace(1, 5, 500).unsqueeze(1)  # from amid the codes to far outside
+    correlations = []
+    for relative in (False, True):
+        book = Codebook(64, 16, relative_confidence=relative)
+        book.weight.data = codes
+        quality = -torch.cdist(features, codes).amin(1)
+        correlations.append(torch.corrcoef(torch.stack([book.match(features).confidence, quality]))[0, 1])
+    assert correlations[0] < 0 and correlations[1] > 0.5
+
+
 def test_looking_up_indices_gives_the_quantized_maps(build, maps):
     quantizer = build().eval()
     output = quantizer(maps)
