@@ -13,9 +13,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from ocl_msf.cli import main
-from ocl_msf.data.synthetic._render import _lit
+from ocl_msf.data.synthetic._materials import sample_hard_material, sample_material
+from ocl_msf.data.synthetic._render import Light, _lit, render
 from ocl_msf.data.synthetic._shapes import BOUND, SHAPES, Body
-from ocl_msf.data.synthetic.scenes import MIN_VISIBLE, make_scenes, sample_scene, scene_path
+from ocl_msf.data.synthetic.scenes import MIN_VISIBLE, VERSION, make_scenes, sample_scene, scene_path
 from ocl_msf.files import DataError
 
 SMALL = (64, 48)
@@ -114,12 +115,42 @@ def test_scenes_of_other_settings_are_not_mixed(tmp_path, capsys):
     assert "--size" in capsys.readouterr().err
 
 
+def test_hard_scenes_and_others_are_not_mixed(tmp_path):
+    options = ["--count", "2", "--size", "64x48", "--workers", "1"]
+    main(["scenes", str(tmp_path / "hard"), "--hard", *options])
+    main(["scenes", str(tmp_path / "usual"), *options])
+    for first, version, second in (("hard", 1, []), ("usual", VERSION, ["--hard"])):
+        with pytest.raises(SystemExit, match=rf"other settings .*'version': {version}\b.* another folder"):
+            main(["scenes", str(tmp_path / first), *second, *options])
+
+
+def test_hard_scenes_stay_those_of_version_1():
+    """What version 1 drew; colours are means of 16x16 blocks, where rounding of another processor does not show."""
+    scene, mask = sample_scene(0, 1, 64, 48, hard=True)
+    materials = "marble3 checker3 checker2 dots2 bricks3 contours2 dots4 wood4 clouds4"
+    assert " ".join(material.name for material in scene.materials) == materials
+    assert " ".join(body.shape for body in scene.bodies) == "cube cone ellipsoid pyramid prism cube prism cone"
+    assert np.bincount(mask.ravel()).tolist() == [2572, 34, 176, 39, 38, 9, 16, 20, 168]
+    expected = [
+        [[165.54, 150.47, 209.95], [163.27, 148.1, 208.85], [156.09, 140.96, 197.26], [158.91, 143.29, 203.54]],
+        [[169.86, 155.17, 214.88], [141.89, 129.92, 185.13], [130.93, 117.82, 162.84], [119.63, 97.71, 138.33]],
+        [[175.28, 158.36, 228.73], [159.98, 145.47, 205.3], [174.81, 157.66, 223.96], [175.43, 158.07, 224.9]],
+    ]
+    blocks = render(scene).reshape(3, 16, 4, 16, 3)
+    np.testing.assert_allclose(blocks.mean(axis=(1, 3)), expected, atol=0.03)
+
+
+@pytest.fixture(scope="module", params=["usual", "hard"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def scenes():
-    return [sample_scene(3, index, 160, 120) for index in range(24)]
+def scenes(kind):
+    return [sample_scene(3, index, 160, 120, hard=kind == "hard") for index in range(24)]
 
 
-def test_bodies_are_few_apart_on_the_ground_and_of_very_different_sizes(scenes):
+def test_bodies_are_few_apart_on_the_ground_and_of_very_different_sizes(scenes, kind):
     ratios = []
     for scene, mask in scenes:
         assert 3 <= len(scene.bodies) <= 10
@@ -130,13 +161,13 @@ def test_bodies_are_few_apart_on_the_ground_and_of_very_different_sizes(scenes):
             assert body.centre[2] == pytest.approx(-SHAPES[body.shape].bottom * body.radius)
         radii = [body.radius for body in scene.bodies]
         ratios.append(max(radii) / min(radii))
-    assert min(ratios) > 3 and max(ratios) > 5
+    assert min(ratios) > (3 if kind == "hard" else 1.5) and max(ratios) > 4
     assert {body.shape for scene, _ in scenes for body in scene.bodies} == set(SHAPES)
 
 
-def test_colour_alone_does_not_find_the_objects(tmp_path):
+def test_colour_alone_does_not_find_the_objects(tmp_path, kind):
     scores = []
-    make_scenes(tmp_path, 8, size=(160, 120), workers=1)
+    make_scenes(tmp_path, 8, size=(160, 120), workers=1, hard=kind == "hard")
     for index in range(8):
         with Image.open(f"{scene_path(tmp_path, index)}.png") as image:
             colours = np.asarray(image)[..., :3].reshape(-1, 3)
@@ -146,6 +177,35 @@ def test_colour_alone_does_not_find_the_objects(tmp_path):
         scores.append(adjusted_rand_score(truth, found))
         assert len(np.unique(colours, axis=0)) > 500
     assert np.mean(scores) < 0.3
+
+
+@pytest.mark.parametrize("flat, finest, contrasts", [(True, 3.5, (0.6, 1.3)), (False, 8, (0.35, 1.05))])
+def test_materials_are_hard_ones_in_other_contrasts(flat, finest, contrasts):
+    """Relative to its mean, the ramp is `contrast` times the hard one, wherever neither end of the range cuts it."""
+    checked = 0
+    for seed in range(60):
+        hard = sample_hard_material(np.random.default_rng(seed), 1, finest, flat)
+        material = sample_material(np.random.default_rng(seed), flat)
+        assert (material.pattern, material.variant, material.gloss) == (hard.pattern, hard.variant, hard.gloss)
+        assert 0 < material.ramp.min() and material.ramp.max() < 1
+        cells = np.linalg.norm(material.frame, axis=0)
+        np.testing.assert_allclose(cells, cells[0], rtol=1e-5)
+        assert 2 * cells[0] > (1.8 if flat else 5), "cells across a body, or across as much of the ground"
+        if material.ramp.min() > 0.0101 and material.ramp.max() < 0.899:
+            relative, reference = (m.ramp / m.ramp.mean(axis=0) - 1 for m in (material, hard))
+            contrast = np.abs(relative).sum() / np.abs(reference).sum()
+            assert contrasts[0] < contrast < contrasts[1]
+            np.testing.assert_allclose(relative, contrast * reference, atol=1e-4)
+            checked += 1
+    assert checked > 10
+
+
+def test_a_lamp_lights_by_the_inverse_square_of_the_distance():
+    sun = np.float32([0.6, 0, 0.8])
+    lamp = Light(sun, np.ones(3), sun, np.ones(3), 0.2, distance=5)
+    points = np.float32([[0, 0, 0], [3, 0, 2], [-3, 4, 0]])
+    squares = ((np.array([3, 0, 4]) - points) ** 2).sum(axis=1)
+    np.testing.assert_allclose(lamp.falloff(points.T), 25 / squares, rtol=1e-5)
 
 
 INSIDE = {

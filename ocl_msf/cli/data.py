@@ -40,12 +40,13 @@ def scenes(
     count: Annotated[int, Option(min=1, help="Number of scenes.")] = 2400,
     seed: int = 0,
     size: Annotated[str, Option(metavar="WIDTHxHEIGHT", help="In pixels.")] = "320x240",
+    hard: Annotated[bool, Option("--hard", help="Coarse patterns in full contrast: version 1's scenes.")] = False,
     workers: Workers = 2,
 ) -> None:
     """Make scenes like ClevrTex's, without any download."""
     from ocl_msf.data.synthetic.scenes import make_scenes
 
-    made = make_scenes(out, count, seed, _width_and_height(size), workers)
+    made = make_scenes(out, count, seed, _width_and_height(size), workers, hard)
     print(f"{count} scenes in {out / 'clevrtex_full'}, {made} of them new")
 
 

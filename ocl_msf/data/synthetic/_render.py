@@ -3,12 +3,13 @@
 Vectors are columns: points and directions are (3, n) or (3, h, w), float32, in world space with z up.
 """
 
+import math
 from dataclasses import dataclass
 from typing import List, Tuple
 
 import numpy as np
 
-from ocl_msf.data.synthetic._shapes import BOUND, Body, dot
+from ocl_msf.data.synthetic._shapes import BOUND, Body, cross, dot
 from ocl_msf.data.synthetic._textures import Material
 
 # Sub-pixel offsets of the image samples in pixels (a rotated grid); the sun moves a little from one to the next.
@@ -51,13 +52,22 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """A sun, a fill light and ambient light; directions (3,) point to the light, colours (3,) are linear RGB."""
+    """A sun, a fill light and ambient light; directions (3,) point to the light, colours (3,) are linear RGB.
+
+    At a finite `distance` from the origin, the sun is a lamp: what is nearer to it is brighter.
+    """
 
     sun: np.ndarray
     sun_colour: np.ndarray
     fill: np.ndarray
     fill_colour: np.ndarray
     ambient: float
+    distance: float = math.inf
+
+    def falloff(self, points: np.ndarray) -> np.ndarray:
+        """How strongly the lamp lights points (3, n): (n,), 1 at the origin."""
+        x, y, z = (self.distance * self.sun).tolist()
+        return self.distance**2 / ((points[0] - x) ** 2 + (points[1] - y) ** 2 + (points[2] - z) ** 2)
 
 
 @dataclass(frozen=True)
@@ -123,9 +133,9 @@ def _ground_hits(scene: Scene, rays: np.ndarray) -> Tuple[np.ndarray, np.ndarray
 def _lit(scene: Scene, points: np.ndarray, owner: int, sun: np.ndarray) -> np.ndarray:
     """1 for points (3, n) of body `owner` in the sun, 0 in shadow; a convex body casts none on itself."""
     lit = np.ones(points.shape[1], np.float32)
-    side = np.cross(sun, np.float32([0, 0, 1]))
+    side = cross(sun, np.float32([0, 0, 1]))
     side = side / np.linalg.norm(side)
-    axes = np.stack([side, np.cross(side, sun)]).astype(np.float32)
+    axes = np.stack([side, cross(side, sun)]).astype(np.float32)
     u, v = (axis[0] * points[0] + axis[1] * points[1] + axis[2] * points[2] for axis in axes)
     for number, body in enumerate(scene.bodies, 1):
         if number == owner:
@@ -159,6 +169,8 @@ def _shade(scene: Scene, owner: int, rays: np.ndarray, distance: np.ndarray, sun
         points, normals, surface = _ground_hits(scene, rays)
     material, light = scene.materials[owner], scene.light
     lit = _lit(scene, points, owner, sun)
+    if math.isfinite(light.distance):
+        lit *= light.falloff(points)
     indirect = light.ambient * (0.65 + 0.35 * normals[2])
     indirect = indirect + light.fill_colour[:, None] * np.maximum(dot(light.fill, normals), 0)
     if not owner:

@@ -1,10 +1,7 @@
-"""Procedural solid textures: a scalar pattern in space, coloured by a small random palette."""
+"""Procedural solid textures: a scalar pattern in space, coloured by a ramp."""
 
-import colorsys
 import functools
-import math
 from dataclasses import dataclass
-from typing import List
 
 import numpy as np
 
@@ -188,6 +185,7 @@ class Material:
         ramp: (256, 3) linear RGB by level.
         gloss: strength of the highlight, 0..1.
         shininess: exponent of the highlight.
+        grain: strength of the fine noise that the colours are multiplied by, 0..1.
     """
 
     name: str
@@ -198,69 +196,11 @@ class Material:
     ramp: np.ndarray
     gloss: float
     shininess: float
+    grain: float = 0.5
 
     def albedo(self, points: np.ndarray) -> np.ndarray:
         """Linear RGB (3, n) at points (3, n) of the owner's space."""
         placed = np.einsum("ij,jn->in", self.frame, points) + self.offset
         level = PATTERNS[self.pattern][0](placed, self.variant)
         index = (np.clip(level, 0, 1) * 255).astype(np.intp)
-        return self.ramp.T.take(index, axis=1) * (0.75 + 0.5 * _grain(placed * 3))
-
-
-def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` sRGB colours that differ; how much they must is lowered until enough are drawn."""
-    vivid = rng.uniform() < 0.3
-    middle = rng.uniform((0, 0.05, 0.3), (1, 0.9 if vivid else 0.5, 0.85))
-    spread = np.array((0.5, 0.3, 0.4) if vivid else (0.06, 0.15, 0.25))
-    colours: List[np.ndarray] = []
-    apart = 0.3
-    while len(colours) < count:
-        hue, saturation, value = middle + rng.uniform(-spread, spread)
-        colour = np.array(colorsys.hsv_to_rgb(hue % 1, np.clip(saturation, 0, 1), np.clip(value, 0.08, 0.95)))
-        if all(np.linalg.norm(colour - other) > apart for other in colours):
-            colours.append(colour)
-        apart *= 0.9
-    return np.stack(colours)
-
-
-def _rotation(rng: np.random.Generator, flat: bool) -> np.ndarray:
-    """A random rotation matrix; about the vertical axis alone where `flat`."""
-    angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    if flat:
-        return turn
-    orthogonal, triangular = np.linalg.qr(rng.standard_normal((3, 3)))
-    return turn @ (orthogonal * np.sign(np.diag(triangular)))
-
-
-def sample_material(rng: np.random.Generator, low: float, high: float, flat: bool) -> Material:
-    """Draw a material.
-
-    Args:
-        rng: source of all randomness.
-        low, high: range of the pattern cells per unit of length of the owner's space, sampled log-uniformly.
-        flat: the owner is a plane at height 0: only turn the pattern about the vertical axis.
-    """
-    cells = math.exp(rng.uniform(math.log(low), math.log(high)))
-    pattern = str(rng.choice(list(PATTERNS)))
-    count = int(rng.integers(2, 5))
-    linear = _palette(rng, count) ** 2.2
-    level = np.linspace(0, 1, 256)
-    if rng.uniform() < PATTERNS[pattern][1]:
-        stops = np.linspace(0, 1, count)
-        ramp = np.stack([np.interp(level, stops, channel) for channel in linear.T], axis=1)
-    else:
-        ramp = linear[np.minimum((level * count).astype(int), count - 1)]
-    offset = rng.uniform(0, 16, (3, 1))
-    if flat:
-        offset[2] = 0.5  # through the middle of the cells, not along their joints
-    return Material(
-        name=f"{pattern}{count}",
-        pattern=pattern,
-        variant=float(rng.uniform()),
-        frame=(cells * _rotation(rng, flat)).astype(np.float32),
-        offset=offset.astype(np.float32),
-        ramp=ramp.astype(np.float32),
-        gloss=float(rng.uniform(0, 0.5) ** 2),
-        shininess=float(np.exp(rng.uniform(np.log(8), np.log(80)))),
-    )
+        return self.ramp.T.take(index, axis=1) * (1 - self.grain / 2 + self.grain * _grain(placed * 3))

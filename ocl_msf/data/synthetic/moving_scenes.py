@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ocl_msf.data.shards import encode_png
+from ocl_msf.data.synthetic._materials import sample_hard_material
 from ocl_msf.data.synthetic._sprites import OUTLINES, WALLS, MovingObject, MovingScene, render_video
-from ocl_msf.data.synthetic._textures import sample_material
 from ocl_msf.data.tfrecord import encode_example, write_records
 from ocl_msf.data.workers import run_tasks
 from ocl_msf.files import DataError, encode_json, replacing
@@ -51,7 +51,7 @@ def sample_moving_scene(rng: np.random.Generator, variant: str) -> MovingScene:
         objects.append(
             MovingObject(
                 outline=str(rng.choice(list(OUTLINES))),
-                material=sample_material(rng, 0.8, 2.5, flat=False),
+                material=sample_hard_material(rng, 0.8, 2.5, flat=False),
                 radius=math.exp(rng.uniform(math.log(low), math.log(high))),
                 start=places[int(np.argmax(gaps))],
                 velocity=speed * _direction(rng),
@@ -60,7 +60,7 @@ def sample_moving_scene(rng: np.random.Generator, variant: str) -> MovingScene:
             )
         )
     return MovingScene(
-        ground=sample_material(rng, 0.5, 2, flat=True),
+        ground=sample_hard_material(rng, 0.5, 2, flat=True),
         objects=objects,
         camera=_direction(rng) * rng.uniform(0.1, _DRIFT) if variant == "e" else np.zeros(2),
         light=_direction(rng),
