@@ -151,7 +151,11 @@ class VQVAE(nn.Module):
 
     def encode(self, image: torch.Tensor) -> QuantizerOutput:
         """Quantise an image (b, c, h, w) in [-1, 1] at every scale; raises like `forward`."""
-        return self.quantizer(self._encode(self._downsample(image)))
+        return self.quantizer(self.encode_features(image))
+
+    def encode_features(self, image: torch.Tensor) -> List[torch.Tensor]:
+        """Features Z_n (b, d, h_n/4, w_n/4) of an image at every scale, not quantised; arguments as for `encode`."""
+        return self._encode(self._downsample(image))
 
     def decode(self, quantized: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
         """Decode quantised maps (b, d, h, w) of any scales into images (b, c, 4h, 4w)."""

@@ -35,9 +35,9 @@ class DiffusionDecoderOutput:
 class DiffusionDecoder(nn.Module):
     """SlotDiffusion's denoising UNet on guidance, with slots as context of its cross-attention (section A.3).
 
-    The noise schedule is that of Ho et al. (2020), the default betas of diffusers. It assumes centred inputs of unit
-    variance, which codes of a VAE are not. So the mean of each channel and one standard deviation for all of them are
-    measured on the first training batch, as in latent diffusion (Rombach et al., 2022); both stay in the checkpoint.
+    Its noise schedule assumes centred inputs of unit variance, which codes of a VAE are not. So the mean of each
+    channel and one standard deviation for all of them are measured on the first training batch, as in latent diffusion
+    (Rombach et al., 2022); both stay in the checkpoint.
 
     In training mode a timestep and its noise are drawn for every sample of the batch. In evaluation mode all samples
     have the same evenly spaced timesteps, each with its own fixed noise from a generator of seed 0, so the result for a
@@ -61,6 +61,11 @@ class DiffusionDecoder(nn.Module):
             learns to use slots in far fewer steps. Evaluation is of the noise in either case.
         coordinates: the UNet also gets the row and column of each position, from -1 to 1, as two more channels (Liu
             et al., 2018). The paper's UNet knows positions from its padding alone, which takes long to learn.
+        dropout: in the UNet's residual blocks; 0.1 in SlotDiffusion (Wu et al., 2023).
+        betas: the first and the last variance of the noise schedule: 0.0015 and 0.0195 in SlotDiffusion, 1e-4 and 0.02
+            in Ho et al. (2020).
+        beta_schedule: how variances rise between them: "linear", as in Ho et al., or "scaled_linear", where their
+            square roots rise linearly, as in SlotDiffusion. There more of the guidance is left at high noise.
 
     Raises:
         ValueError: there are no channels or they cannot be split into heads, eval_levels is not in
@@ -84,6 +89,9 @@ class DiffusionDecoder(nn.Module):
         attention_from: int = 1,
         prediction_type: str = "epsilon",
         coordinates: bool = False,
+        dropout: float = 0.0,
+        betas: Sequence[float] = (1e-4, 0.02),
+        beta_schedule: str = "linear",
     ):
         super().__init__()
         if not channels or any(width % num_heads for width in channels):
@@ -107,11 +115,17 @@ class DiffusionDecoder(nn.Module):
             attention_head_dim=num_heads,  # diffusers' name for the number of heads
             cross_attention_dim=object_dim,
             norm_num_groups=reduce(gcd, channels, 32),
+            dropout=dropout,
         )
-        self.noising: Any = DDPMScheduler(num_timesteps, prediction_type=prediction_type)
+        schedule = dict(zip(("beta_start", "beta_end"), betas), beta_schedule=beta_schedule)
+        self.noising: Any = DDPMScheduler(num_timesteps, prediction_type=prediction_type, **schedule)
         # trailing: starts from pure noise, as few steps must; unclipped: codes are not confined to [-1, 1]
         self.sampling: Any = DDIMScheduler(
-            num_timesteps, clip_sample=False, timestep_spacing="trailing", prediction_type=prediction_type
+            num_timesteps,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            prediction_type=prediction_type,
+            **schedule,
         )
         self.register_buffer("mean", torch.zeros(1, guidance_dim, 1, 1))
         self.register_buffer("deviation", torch.ones(()))

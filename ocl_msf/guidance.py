@@ -16,7 +16,7 @@ class GuidanceOutput:
     """Target of a decoder.
 
     Attributes:
-        features: continuous codes X_s (b, d, h, w) of the guiding scale.
+        features: continuous codes X_s (b, d, h, w) of the guiding scale, or the encoder's features Z_s before them.
         indices: their code numbers (b, g, h, w), int64.
         all_features: the same of every scale, the finest first.
         all_indices: the same of every scale.
@@ -35,6 +35,8 @@ class FrozenGuidance(Frozen):
         vae: the VAE of stage 1.
         scale: which scale guides, 1 the finest (section 3.2; Table 5 tries 2).
         min_scales: the fewest scales that the decoders need, where several scales guide.
+        quantized: the features are continuous codes, X in section 3.1. False takes those before quantisation, which
+            SlotDiffusion diffuses (Wu et al., 2023); code numbers are the same.
 
     Raises:
         ValueError: the VAE has fewer scales.
@@ -42,7 +44,7 @@ class FrozenGuidance(Frozen):
 
     vae: VQVAE
 
-    def __init__(self, vae: VQVAE, scale: int = 1, min_scales: int = 1):
+    def __init__(self, vae: VQVAE, scale: int = 1, min_scales: int = 1, quantized: bool = True):
         super().__init__(vae, "vae")
         if scale < 1:
             raise ValueError(f"scale must be 1 or more, 1 the finest, got {scale}.")
@@ -51,7 +53,7 @@ class FrozenGuidance(Frozen):
                 f"Guidance from scale {max(scale, min_scales)} needs a VAE with as many scales, but that of variant "
                 f"'{vae.variant}' has {vae.pyramid.num_scales}: take msf/guidance=scale_1 or another msf/variant."
             )
-        self.scale = scale
+        self.scale, self.quantized = scale, quantized
 
     def missing(self, reason: str) -> str:
         """Say that the weights are missing, why, and where to get them."""
@@ -69,9 +71,11 @@ class FrozenGuidance(Frozen):
             RuntimeError: it has no weights.
         """
         self.require_weights()
-        codes = self.vae.encode(image)  # of every scale: quantized b d h w, indices b g h w
+        encoded = self.vae.encode_features(image)  # of every scale: b d h w
+        codes = self.vae.quantizer(encoded)  # of every scale: quantized b d h w, indices b g h w
+        features = codes.quantized if self.quantized else tuple(encoded)
         guiding = self.scale - 1
-        return GuidanceOutput(codes.quantized[guiding], codes.indices[guiding], codes.quantized, codes.indices)
+        return GuidanceOutput(features[guiding], codes.indices[guiding], features, codes.indices)
 
     @torch.no_grad()
     def lookup(self, indices: torch.Tensor, scale: Optional[int] = None) -> torch.Tensor:

@@ -222,6 +222,30 @@ def test_the_schedules_are_the_defaults_of_the_library(decoder):
         assert torch.equal(ours.betas, default.betas) and ours.config.prediction_type == "epsilon"
 
 
+def test_the_schedule_of_slotdiffusion_keeps_more_of_the_guidance():
+    """Square roots of the variances rise linearly; signal to noise at two levels as published for both schedules."""
+    options = {"channels": [8], "num_layers": 1, "num_heads": 2}
+    original = DiffusionDecoder(6, 4, 8, betas=(0.0015, 0.0195), beta_schedule="scaled_linear", **options)
+    betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64).square()
+    for schedule in (original.noising, original.sampling):
+        kept = schedule.alphas_cumprod
+        torch.testing.assert_close(kept.double(), torch.cumprod(1 - betas, 0), rtol=1e-4, atol=0)
+    ratios = [(x / (1 - x))[[500, 750]] for x in (DDPMScheduler().alphas_cumprod, original.noising.alphas_cumprod)]
+    torch.testing.assert_close(torch.stack(ratios), torch.tensor([[0.084, 0.0033], [0.130, 0.0084]]), rtol=0.02, atol=0)
+
+
+def test_dropout_is_in_every_residual_block_and_in_training_alone(slots, guidance):
+    options = {"channels": [8, 16], "num_layers": 1, "num_heads": 2}
+    dropping = DiffusionDecoder(6, 4, 8, dropout=0.1, **options)
+    blocks = [m for m in dropping.unet.modules() if type(m).__name__ == "ResnetBlock2D"]
+    assert len(blocks) > 4 and {block.dropout.p for block in blocks} == {0.1}
+    noisy, t = torch.randn(2, 4, 8, 8), torch.tensor(500)
+    assert not torch.equal(dropping.train().predict(noisy, t, slots), dropping.predict(noisy, t, slots))
+    plain = DiffusionDecoder(6, 4, 8, **options).eval()
+    plain.load_state_dict(dropping.state_dict())
+    assert torch.equal(dropping.eval().predict(noisy, t, slots), plain.predict(noisy, t, slots))
+
+
 def test_it_learns_to_name_noise(decoder):
     """Soon the error on two scenes is far below 1, that of predicting nothing."""
     torch.manual_seed(0)

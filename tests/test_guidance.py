@@ -51,6 +51,18 @@ def test_look_up_and_decode_belong_to_the_guiding_scale(guidance, scale):
     assert torch.equal(output.features, output.all_features[scale - 1])
 
 
+def test_features_before_quantisation_guide_if_asked_to(guidance):
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    codes = guidance(image)
+    guidance.quantized = False
+    output = guidance(image)
+    for level, features in zip(guidance.vae.pyramid(image), output.all_features):
+        assert torch.equal(features, guidance.vae.encoder(level))
+    assert torch.equal(output.features, output.all_features[0]) and torch.equal(output.indices, codes.indices)
+    assert not torch.allclose(output.features, codes.features)
+    assert FrozenGuidance(guidance.vae, quantized=False).quantized is False
+
+
 @pytest.mark.parametrize(
     "scales, message",
     [({"scale": 0}, "1 the finest"), ({"scale": 4}, "4 needs.*has 3"), ({"min_scales": 5}, "5 needs.*has 3")],
