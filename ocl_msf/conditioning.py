@@ -10,8 +10,8 @@ from torch import nn
 class GaussianQueries(nn.Module):
     """Queries sampled from Gaussians with a learned mean for each slot and one scheduled sigma (section A.5).
 
-    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic. The means are
-    initialised by the unit Gaussian, so that slots differ from the first step on, whatever sigma is.
+    In evaluation mode the queries are the means: sigma is 0 and slot attention is deterministic. By default the means
+    are initialised by the unit Gaussian, so that slots differ from the first step on, whatever sigma is.
 
     Args:
         object_dim: channels of a slot.
@@ -20,11 +20,20 @@ class GaussianQueries(nn.Module):
         shared: instead, all slots are drawn from one Gaussian with a learned mean and deviation (Locatello et al.,
             2020), so that no slot can stand for a place or a colour in every image; sigma is ignored. In evaluation
             mode they are the same draws for every image.
+        mean_std: standard deviation of the initial means, or "xavier": they are uniform with the deviation
+            (2 / (n_slots + object_dim))^1/2, as in the authors' later code. Without effect on the shared Gaussian.
     """
 
     draws: torch.Tensor
 
-    def __init__(self, object_dim: int, n_slots: int, sigma: Union[float, nn.Module] = 1.0, shared: bool = False):
+    def __init__(
+        self,
+        object_dim: int,
+        n_slots: int,
+        sigma: Union[float, nn.Module] = 1.0,
+        shared: bool = False,
+        mean_std: Union[float, str] = 1.0,
+    ):
         super().__init__()
         self.object_dim = object_dim
         self.n_slots = n_slots
@@ -36,6 +45,11 @@ class GaussianQueries(nn.Module):
             self.register_buffer("draws", torch.randn(1, n_slots, object_dim))
         else:
             self.mean = nn.Parameter(torch.randn(1, n_slots, object_dim))
+            with torch.no_grad():
+                if mean_std == "xavier":
+                    nn.init.xavier_uniform_(self.mean[0])
+                else:
+                    self.mean.mul_(float(mean_std))
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return queries (batch_size, n_slots, object_dim)."""

@@ -1,6 +1,6 @@
 """Perceptual grouping that the host lacks: a temporal predictor, slot attention for videos, and block slots."""
 
-from typing import Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import nn
@@ -20,18 +20,36 @@ class TemporalPredictor(nn.Module):
         num_heads: of its self-attention.
         hidden_dim: of its MLP, 4 * object_dim by default.
         dropout: on attention weights and residual branches.
+        normalize: normalise the slots before the block and behind it, as STEVE does (Singh et al., 2022); otherwise
+            they grow from frame to frame. The block then starts near the identity, with outputs of its two branches a
+            tenth of the usual: they are nearly the same for all slots, and in full would make slots of normalised size
+            alike within a few frames.
 
     Raises:
         ValueError: object_dim cannot be split into so many heads.
     """
 
-    def __init__(self, object_dim: int, num_heads: int = 4, hidden_dim: int = 0, dropout: float = 0.0):
+    def __init__(
+        self,
+        object_dim: int,
+        num_heads: int = 4,
+        hidden_dim: int = 0,
+        dropout: float = 0.0,
+        normalize: bool = False,
+    ):
         super().__init__()
         if object_dim % num_heads:
             raise ValueError(f"{object_dim} channels cannot be split into {num_heads} heads.")
         self.block = nn.TransformerEncoderLayer(
             object_dim, num_heads, hidden_dim or 4 * object_dim, dropout, norm_first=True, batch_first=True
         )
+        self.norm_input = nn.LayerNorm(object_dim, elementwise_affine=False) if normalize else nn.Identity()
+        self.norm_output = nn.LayerNorm(object_dim) if normalize else nn.Identity()
+        if normalize:
+            with torch.no_grad():
+                for output in (self.block.self_attn.out_proj, self.block.linear2):
+                    output.weight.mul_(0.1)
+                    output.bias.mul_(0.1)
 
     def forward(self, slots: torch.Tensor, slot_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Predict the slots (b, k, d) of the next frame.
@@ -40,10 +58,86 @@ class TemporalPredictor(nn.Module):
             slots: (b, k, d).
             slot_mask: (b, k), bool, True where a slot is off and no other slot attends to it; one at least is on.
         """
-        return self.block(slots, src_key_padding_mask=slot_mask)  # b k d
+        return self.norm_output(self.block(self.norm_input(slots), src_key_padding_mask=slot_mask))  # b k d
 
 
-class VideoSlotAttentionGrouping(SlotAttentionGrouping):
+def iterate(
+    step: Callable[[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]], queries: torch.Tensor, iters: int, gradients: str
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Refine slots by iterations, through which gradients flow or not. The values are the same.
+
+    Args:
+        step: slots (b, k, d) -> slots of the next iteration, and the attention (b, k, n) that led to them.
+        queries: the slots to start from, (b, k, d).
+        iters: number of iterations, 1 or more.
+        gradients: "all": through all iterations (Locatello et al., 2020). "last": through the last one alone, and not
+            to the queries (implicit slot attention, Chang et al., 2022). "straight_through": like "last", and the
+            queries get the gradient of the slots that enter the last iteration (Jia et al., 2023).
+
+    Returns:
+        Slots (b, k, d) and the attention (b, k, n) of the last iteration.
+
+    Raises:
+        ValueError: gradients is none of the three.
+    """
+    if gradients not in ("all", "last", "straight_through"):
+        raise ValueError(f"gradients must be all, last or straight_through, got {gradients!r}.")
+    slots = queries if gradients == "all" else queries.detach()
+    with torch.set_grad_enabled(torch.is_grad_enabled() and gradients == "all"):
+        for _ in range(iters - 1):
+            slots, _ = step(slots)
+    if gradients == "straight_through":
+        slots = slots + (queries - queries.detach())
+    return step(slots)
+
+
+class TruncatedSlotAttentionGrouping(SlotAttentionGrouping):
+    """The host's slot attention, with a choice of the iterations through which gradients flow.
+
+    Args:
+        feature_dim: channels of the features, after the positional embedding.
+        object_dim: channels of a slot.
+        iters: number of iterations.
+        ff_mlp: applied to slots at the end of an iteration.
+        positional_embedding: applied to features.
+        gradients: "all", "last" or "straight_through", see `iterate`.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        object_dim: int,
+        iters: int = 3,
+        ff_mlp: Optional[nn.Module] = None,
+        positional_embedding: Optional[nn.Module] = None,
+        gradients: str = "all",
+    ):
+        steps = iters if gradients == "all" else 1  # of one call of the host's
+        super().__init__(feature_dim, object_dim, iters=steps, ff_mlp=ff_mlp, positional_embedding=positional_embedding)
+        self.gradients, self.iters = gradients, iters
+
+    def forward(
+        self, feature: FeatureExtractorOutput, conditioning: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+    ) -> PerceptualGroupingOutput:
+        """Group features; arguments and output as of `BlockSlotAttentionGrouping.forward`.
+
+        Raises:
+            ValueError: gradients is none of the three.
+        """
+        if self.gradients == "all":
+            return super().forward(feature, conditioning, slot_mask)
+        features = feature.features
+        if self.positional_embedding is not None:
+            features = self.positional_embedding(features, feature.positions)  # b n d
+
+        def step(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+            return self.slot_attention(features, slots, slot_mask)  # b k d, b k n
+
+        slots, attention = iterate(step, conditioning, self.iters, self.gradients)
+        return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
+
+
+class VideoSlotAttentionGrouping(TruncatedSlotAttentionGrouping):
     """The host's slot attention, with a GRU initialised to keep the slots over a video.
 
     At the start of training attention is nearly uniform, so that all slots get nearly the same update, and a GRU with
@@ -58,6 +152,7 @@ class VideoSlotAttentionGrouping(SlotAttentionGrouping):
         ff_mlp: applied to slots at the end of an iteration.
         positional_embedding: applied to features.
         keep_bias: initial value added to the update gate's bias: 2 keeps 88 % of a slot in each iteration.
+        gradients: "all", "last" or "straight_through", see `iterate`.
     """
 
     def __init__(
@@ -68,8 +163,9 @@ class VideoSlotAttentionGrouping(SlotAttentionGrouping):
         ff_mlp: Optional[nn.Module] = None,
         positional_embedding: Optional[nn.Module] = None,
         keep_bias: float = 2.0,
+        gradients: str = "all",
     ):
-        super().__init__(feature_dim, object_dim, iters=iters, ff_mlp=ff_mlp, positional_embedding=positional_embedding)
+        super().__init__(feature_dim, object_dim, iters, ff_mlp, positional_embedding, gradients)
         with torch.no_grad():  # gates are in the order reset, update, new
             self.slot_attention.gru.bias_ih[object_dim : 2 * object_dim] += keep_bias
 
@@ -80,14 +176,22 @@ class FactorMemory(nn.Module):
     Args:
         dim: channels of a block.
         num_prototypes: number of prototypes.
+        normalize: as in SysBinder (Singh et al., 2023), the prototypes go through an MLP of four layers, memory and
+            query are normalised without weights, and the query is the block itself. Otherwise the MLP has two layers,
+            the memory is not normalised, and the query is a learned map of the normalised block.
     """
 
-    def __init__(self, dim: int, num_prototypes: int):
+    def __init__(self, dim: int, num_prototypes: int, normalize: bool = False):
         super().__init__()
         self.prototypes = nn.Parameter(torch.randn(num_prototypes, dim))
-        self.refine = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
-        self.norm = nn.LayerNorm(dim)
-        self.to_query = nn.Linear(dim, dim, bias=False)
+        widths = [dim, *[4 * dim] * (3 if normalize else 1), dim]
+        layers = [part for pair in zip(widths, widths[1:]) for part in (nn.Linear(*pair), nn.ReLU())]
+        self.refine = nn.Sequential(*layers[:-1])
+        self.norm = nn.LayerNorm(dim, elementwise_affine=not normalize)
+        self.norm_memory = nn.LayerNorm(dim, elementwise_affine=False) if normalize else nn.Identity()
+        self.to_query = nn.Identity() if normalize else nn.Linear(dim, dim, bias=False)
+        if normalize:
+            self._start_as_sysbinder()
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d), in the convex hull of the memory."""
@@ -96,18 +200,26 @@ class FactorMemory(nn.Module):
         return logits.softmax(-1) @ memory  # ... d
 
     def memory(self) -> torch.Tensor:
-        """The prototypes behind their MLP, (num_prototypes, d)."""
-        return self.refine(self.prototypes)
+        """What is read, (num_prototypes, d): the prototypes behind their MLP."""
+        return self.norm_memory(self.refine(self.prototypes))
+
+    def _start_as_sysbinder(self) -> None:
+        """With zero biases prototypes stay apart behind four layers."""
+        nn.init.trunc_normal_(self.prototypes)
+        layers: Any = self.refine[::2]
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 class Factor(nn.Module):
     """Parameters of one factor: a GRU, a residual MLP and a memory. Arguments as for FactorMemory."""
 
-    def __init__(self, dim: int, num_prototypes: int):
+    def __init__(self, dim: int, num_prototypes: int, normalize: bool = False):
         super().__init__()
         self.gru = nn.GRUCell(dim, dim)
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
-        self.memory = FactorMemory(dim, num_prototypes)
+        self.memory = FactorMemory(dim, num_prototypes, normalize)
 
     def forward(self, update: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
         """Update (b, k, d) and the block before it (b, k, d) -> the block (b, k, d)."""
@@ -132,6 +244,8 @@ class BlockSlotAttentionGrouping(nn.Module):
         eps: added to the attention, so that the weights of no slot sum to zero.
         ff_mlp: applied to whole slots after every iteration; None keeps factors independent.
         positional_embedding: applied to features and positions first.
+        normalize_memory: the memory of SysBinder, see FactorMemory.
+        gradients: "all", "last" or "straight_through", see `iterate`.
 
     Raises:
         ValueError: object_dim is not divisible by num_blocks.
@@ -147,19 +261,22 @@ class BlockSlotAttentionGrouping(nn.Module):
         eps: float = 1e-8,
         ff_mlp: Optional[nn.Module] = None,
         positional_embedding: Optional[nn.Module] = None,
+        normalize_memory: bool = False,
+        gradients: str = "all",
     ):
         super().__init__()
         if object_dim % num_blocks:
             raise ValueError(f"Slots of {object_dim} channels cannot be split into {num_blocks} equal blocks.")
         self.object_dim = object_dim
-        self.iters = iters
+        self.iters, self.gradients = iters, gradients
         self.eps = eps
         self.positional_embedding = positional_embedding
         self.norm_features, self.norm_slots = nn.LayerNorm(feature_dim), nn.LayerNorm(object_dim)
         self.to_query = nn.Linear(object_dim, object_dim, bias=False)
         self.to_key = nn.Linear(feature_dim, object_dim, bias=False)
         self.to_value = nn.Linear(feature_dim, object_dim, bias=False)
-        self.factors = nn.ModuleList(Factor(object_dim // num_blocks, num_prototypes) for _ in range(num_blocks))
+        dim = object_dim // num_blocks
+        self.factors = nn.ModuleList(Factor(dim, num_prototypes, normalize_memory) for _ in range(num_blocks))
         self.ff_mlp = ff_mlp
 
     def forward(
@@ -180,9 +297,11 @@ class BlockSlotAttentionGrouping(nn.Module):
             features = self.positional_embedding(features, feature.positions)  # b n d
         features = self.norm_features(features)  # b n d
         keys, values = self.to_key(features), self.to_value(features)  # b n d
-        slots = conditioning  # b k d
-        for _ in range(self.iters):
-            slots, attention = self._iterate(slots, keys, values, slot_mask)  # b k d, b k n
+
+        def step(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+            return self._iterate(slots, keys, values, slot_mask)  # b k d, b k n
+
+        slots, attention = iterate(step, conditioning, self.iters, self.gradients)
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
 
     def _iterate(

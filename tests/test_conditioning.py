@@ -30,6 +30,17 @@ def test_shared_queries_are_drawn_from_one_gaussian_and_fixed_in_evaluation():
     assert torch.pdist(fixed[0]).min() > 0
 
 
+def test_means_start_as_the_unit_gaussian_a_narrower_one_or_xaviers():
+    for mean_std, expected in ((1.0, 1.0), (0.09, 0.09), ("xavier", (2 / (11 + 256)) ** 0.5)):
+        torch.manual_seed(0)
+        mean = GaussianQueries(256, 11, mean_std=mean_std).mean
+        assert mean.std().item() == pytest.approx(expected, rel=0.05)
+    torch.manual_seed(0)
+    default = GaussianQueries(256, 11).mean
+    torch.manual_seed(0)
+    assert torch.equal(default, torch.randn(1, 11, 256))
+
+
 def test_in_evaluation_they_are_the_means_and_no_schedule_is_read():
     class Unset(torch.nn.Module):
         def __float__(self):
