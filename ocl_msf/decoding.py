@@ -11,7 +11,7 @@ from torch import nn
 from ocl_msf._renamed import refuse_old_keywords, refuse_old_names
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.indices import unravel_codes
-from ocl_msf.transformer import BlockCache, DecoderBlock
+from ocl_msf.transformer import BlockCache, DecoderBlock, start_as_slate
 
 __getattr__ = refuse_old_names(__name__)
 
@@ -117,9 +117,16 @@ class TokenDecoder(nn.Module):
             section 3.1). Neighbouring tokens explain textures so well that a short training never uses the slots;
             with few visible tokens it has to. 0 in the paper.
         joint: one head for all combinations of codes instead of one for each codebook.
+        start: "plain" or "slate". As in SLATE (Singh et al., 2022), tokens and positions start with about unit
+            variance, the first block's input is normalised, and layers start as `start_as_slate` says; embeddings of
+            codes are features of unit variance here, behind a map. With the plain start positions have a deviation of
+            0.02, features the scale that the VAE gives them, and layers start as torch's do.
 
     Attributes:
         lookup: turns code numbers (b, g, h, w) into features (b, guidance_dim, h, w). Only `generate` needs it.
+
+    Raises:
+        ValueError: start is neither of the two.
     """
 
     lookup: Optional[Callable[[torch.Tensor], torch.Tensor]] = None
@@ -136,8 +143,11 @@ class TokenDecoder(nn.Module):
         dropout: float = 0.1,
         token_dropout: float = 0.0,
         joint: bool = False,
+        start: str = "plain",
     ):
         super().__init__()
+        if start not in ("plain", "slate"):
+            raise ValueError(f"start must be plain or slate, got {start!r}.")
         self.size = height_and_width(size)
         self.token_dropout = token_dropout
         self.project_slots = nn.Linear(object_dim, dim, bias=False)
@@ -150,6 +160,10 @@ class TokenDecoder(nn.Module):
         self.joint_sizes = tuple(codebook_sizes) if joint else None
         outputs = [math.prod(codebook_sizes)] if joint else codebook_sizes
         self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in outputs)
+        self.norm_input: nn.Module = nn.Identity()
+        self.normalize_tokens = start == "slate"
+        if start == "slate":
+            self._start_as_slate()
 
     @evaluate_in_chunks
     def forward(
@@ -164,9 +178,9 @@ class TokenDecoder(nn.Module):
         """
         height, width = guidance.shape[2:]
         self._check_size(height, width)
-        tokens = self.project_tokens(rearrange(guidance, "b d h w -> b (h w) d"))  # b n d
+        tokens = self._embed(rearrange(guidance, "b d h w -> b (h w) d"))  # b n d
         x = torch.cat([self.begin.expand(len(tokens), -1, -1), self._hide(tokens[:, :-1])], 1)  # b n d
-        x = self.dropout(x + self.positions)  # b n d
+        x = self.norm_input(self.dropout(x + self.positions))  # b n d
         slots, visible = self._project_slots(slots, slot_mask)  # b k d, b 1 1 k
         for block in self.blocks:
             x = block(x, slots, visible)  # b n d
@@ -221,14 +235,32 @@ class TokenDecoder(nn.Module):
         token = self.begin.expand(len(slots), -1, -1)  # b 1 d
         written: List[torch.Tensor] = []
         for position in range(height * width):
-            x = token + self.positions[:, position : position + 1]  # b 1 d
+            x = self.norm_input(token + self.positions[:, position : position + 1])  # b 1 d
             for block, cache in zip(blocks, caches):
                 x = block.step(x, cache)  # b 1 d
             logits = self._predict(x[:, 0])  # g times b m
             written.append(self._to_codes([sample_codes(p, temperature, top_k, generator) for p in logits]))  # b g
             features = self._lookup(written[-1][..., None, None])  # b d 1 1
-            token = self.project_tokens(features.flatten(2).transpose(1, 2))  # b 1 d
+            token = self._embed(features.flatten(2).transpose(1, 2))  # b 1 d
         return torch.stack(written, -1).unflatten(-1, (height, width))
+
+    @torch.no_grad()
+    def _start_as_slate(self) -> None:
+        guidance_dim, dim = self.project_tokens.in_features, self.project_tokens.out_features
+        self.norm_input = nn.LayerNorm(dim)
+        start_as_slate(list(self.blocks))
+        self.blocks[0].norm_self = nn.Identity()  # both its branch and the residual stream take the normalised input
+        nn.init.normal_(self.project_tokens.weight, std=guidance_dim**-0.5)
+        nn.init.normal_(self.begin)
+        nn.init.trunc_normal_(self.positions)
+        for layer in (self.project_slots, *self.heads):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def _embed(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (b, n, guidance_dim) -> tokens (b, n, d)."""
+        if self.normalize_tokens:
+            features = nn.functional.normalize(features, dim=-1) * features.shape[-1] ** 0.5
+        return self.project_tokens(features)
 
     def _lookup(self, indices: torch.Tensor) -> torch.Tensor:
         if self.lookup is None:

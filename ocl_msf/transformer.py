@@ -1,6 +1,6 @@
 """The transformer of the token decoder: causal self-attention, cross-attention to slots, and a cache for generation."""
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 from einops import rearrange
@@ -106,6 +106,26 @@ class DecoderBlock(nn.Module):
     ) -> torch.Tensor:
         x = x + self.dropout(self.cross_attention(self.norm_cross(x), keys, values, visible))
         return x + self.dropout(self.mlp(self.norm_mlp(x)))
+
+
+@torch.no_grad()
+def start_as_slate(blocks: Sequence[Any]) -> None:
+    """Initialise the `DecoderBlock`s of a decoder as SLATE does (Singh et al., 2022).
+
+    Linear layers start by Xavier's uniform distribution, those before a ReLU by Kaiming's, and biases at zero. What the
+    three branches of each of L blocks add is scaled by (3L)^-1/2, so that all of them add about as much as the input.
+    """
+    gain = (3 * len(blocks)) ** -0.5
+    for block in blocks:
+        for attention in (block.self_attention, block.cross_attention):
+            for weight in (attention.to_query.weight, *attention.to_key_value.weight.chunk(2)):
+                nn.init.xavier_uniform_(weight)
+            nn.init.xavier_uniform_(attention.to_output.weight, gain)
+        hidden, _, output = block.mlp
+        nn.init.kaiming_uniform_(hidden.weight, nonlinearity="relu")
+        nn.init.xavier_uniform_(output.weight, gain)
+        nn.init.zeros_(hidden.bias)
+        nn.init.zeros_(output.bias)
 
 
 class BlockCache:

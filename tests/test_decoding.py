@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, truncnorm
 
 from ocl_msf.decoding import Decoder, TokenDecoder, sample_codes
 from ocl_msf.diffusion import DiffusionDecoder
@@ -12,10 +12,11 @@ from ocl_msf.mixture import MixtureDecoder
 from ocl_msf.transformer import ROWS, attend_to_past
 
 
-@pytest.fixture
-def decoder(lookup):
+@pytest.fixture(params=["plain", "slate"])
+def decoder(lookup, request):
     torch.manual_seed(0)
-    decoder = TokenDecoder(6, 5, [7, 4], size=(3, 4), dim=16, num_layers=2, num_heads=4, dropout=0.0).eval()
+    options = {"dim": 16, "num_layers": 2, "num_heads": 4, "dropout": 0.0, "start": request.param}
+    decoder = TokenDecoder(6, 5, [7, 4], size=(3, 4), **options).eval()
     decoder.lookup = lookup
     return decoder
 
@@ -139,6 +140,52 @@ def test_generation_ignores_slots_that_are_off(decoder, slots, lookup):
     assert torch.equal(decoder.generate_codes(changed, slot_mask=off), written)
     assert torch.equal(decoder(slots, lookup(written), off).indices, written)
     assert not torch.equal(decoder.generate_codes(changed), written)
+
+
+def spread(weight):
+    return weight.std(correction=0).item()
+
+
+def test_with_slates_start_tokens_and_positions_have_unit_variance():
+    """Whatever the scale of the features; and both the first branch and the residual stream take the normed sum."""
+    torch.manual_seed(0)
+    decoder = TokenDecoder(6, 64, [7], size=16, dim=64, num_layers=2, num_heads=4, start="slate").eval()
+    guidance = 0.01 * torch.randn(8, 64, 16, 16)
+    features = guidance.flatten(2).transpose(1, 2)
+    tokens = decoder.project_tokens(features / features.square().mean(-1, keepdim=True).sqrt())
+    assert tokens.std().item() == pytest.approx(1, rel=0.05)
+    assert spread(decoder.begin) == pytest.approx(1, rel=0.2)
+    assert decoder.positions.abs().max() <= 2  # a unit Gaussian cut there
+    assert spread(decoder.positions) == pytest.approx(truncnorm.std(-2, 2), rel=0.05)
+    seen = []
+    decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    decoder.blocks[0].self_attention.to_query.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    decoder(torch.randn(8, 3, 6), guidance)
+    shifted = torch.cat([decoder.begin.expand(8, -1, -1), tokens[:, :-1]], 1)
+    torch.testing.assert_close(seen[0], torch.nn.functional.layer_norm(shifted + decoder.positions, (64,)))
+    assert seen[1] is seen[0]
+
+
+def test_with_slates_start_weights_are_xaviers_and_branches_scaled():
+    """Deviations of Glorot and Bengio (2010) and He et al. (2015); three branches in each of four layers."""
+    torch.manual_seed(0)
+    decoder = TokenDecoder(64, 64, [64], size=4, dim=64, num_layers=4, num_heads=4, start="slate")
+    xavier, gain = 64**-0.5, 12**-0.5
+    assert spread(decoder.project_slots.weight) == pytest.approx(xavier, rel=0.05)
+    assert spread(decoder.heads[0].weight) == pytest.approx(xavier, rel=0.05)
+    for block in decoder.blocks:
+        for attention in (block.self_attention, block.cross_attention):
+            for weight in (attention.to_query.weight, attention.to_key_value.weight):
+                assert spread(weight) == pytest.approx(xavier, rel=0.05)
+            assert spread(attention.to_output.weight) == pytest.approx(gain * xavier, rel=0.05)
+        assert spread(block.mlp[0].weight) == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+        assert spread(block.mlp[2].weight) == pytest.approx(gain * (2 / (64 + 256)) ** 0.5, rel=0.05)
+        assert not block.mlp[0].bias.any() and not block.mlp[2].bias.any()
+
+
+def test_a_start_that_is_none_is_named():
+    with pytest.raises(ValueError, match="start must be plain or slate, got 'dino'"):
+        TokenDecoder(6, 5, [7], size=4, start="dino")
 
 
 def test_temperature_and_top_k_draw_from_the_softmax():
