@@ -59,6 +59,8 @@ def test_it_trains_on_a_file_and_is_scored_without_it(weights, call, tmp_path):
     assert status == 0, printed
     scores = json.loads((run / "metrics.json").read_text())["metrics"]["val"]
     assert {"ari", "ari_fg", "miou", "mbo", "tokens", "image_gain_ari", "colour_mbo", "slot_gain"} <= set(scores)
+    assert {f"decoder_{name}" for name in ("ari", "ari_fg", "miou", "mbo")} <= set(scores)
+    assert scores["decoder_mbo"] != scores["mbo"], "those of the decoder's masks are scores of their own"
 
 
 def test_without_the_file_the_message_says_what_to_do(call):

@@ -58,6 +58,37 @@ def test_a_converted_run_is_like_a_new_one(former):
     assert not upgrade_run(folder)
 
 
+FORMER_PARTS = [
+    ("slate_clevrtex", {"models.decoder.start": "plain"}),
+    ("steve_movi_c", {"models.recurrence.module.predictor.normalize": False}),
+    ("sysbinder_clevrtex", {"models.perceptual_grouping.normalize_memory": False}),
+    ("sysbinder_movi_c", {"models.recurrence.module.corrector.normalize_memory": False}),
+    ("slotdiffusion_clevrtex", {"models.decoder.beta_schedule": "linear", "models.decoder.dropout": 0.0}),
+]
+
+
+@pytest.mark.parametrize("experiment, settings", FORMER_PARTS, ids=[experiment for experiment, _ in FORMER_PARTS])
+def test_parts_stay_what_they_were_in_the_version_of_the_run(tmp_path, experiment, settings):
+    command = [f"+experiment=msf/{experiment}", "+msf/preset=cpu"]
+    former = [f"{key}={value}" for key, value in settings.items()]
+    with hydra.initialize_config_module("configs", version_base="1.3"):
+        config = hydra.compose("training_config", overrides=[*command, *former])
+    weights = build_model_from_config(config).state_dict()
+    for key in settings:
+        OmegaConf.update(config, key, None)
+    del config.experiment.stage
+    (tmp_path / "config").mkdir()
+    OmegaConf.save(config, tmp_path / "config" / "config.yaml")
+    OmegaConf.save(OmegaConf.create(command), tmp_path / "config" / "overrides.yaml")
+    path = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "epoch=0-step=5.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"global_step": 5, "state_dict": weights}, path)
+    assert upgrade_run(tmp_path)
+    run = Run.open(tmp_path)
+    assert {key: OmegaConf.select(run.config, key) for key in settings} == settings
+    build_model_from_config(run.config, str(path))  # strictly
+
+
 def test_a_run_whose_weights_do_not_fit_stays_as_it_was(former):
     folder, path, _ = former
     checkpoint = torch.load(path, weights_only=True)

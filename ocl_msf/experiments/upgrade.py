@@ -23,6 +23,16 @@ with require_host():
 
 # Parts of the names of weights, replaced in this order.
 WEIGHTS = {".dino.vit.": ".vit.network.", ".dino.": ".vit."}
+# Settings of parts that configs of earlier versions do not name, as the parts were then.
+FORMER_PARTS = {
+    "models.decoder.start": "plain",
+    "models.decoder.dropout": 0.0,
+    "models.decoder.betas": [1e-4, 0.02],
+    "models.decoder.beta_schedule": "linear",
+    "models.perceptual_grouping.normalize_memory": False,
+    "models.recurrence.module.corrector.normalize_memory": False,
+    "models.recurrence.module.predictor.normalize": False,
+}
 OVERRIDE = re.compile(r"(\+*)([^=]+)=(.*)", re.DOTALL)
 
 
@@ -42,6 +52,8 @@ def upgrade_run(folder: Path) -> bool:
     if not run.outdated:
         return False
     overrides = [new for override in run.overrides for new in rename_override(override)]
+    config = _compose(run, overrides)
+    overrides += [f"{key}={value}" for key, value in _former_parts(run, config).items()]
     config = _compose(run, overrides)
     checkpoints = {path: _read(path) for path in [*run.checkpoints.values(), *folder.glob("*/*/untrained.ckpt")]}
     for path, checkpoint in checkpoints.items():
@@ -87,6 +99,15 @@ def _compose(run: Run, overrides: List[str]) -> DictConfig:
     except Exception as error:  # Hydra has many; all mean that the command is not one of this version
         command = " ".join(["ocl_train", *overrides])
         raise DataError(f"{run.folder} cannot be converted: its command, {command}, fails today: {error}") from error
+
+
+def _former_parts(run: Run, config: DictConfig) -> Dict[str, Any]:
+    """Settings that the run's own configuration does not have, with what stood for them."""
+    return {
+        key: value
+        for key, value in FORMER_PARTS.items()
+        if OmegaConf.select(config, key) is not None and OmegaConf.select(run.config, key) is None
+    }
 
 
 def _read(path: Path) -> Dict[str, Any]:
