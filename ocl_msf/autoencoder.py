@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ocl_msf.codebook import Codebook
 from ocl_msf.pyramid import ImagePyramid, check_divisible
 from ocl_msf.quantization import Quantizer, QuantizerOutput
 
@@ -174,7 +173,7 @@ class VQVAE(nn.Module):
 
     def get_extra_state(self) -> dict:
         """Save the variant, and what else a checkpoint was trained with, in the state dict."""
-        relative = any(book.relative_confidence for book in self._codebooks())
+        relative = any(book.relative_confidence for book in self.quantizer.list_codebooks())
         return {"variant": self.variant, "normalize": self.normalize, "relative_confidence": relative}
 
     def set_extra_state(self, state: dict) -> None:
@@ -189,8 +188,5 @@ class VQVAE(nn.Module):
                 f"'{self.variant}'. Add msf/variant={state['variant']}, or choose another checkpoint."
             )
         self.normalize = state.get("normalize", False)
-        for book in self._codebooks():
+        for book in self.quantizer.list_codebooks():
             book.relative_confidence = state.get("relative_confidence", False)
-
-    def _codebooks(self) -> List[Codebook]:
-        return [module for module in self.quantizer.modules() if isinstance(module, Codebook)]

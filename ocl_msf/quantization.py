@@ -82,6 +82,10 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(indices.device.type, enabled=False):
             return rearrange(self.select(indices, scale), "b h w d -> b d h w")
 
+    def list_codebooks(self) -> List[Codebook]:
+        """Return all codebooks, each once."""
+        return [module for module in self.modules() if isinstance(module, Codebook)]
+
     @torch.no_grad()
     def statistics(self, output: QuantizerOutput) -> Dict[str, torch.Tensor]:
         """Summarise how an output uses the codebooks, as scalars by name.
