@@ -1,8 +1,10 @@
 """MSF against Algorithm 1 of the paper, transcribed literally, and against what it must reduce to."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.nn import functional as F
 
 from ocl_msf.codebook import Codebook
@@ -237,16 +239,18 @@ def train_fusion(folder, rank=0, world=1):
     torch.save(fusion.state_dict(), f"{folder}/{rank}_of_{world}.pt")
 
 
-def train_on_rank(rank, rendezvous, folder):
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-    train_fusion(folder, rank, 2)
+def train_on_rank(rank):
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    train_fusion(".", rank, 2)
     distributed.barrier()  # and no destroy_process_group: torch 2.0 may then wait for ever, and the process ends anyway
 
 
-def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
+def test_two_processes_learn_what_one_learns_from_the_whole_batch(run_program, tmp_path):
     train_fusion(tmp_path)
-    arguments = ((tmp_path / "rendezvous").as_uri(), str(tmp_path))
-    multiprocessing.spawn(train_on_rank, arguments, nprocs=2)
+    program = f"import os, sys; sys.path.append({str(Path(__file__).parent)!r}); import test_fusion\n"
+    (tmp_path / "train.py").write_text(program + "test_fusion.train_on_rank(int(os.environ['LOCAL_RANK']))")
+    done = run_program("train", cwd=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
     names = ["0_of_1", "0_of_2", "1_of_2"]
     whole, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in names)
     torch.manual_seed(0)

@@ -220,7 +220,7 @@ class Journal(LightningModule):
         self.weight = torch.nn.Parameter(torch.ones(()))
 
     def note(self, phase, batch):
-        with open(f"{sys.argv[2]}/{phase}-{self.current_epoch}-{self.global_rank}.txt", "a") as file:
+        with open(f"{phase}-{self.current_epoch}-{self.global_rank}.txt", "a") as file:
             file.writelines(key + "\\n" for key in batch["__key__"])
 
     def training_step(self, batch, _):
@@ -242,12 +242,11 @@ trainer.fit(Journal(), data)
 
 
 @pytest.mark.slow
-def test_two_processes_share_every_epoch(prefix, run_limited, tmp_path):
+def test_two_processes_share_every_epoch(prefix, run_program, tmp_path):
     """A real run of DDP over gloo: 23 samples to train, 11 for each rank, 7 to validate."""
     (tmp_path / "run.py").write_text(DDP)
-    command = [sys.executable, str(tmp_path / "run.py"), prefix, str(tmp_path)]
-    status, printed = run_limited(command)
-    assert status == 0, printed
+    done = run_program("run", prefix, cwd=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
     read = {path.stem: path.read_text().split() for path in tmp_path.glob("*-*.txt")}
     everything, epochs = {f"{i:06d}" for i in range(23)}, []
     for epoch in "01":

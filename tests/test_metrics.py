@@ -1,8 +1,7 @@
 """Scores; scikit-learn, scipy and the definitions themselves are the judges."""
 
 import itertools
-import subprocess
-import sys
+import json
 from functools import partial
 
 import numpy as np
@@ -344,11 +343,11 @@ RANKS = {
 }
 
 PROCESS = """
-import sys, torch
+import json, os, torch
 from ocl import metrics as host
 from ocl_msf.metrics import ARI, ObjectSeparability, SizedMaskIoU
-rank, store, data = int(sys.argv[1]), sys.argv[2], torch.load(sys.argv[3], weights_only=True)
-torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+rank, data = int(os.environ["LOCAL_RANK"]), torch.load("data.pt", weights_only=True)
+torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
 metrics = {
     "ari": host.ARIMetric(False),
     "ari_fg": host.ARIMetric(),
@@ -365,28 +364,24 @@ for name in list(metrics)[:7]:
     metrics[name].update(data["prediction"][part], data["target"][part])
 metrics["image"].update(data["maps"][part])
 metrics["set"].update(data["maps"][part])
-for name, metric in metrics.items():
-    print(name, metric.compute().item())
+with open(f"{rank}.json", "w") as file:
+    json.dump({name: metric.compute().item() for name, metric in metrics.items()}, file)
 """
 
 
-def test_two_processes_score_as_one(tmp_path):
+def test_two_processes_score_as_one(run_program, tmp_path):
     """Of unequal parts: one sample on the first, which shows no object, two on the second."""
     true, predicted = draw(3, (3, 8, 8), 4, 4)
     true[0] = 0
     maps = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = {"prediction": masks(predicted, 4), "target": masks(true, 4), "maps": maps}
     torch.save(data, tmp_path / "data.pt")
-    command = [sys.executable, "-c", PROCESS]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), str(tmp_path / "data.pt")], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=600)[0] for process in processes]
-    assert printed[0] == printed[1]
-    found = {line.split()[0]: float(line.split()[1]) for line in printed[0].splitlines()}
+    (tmp_path / "score.py").write_text(PROCESS)
+    done = run_program("score", cwd=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    written = [(tmp_path / f"{rank}.json").read_text() for rank in range(2)]
+    assert written[0] == written[1]
+    found = json.loads(written[0])
     for name, make in RANKS.items():
         metric = make()
         metric.update(*(maps,) if name in ("image", "set") else (data["prediction"], data["target"]))

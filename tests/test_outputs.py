@@ -1,8 +1,6 @@
 """Saved masks and slots: the same numbers again under the samples' keys, whole or not at all."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -147,28 +145,27 @@ def test_wrong_use_is_named(tmp_path):
 
 
 PROCESS = """
-import sys, torch
+import os, torch
 from types import SimpleNamespace
 from ocl_msf.cli import main
 from ocl_msf.data.synthetic.scenes import make_scenes
 from ocl_msf.results.outputs import SaveOutputs
-rank, store, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+rank = int(os.environ["LOCAL_RANK"])
+torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
 strategy = SimpleNamespace(barrier=torch.distributed.barrier, broadcast=lambda x: x)
 trainer = SimpleNamespace(callbacks=[], global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
-saved = SaveOutputs(folder, {"val": True}, shard_size=2)
+saved = SaveOutputs("outputs", {"val": True}, shard_size=2)
 for index in range(rank, 7, 2):
     saved([str(index)], torch.rand(1, 3, 4, 4), torch.full((1, 3, 5), float(index)), SimpleNamespace(trainer=trainer))
 trainer.callbacks[0].on_validation_end(trainer, None)
 """
 
 
-def test_two_processes_save_into_one_folder(tmp_path):
+def test_two_processes_save_into_one_folder(run_program, tmp_path):
     """Of unequal parts: four samples on the first, three on the second."""
-    arguments = [str(tmp_path / "store"), str(tmp_path / "outputs")]
-    command = [sys.executable, "-c", PROCESS]
-    processes = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
-    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    (tmp_path / "save.py").write_text(PROCESS)
+    done = run_program("save", cwd=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
     found = dict(read_outputs(tmp_path / "outputs" / "val"))
     assert set(found) == {str(index) for index in range(7)}
     assert all((sample["slots"] == int(key)).all() for key, sample in found.items())
@@ -186,6 +183,7 @@ TINY = [
     "dataset.name=clevrtex_lmdb",
     "dataset.batch_size=2",
     "dataset.eval_batch_size=2",
+    "dataset.num_workers=0",
     "seed=0",
 ]
 

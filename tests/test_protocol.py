@@ -207,6 +207,7 @@ def test_training_keeps_the_last_checkpoints(shards, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_protocol_of_a_real_run(shards, run_program, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATASET_PREFIX", str(shards))
     assert run_program("ocl.cli.train", *TINY, cwd=tmp_path).returncode == 0

@@ -7,7 +7,6 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from scipy.stats import entropy
-from torch import distributed, multiprocessing
 
 from ocl_msf.codebook import Codebook
 from ocl_msf.finite_scalar import FiniteScalarQuantizer
@@ -201,22 +200,28 @@ def test_dead_codes_become_vectors_of_the_batch_and_used_codes_stay():
         assert (features == code).all(-1).any()
 
 
-def quantize_on_rank(rank, rendezvous, folder):
-    """Train a codebook whose codes are all far off on one half of a batch."""
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    quantizer = VectorQuantizer(2, 8, replace_below=0.5, usage_decay=0.5)
-    book = quantizer.codebook
-    book.weight.data = torch.arange(100.0, 116.0).view(8, 2)
-    for step in range(4):
-        quantizer([torch.full((1, 2, 3, 3), float(10 * step + rank))])
-    torch.save(book.state_dict(), f"{folder}/{rank}.pt")
-    distributed.barrier()  # and no destroy_process_group: torch 2.0 may then wait for ever, and the process ends anyway
+PROCESS = """
+# Train a codebook whose codes are all far off on one half of a batch.
+import os, torch
+from torch import distributed
+from ocl_msf.quantization import VectorQuantizer
+rank = int(os.environ["LOCAL_RANK"])
+distributed.init_process_group("gloo", rank=rank, world_size=2)
+torch.manual_seed(rank)
+quantizer = VectorQuantizer(2, 8, replace_below=0.5, usage_decay=0.5)
+book = quantizer.codebook
+book.weight.data = torch.arange(100.0, 116.0).view(8, 2)
+for step in range(4):
+    quantizer([torch.full((1, 2, 3, 3), float(10 * step + rank))])
+torch.save(book.state_dict(), f"{rank}.pt")
+distributed.barrier()  # and no destroy_process_group: torch 2.0 may then wait for ever, and the process ends anyway
+"""
 
 
-def test_ranks_replace_the_same_codes_by_rows_of_the_whole_batch(tmp_path):
-    arguments = ((tmp_path / "rendezvous").as_uri(), str(tmp_path))
-    multiprocessing.spawn(quantize_on_rank, arguments, nprocs=2)
+def test_ranks_replace_the_same_codes_by_rows_of_the_whole_batch(run_program, tmp_path):
+    (tmp_path / "quantize.py").write_text(PROCESS)
+    done = run_program("quantize", cwd=tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(first["weight"], second["weight"]) and torch.equal(first["usage"], second["usage"])
     new = first["weight"][first["weight"] < 50]

@@ -1,6 +1,5 @@
 """The table runner: what it plans, what it recognises, what it prints."""
 
-import io
 import json
 import os
 import runpy
@@ -9,7 +8,6 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -366,20 +364,6 @@ def test_a_reader_may_leave(tmp_path):
     command = f"{sys.executable} -m ocl_msf tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.startswith("6 of 6 runs")
-
-
-@pytest.fixture
-def forked(run_program, monkeypatch):
-    """Tasks are real programs, but started by `run_program`, one after the other."""
-
-    def start(command, **_):
-        _, option, module, *arguments = command
-        assert option == "-m"
-        done = run_program(module, *arguments, cwd=Path.cwd())
-        printed = io.BytesIO((done.stdout + done.stderr).encode())
-        return SimpleNamespace(stdout=printed, returncode=done.returncode, poll=lambda: done.returncode)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
 
 
 @pytest.mark.slow

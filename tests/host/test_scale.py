@@ -169,14 +169,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def call(folder, run_program):
-    """Run a program of the host; returns its exit status and everything that it printed."""
+    """Run a program of the host; returns its exit status and everything that it printed.
+
+    Without `ranks`, Lightning starts the second of two processes itself.
+    """
     paths = os.pathsep.join([str(folder), *sys.path])
     shards = f"{folder}/{{0..{len(COUNTS) - 1}}}.tar"
     environment = {"SHARDS": shards, "PYTHONPATH": paths}
 
-    def run(program, *overrides, **variables):
+    def run(program, *overrides, **options):
         arguments = ["--config-dir", folder, *overrides]
-        done = run_program(f"ocl.cli.{program}", *arguments, cwd=folder, **environment, **variables)
+        done = run_program(f"ocl.cli.{program}", *arguments, cwd=folder, **environment, **options)
         return done.returncode, done.stdout + done.stderr
 
     return run
@@ -186,9 +189,9 @@ def call(folder, run_program):
 def train(call, folder):
     """Start a training by the command line; returns its exit status, folder and journals by rank."""
 
-    def run(name, *overrides, **variables):
+    def run(name, *overrides, **options):
         command = ["+experiment=scaled", f"hydra.run.dir={folder / name}", *overrides]
-        status, printed = call("train", *command, **variables)
+        status, printed = call("train", *command, **options)
         journals = [json.loads(path.read_text()) for path in sorted((folder / name).glob("journal*.json"))]
         assert journals, printed
         return status, folder / name, journals
@@ -242,11 +245,11 @@ def test_metrics_and_losses_of_two_processes_are_those_of_one(one, two):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_continue_exactly(train, two):
-    status, folder, first = train("first", *TWO, STOP_IN_STEP="3")
+    status, folder, first = train("first", *TWO, ranks=2, STOP_IN_STEP="3")
     assert status == 128 + signal.SIGUSR1
     checkpoint = cli_utils.find_checkpoint(str(folder))
     assert checkpoint.endswith("epoch=1-step=4.ckpt")
-    status, _, rest = train("rest", *TWO, f"load_checkpoint='{checkpoint}'")
+    status, _, rest = train("rest", *TWO, f"load_checkpoint='{checkpoint}'", ranks=2)
     assert status == 0
     for rank, uncut in enumerate(two[2]):
         assert first[rank]["train"] + rest[rank]["train"] == uncut["train"]
@@ -260,12 +263,12 @@ DUMMY = "{_target_:ocl.datasets.DummyDataModule,data_shapes:{x:[4]},data_types:{
 @pytest.mark.slow
 @pytest.mark.parametrize("data", [[], [f"dataset={DUMMY}", "eval_test=true"]])
 def test_two_processes_evaluate_as_one_and_write_one_report(call, one, tmp_path, data):
-    def evaluate(devices, *overrides):
+    def evaluate(devices, *overrides, ranks=0):
         common, output_dir = tmp_path / f"common{devices}", tmp_path / f"output{devices}"
         common.mkdir()
         output_dir.mkdir()
         command = [f"train_config_path={one[1]}", f"output_dir={output_dir}", f"modules={SEEN % common}"]
-        status, printed = call("eval", "+evaluation=eval", *command, *data, *overrides)
+        status, printed = call("eval", "+evaluation=eval", *command, *data, *overrides, ranks=ranks)
         assert status == 0, printed
         assert printed.count("Report: ") == 1 and "Error" not in printed
         assert {path.name for path in output_dir.iterdir()} == {"metrics.json", "seen_by"}
@@ -274,7 +277,7 @@ def test_two_processes_evaluate_as_one_and_write_one_report(call, one, tmp_path,
         return seen, json.loads((output_dir / "metrics.json").read_text())["metrics"]
 
     (alone,), single = evaluate(1)
-    together, double = evaluate(2, "+trainer.devices=2")
+    together, double = evaluate(2, "+trainer.devices=2", ranks=2)
     assert sorted(together[0] + together[1]) == sorted(alone) and all(together)
     assert double.keys() == single.keys()
     for split in single:

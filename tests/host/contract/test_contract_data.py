@@ -5,7 +5,6 @@ import itertools
 import json
 import operator
 import random
-import subprocess
 import sys
 
 import numpy as np
@@ -265,7 +264,7 @@ def test_worker_processes_pad_as_well(tmp_path, shard_tools):
 
 # Workers come from a fork server: forking a process that holds gloo's threads can deadlock inside CPython 3.11.
 RANK = """
-import json, multiprocessing, sys, warnings
+import json, multiprocessing, os, sys, warnings
 warnings.filterwarnings("ignore")
 import torch
 from ocl.datasets import WebdatasetDataModule
@@ -280,18 +279,19 @@ if __name__ == "__main__":
     if sys.version_info >= (3, 9):
         multiprocessing.set_start_method("forkserver")
         multiprocessing.set_forkserver_preload(["ocl.datasets"])
-    rank, rendezvous = int(sys.argv[1]), sys.argv[2]
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     transforms = {"t": SimpleTransform({"x": abs}, batch_transform=False)}
     results = []
-    for options in json.loads(sys.argv[3]):
+    for options in json.loads(sys.argv[1]):
         torch.manual_seed(100 + rank)  # ranks have to agree on the order of the shards all the same
         module = WebdatasetDataModule(train_transforms=transforms, eval_transforms=transforms, **options)
         train = module.train_dataloader()
         length = len(train) if options.get("train_size") else None
         results.append({"train": read(train), "train_len": length, "val": read(module.val_dataloader())})
         torch.distributed.barrier()
-    print("RESULT", json.dumps(results), flush=True)
+    with open(f"result{rank}.json", "w") as file:
+        json.dump(results, file)
 """
 RANK_SCENARIOS = {  # samples of the shards, options
     "even": ((5, 5, 5, 5), {"num_workers": 2, "batch_size": 5}),
@@ -305,7 +305,7 @@ MODERN_RANK_SCENARIOS = {  # OCLF 0.1 would wait for ever
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory, shard_tools):
+def two_ranks(tmp_path_factory, shard_tools, run_program):
     """What two ranks read: name of the scenario -> the batches of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     scenarios = dict(RANK_SCENARIOS, **(MODERN_RANK_SCENARIOS if sys.version_info >= (3, 9) else {}))
@@ -315,17 +315,10 @@ def two_ranks(tmp_path_factory, shard_tools):
         arguments.append(dict(train_shards=shards, val_shards=shards, train_size=size, val_size=size))
         arguments[-1].update(options)
     (folder / "rank.py").write_text(RANK)
-    command = [sys.executable, str(folder / "rank.py")]
-    more = [(folder / "rendezvous").as_uri(), json.dumps(arguments)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
-    processes = [subprocess.Popen([*command, str(rank), *more], **pipes) for rank in range(2)]
-    try:
-        outputs = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all("RESULT" in output for output in outputs), outputs
-    return dict(zip(scenarios, zip(*(json.loads(output.split("RESULT")[1]) for output in outputs))))
+    done = run_program("rank", json.dumps(arguments), cwd=folder, ranks=2)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(2)]
+    return dict(zip(scenarios, zip(*results)))
 
 
 @pytest.mark.slow
