@@ -109,7 +109,7 @@ def data(options: argparse.Namespace) -> None:
     print(f"\nread LMDB / decode raw files by PIL: {ratio('read LMDB', 'decode raw files by PIL'):.2f}")
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the benchmark `data`."""
     parser.add_argument("--samples", type=int, default=1024, help="scenes (default: %(default)s)")
     parser.add_argument("--raw-size", type=int, nargs=2, default=[320, 240], metavar=("W", "H"))

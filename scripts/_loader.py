@@ -86,7 +86,7 @@ def loader(options: argparse.Namespace) -> None:
     print(f"\nours / plain webdataset: {ratio:.2f}")
 
 
-def add_loader_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the benchmark `loader`."""
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)

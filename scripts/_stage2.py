@@ -4,6 +4,7 @@ import argparse
 from typing import Callable, Sequence
 
 import torch
+from _measure import compare
 from einops import rearrange
 from ocl.neural_networks import build_two_layer_mlp
 from ocl.neural_networks.positional_embedding import SoftPositionEmbed
@@ -175,3 +176,17 @@ def generate_without_cache(
         y = decoder.norm(y[:, -1])
         chosen.append(torch.stack([head(y).argmax(-1) for head in decoder.heads], 1))
     return torch.stack(chosen, -1)
+
+
+def stage2(options: argparse.Namespace) -> None:
+    """Whole steps of SLATE, and on request of its decoder alone, against nn.TransformerDecoder with a float mask."""
+    for part in ["stage 2"] + ["decoder"] * options.decoder:
+        compare(build_step, [part, f"{part}, {PLAIN}"], part, options)
+        print()
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Generation of images from slots, with and without the cache of keys and values."""
+    if options.every > 1:
+        print(f"no cache: the time of every {options.every}th token, times {options.every}; --every 1 times all.\n")
+    compare(build_generation, ["cache", "no cache"], "cache", options, {"no cache": options.every})
