@@ -1,5 +1,7 @@
 """Tells every Hydra application of this environment what `ocl_msf` has: its configs and resolvers."""
 
+import copy
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -110,21 +112,22 @@ def part_of_evaluation(key: str, default: Any = None, *, _root_: DictConfig) -> 
     """
     if "train_config_path" not in _root_:  # OmegaConf resolves the parts for OCLF's typed config while it composes them
         return default
-    run = OmegaConf.load(_train_config(_root_))
+    run = _read(_train_config(_root_))
     name = OmegaConf.select(run, "experiment.evaluation")
     if "evaluation" not in OmegaConf.select(run, "experiment", default={}):  # trained before runs said it themselves
         is_image = "guidance" in run.models and "frames" not in run.models
         name = "separability" if "vqvae" in run.models else "images" if is_image else None
-    file = configs() / "evaluation" / "msf" / f"{name}.yaml"
-    part = OmegaConf.select(OmegaConf.load(file), key) if name else None
+    part = OmegaConf.select(_read(configs() / "evaluation" / "msf" / f"{name}.yaml"), key) if name else None
     if not OmegaConf.is_dict(part):
-        return default if part is None else part
+        return default if part is None else copy.deepcopy(part)
     return OmegaConf.create(OmegaConf.to_container(part), parent=_root_)
 
 
 def value_of_run(key: str, *, _root_: DictConfig) -> Any:
     """A value of the config of the run that is evaluated, None if there is none."""
-    return OmegaConf.select(OmegaConf.load(_train_config(_root_)), key) if "train_config_path" in _root_ else None
+    if "train_config_path" not in _root_:
+        return None
+    return copy.deepcopy(OmegaConf.select(_read(_train_config(_root_)), key))
 
 
 def _train_config(evaluation: DictConfig) -> Path:
@@ -134,3 +137,14 @@ def _train_config(evaluation: DictConfig) -> Path:
         return path / (name if name.endswith(".yaml") else f"{name}.yaml")
     in_run = path / "config" / "config.yaml"
     return path if path.suffix in (".yaml", ".yml") else in_run if in_run.is_file() else path / "config.yaml"
+
+
+def _read(path: Path) -> Any:
+    """A config that many values are taken from, and that stays as it is."""
+    status = path.stat()
+    return _load(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=2)  # that of the run, and the evaluation that fits it
+def _load(path: Path, *state: int) -> Any:
+    return OmegaConf.load(path)
