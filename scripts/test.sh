@@ -13,6 +13,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # on small tensors threads mostl
 bash scripts/setup.sh --dev
 .venv/bin/python -m ruff check
 .venv/bin/python -m ruff format --check
-.venv/bin/python -m mypy
+.venv/bin/python -m mypy & types=$!  # beside the tests, since it is one process and they wait at times
+trap 'kill "$types" 2>/dev/null || true' EXIT
 # All tests of a file run in one process, which makes its fixtures once. Warnings of our own are errors.
 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --quiet --disable-warnings "$@"
+wait "$types" || { echo "test.sh: mypy has found errors, printed above" >&2; exit 1; }
