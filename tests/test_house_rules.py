@@ -60,6 +60,9 @@ MAY_IMPORT = {
     "diffusion": {"torch", "diffusers", "ocl_msf.chunks", "ocl_msf.decoding"},
     "video": {"torch", "ocl_msf._renamed"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
+    "instruments": MATHS
+    | {"hydra", "numpy", "sklearn", "torchmetrics"}
+    | {"ocl_msf.autoencoder", "ocl_msf.codebook", "ocl_msf.fusion", "ocl_msf.quantization"},
     "training": FRAMEWORK
     | {
         "hydra",
@@ -80,6 +83,7 @@ MAY_IMPORT = {
         "ocl_msf.data",
         "ocl_msf.experiments",
         "ocl_msf.files",
+        "ocl_msf.instruments",
         "ocl_msf.metrics",
         "ocl_msf.results",
         "ocl_msf.training",

@@ -13,6 +13,7 @@ from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, jaccard_score
 
+from ocl_msf.instruments import Instrument, sum_errors
 from ocl_msf.metrics import ARI, ObjectSeparability, ScoredSamples, SizedMaskIoU, object_separability
 
 pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
@@ -340,11 +341,13 @@ RANKS = {
     "large": partial(SizedMaskIoU, "large"),
     "image": partial(ObjectSeparability, "inter", 3),
     "set": partial(ObjectSeparability, "intra", 3, "set"),
+    "missed": partial(Instrument, "missed", 11),
 }
 
 PROCESS = """
 import json, os, torch
 from ocl import metrics as host
+from ocl_msf.instruments import Instrument, sum_errors
 from ocl_msf.metrics import ARI, ObjectSeparability, SizedMaskIoU
 rank, data = int(os.environ["LOCAL_RANK"]), torch.load("data.pt", weights_only=True)
 torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -358,12 +361,14 @@ metrics = {
     "large": SizedMaskIoU("large"),  # of which no sample has any
     "image": ObjectSeparability("inter", 3),
     "set": ObjectSeparability("intra", 3, "set"),
+    "missed": Instrument("missed", 11),
 }
 part = slice(0, 1) if rank == 0 else slice(1, None)
 for name in list(metrics)[:7]:
     metrics[name].update(data["prediction"][part], data["target"][part])
 metrics["image"].update(data["maps"][part])
 metrics["set"].update(data["maps"][part])
+metrics["missed"].update({"missed": sum_errors(data["maps"][part], data["maps"][part].round())})
 with open(f"{rank}.json", "w") as file:
     json.dump({name: metric.compute().item() for name, metric in metrics.items()}, file)
 """
@@ -384,7 +389,8 @@ def test_two_processes_score_as_one(run_program, tmp_path):
     found = json.loads(written[0])
     for name, make in RANKS.items():
         metric = make()
-        metric.update(*(maps,) if name in ("image", "set") else (data["prediction"], data["target"]))
+        given = {"image": [maps], "set": [maps], "missed": [{"missed": sum_errors(maps, maps.round())}]}
+        metric.update(*given.get(name, (data["prediction"], data["target"])))
         assert found[name] == pytest.approx(metric.compute().item(), rel=1e-6, nan_ok=True), name
 
 

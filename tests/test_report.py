@@ -339,6 +339,34 @@ def test_the_last_checkpoints_have_a_table_of_their_own(runs, tmp_path):
     assert f"43.75 ± {spread}" in read(tmp_path / "report").text
 
 
+def test_instruments_of_stage_1_have_a_table_and_a_picture(tmp_path):
+    matches = np.random.default_rng(0).random((50, 2))
+    for seed, ami in ((0, 0.25), (1, 0.5)):
+        scores = {
+            "inter": 3.5,
+            "between/scale_1": 0.125,
+            "ami/before_vote/scale_1": ami,
+            "ami/group_1/scale_1": ami / 2,
+        }
+        scores.update({"confidence/group_1/scale_1": -0.0625, "confidence/group_1/all_scales": None})
+        overrides = ["+experiment=msf/vqvae_clevrtex", f"seed={seed}"]
+        folder = make_run(tmp_path / f"s{seed}" / "now", overrides, scores, "separability.json")
+        np.savez(folder / "confidence.npz", **{"group_1/scale_1": matches})
+    main(["report", str(tmp_path), "--out", str(tmp_path / "report")])
+    lines = (tmp_path / "report" / "scores.md").read_text(encoding="utf-8").splitlines()
+    spread = f"{statistics.stdev([0.25, 0.5]):.3f}"
+    for line in [
+        "| msf, scale 1 (sum of groups) | - | 0.125 ± 0.000 | - | - | - | - |",
+        f"| msf, scale 1 (group 1 before the vote) | 0.375 ± {spread} | - | - | - | - | - |",
+        f"| msf, scale 1 (group 1) | 0.188 ± {float(spread) / 2:.3f} | - | - | - | - | -0.062 ± 0.000 |",
+    ]:
+        assert line in lines
+    assert not any("all scales" in line for line in lines)
+    shown = read(tmp_path / "report")
+    assert ["msf, scale 1 sum of groups", "-", "0.125 ± 0.000", "-", "-", "-", "-"] in shown.rows
+    assert any(text.startswith("Confidence of matches, vqvae_clevrtex") for text in shown.alternatives)
+
+
 def test_competitors_have_their_own_numbers_in_the_paper(tmp_path):
     folders = [["+experiment=msf/dinosaur_clevrtex"], ["+experiment=msf/sysbinder_clevrtex", "msf/variant=vq"]]
     for number, overrides in enumerate(folders):
@@ -389,7 +417,8 @@ def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeyp
     monkeypatch.setattr("subprocess.call", lambda command: called.append(command[3:]) or 0)
     main(["report", str(runs), "--out", str(tmp_path / "report"), "--evaluate"])
     made = sorted((command[0], command[1].split("outputs/")[1].split("/")[0]) for command in called)
-    assert made == [("+evaluation=msf/guidance_maps", "vae"), *(("+evaluation=msf/scenes", s) for s in ("s1", "s2"))]
+    vae = [(f"+evaluation=msf/{name}", "vae") for name in ("guidance_maps", "scores")]
+    assert made == [vae[0], *(("+evaluation=msf/scenes", s) for s in ("s1", "s2")), vae[1]]
     assert all("step=1000.ckpt" in command[2] for command in called)
     (runs / "s1" / "slate" / "now" / "metrics.json").unlink()
 

@@ -189,8 +189,17 @@ def evaluate_split(
     metrics = {re.sub("^val/", "", name): value for name, value in metrics.items()}
     refuse_diverged({name: metrics[name] for name in model.validation_losses if name in metrics}, split)
     if trainer.is_global_zero:
-        log.info("%s: %s", split, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        log.info("%s: %s", split, list_metrics(metrics))
     return metrics
+
+
+def list_metrics(metrics: dict[str, float]) -> str:
+    """List names and values in one line, those called `<group>/<name>` in a line for each group behind it."""
+    lines: dict[str, list[str]] = {"": []}
+    for metric, value in metrics.items():
+        group, _, name = metric.partition("/") if "/" in metric else ("", "", metric)
+        lines.setdefault(group, []).append(f"{name} {value:.4g}")
+    return "\n".join(f"  {group}: {', '.join(its)}" if group else ", ".join(its) for group, its in lines.items())
 
 
 def refuse_diverged(losses: dict[str, float], split: str) -> None:

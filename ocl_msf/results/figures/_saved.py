@@ -3,7 +3,7 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -15,6 +15,12 @@ Rank = Tuple[int, str]
 def rank_of(name: str) -> Rank:
     """A rank as if by chance that depends only on the name."""
     return zlib.crc32(name.encode()), name
+
+
+def frame_names(key: Sequence[str], count: int) -> List[str]:
+    """Names of `count` images: those of the samples, or of the frames of as many videos, which follow one another."""
+    frames = count // len(key)
+    return [*key] if frames == 1 else [f"{name}-{frame}" for name in key for frame in range(frames)]
 
 
 class LowestRanks:

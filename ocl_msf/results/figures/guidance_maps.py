@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from torch import nn
 
 from ocl_msf.files import DataError, replacing
-from ocl_msf.results.figures._saved import LowestRanks, load_arrays, rank_of
+from ocl_msf.results.figures._saved import LowestRanks, frame_names, load_arrays, rank_of
 from ocl_msf.results.style import STYLE, new_figure, save, show, to_pixels
 
 Pictures = Dict[str, List[np.ndarray]]  # N pictures (h_n, w_n, 3), uint8, of each kind
@@ -129,10 +129,14 @@ class GuidanceSheet(nn.Module):
         self.seen = 0
 
     def forward(self, image: torch.Tensor, vae: nn.Module, key: Optional[Sequence[str]] = None) -> int:
-        """Draw some of the images (b, 3, h, w) in [-1, 1], without keys the first; returns how many have been kept."""
+        """Draw some of the images (b, 3, h, w) in [-1, 1], without keys the first; returns how many have been kept.
+
+        The frames of videos are images; `key` has the names of the videos then.
+        """
         changed = False
+        names = frame_names(key, len(image)) if key else ()
         for number, one in enumerate(image):
-            rank = rank_of(key[number]) if key else (self.seen, str(self.seen))
+            rank = rank_of(names[number]) if names else (self.seen, str(self.seen))
             self.seen += 1
             changed |= self.kept.offer(rank, lambda one=one: guidance_maps(vae, one))  # type: ignore[misc]
         if changed:

@@ -3,7 +3,7 @@
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ocl_msf.experiments.honest_rows import INSTRUMENTS, SCORES, TRIVIAL, gain_share, mean_scores, row_of, verdict
-from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores, format_value
+from ocl_msf.experiments.paper import TABLES, Row, TablePart, format_scores, format_value, mean_and_deviation
 from ocl_msf.experiments.runs import Run, Scores
 from ocl_msf.results.rows import by_experiment, name_rows, numbered_overrides
 from ocl_msf.training.environment import processor_name, software
@@ -19,6 +19,14 @@ METRICS = {
     "ari+ari_fg": "ARI + ARI_fg",
     "inter": "inter-cluster ↑",
     "intra": "intra-cluster ↓",
+}
+OF_CODES = {  # of `ocl_msf.instruments`
+    "ami": "AMI with segments ↑",
+    "between": "variance between segments ↑",
+    "missed": "variance missed ↓",
+    "equal_left": "equal to the left",
+    "perplexity": "perplexity / codes ↑",
+    "confidence": "confidence with quality ↑",
 }
 
 
@@ -74,6 +82,28 @@ def seed_table(experiment: str, runs: Sequence[Run]) -> Table:
             texts = [name, run.seed, *(format_scores(metric, [run.scores]) for metric in metrics)]
             rows.append([Cell(text) for text in [*texts, f"{run.step} of {run.max_steps}", speed]])
     return Table(experiment, ["", "seed", *(METRICS[m] for m in metrics), "steps", "steps per s"], rows)
+
+
+def codes_table(experiment: str, runs: Sequence[Run]) -> Optional[Table]:
+    """A row for each setting, scale and group of codes: what instruments say of them; None if no run has any."""
+    rows = []
+    for name, seeds in name_rows(runs):
+        found: Dict[Tuple[str, str], Dict[str, List[float]]] = {}
+        for score, value in ((score, value) for run in seeds for score, value in run.scores.items()):
+            measure, *codes = score.split("/")
+            if measure in OF_CODES and codes:
+                place = codes[-1].replace("_", " "), "".join(codes[:-1]).replace("_", " ")
+                found.setdefault(place, {}).setdefault(measure, []).append(value)
+        for (scale, group), values in sorted(found.items(), key=lambda item: (item[0][0] == "all scales", item[0])):
+            cells = [Cell(f"{name}, {scale}", group.replace("before", "group 1 before the") or "sum of groups")]
+            rows.append([*cells, *(Cell(_plain(values.get(measure, []))) for measure in OF_CODES)])
+    return Table(f"{experiment}, codes", ["", *OF_CODES.values()], rows) if rows else None
+
+
+def _plain(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation, three decimals; "-" without any."""
+    numbers = [f"{number:.3f}" for number in mean_and_deviation(values)] if values else ["-"]
+    return " ± ".join(numbers if len(values) > 1 else numbers[:1])
 
 
 def protocol_table(experiment: str, runs: Sequence[Run]) -> Optional[Table]:
@@ -176,6 +206,7 @@ def all_tables(runs: Sequence[Run]) -> List[Table]:
     tables = [score_table(*group) for group in groups]
     tables += filter(None, (settings_table(*group) for group in groups))
     tables += filter(None, (worth_table(*group) for group in groups))
+    tables += filter(None, (codes_table(*group) for group in groups))
     tables += filter(None, (protocol_table(*group) for group in groups))
     tables += [seed_table(f"{name}, every run", same) for name, same in groups]
     return [*tables, environment_table(runs), environment_runs(runs)]

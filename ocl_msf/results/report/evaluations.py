@@ -11,6 +11,7 @@ from typing import Dict, List, Sequence
 from ocl_msf.experiments.runs import Run, config_path
 from ocl_msf.experiments.tasks import assign
 from ocl_msf.files import DataError
+from ocl_msf.results.figures.confidence import FILE as CONFIDENCE
 from ocl_msf.results.figures.guidance_maps import FILE as GUIDANCE
 from ocl_msf.results.figures.segmentations import FILE as SCENES
 from ocl_msf.results.report.comparison import run_name
@@ -18,8 +19,9 @@ from ocl_msf.results.report.comparison import run_name
 
 def evaluations_of(run: Run) -> Dict[str, str]:
     """The files that evaluations write into a run's folder, and the evaluation of each."""
-    pictures = {GUIDANCE: "msf/guidance_maps"} if run.stage == 1 else {SCENES: "msf/scenes"}
-    return {run.report: run.evaluation, **pictures}
+    if run.stage == 1:
+        return {run.report: run.evaluation, CONFIDENCE: run.evaluation, GUIDANCE: "msf/guidance_maps"}
+    return {run.report: run.evaluation, SCENES: "msf/scenes"}
 
 
 def missing_of(run: Run) -> Dict[str, str]:

@@ -51,6 +51,7 @@ def render(runs: Sequence[Run], date: str, gallery: int = 4) -> str:
                 "worth": comparison.worth_table(name, same),
                 "common": common_overrides(same),
                 "numbered": numbered_overrides(same),
+                "codes": comparison.codes_table(name, same),
                 "protocol": comparison.protocol_table(name, same),
                 "seeds": comparison.seed_table(name, same),
             }

@@ -11,6 +11,8 @@ from PIL import Image
 
 from ocl_msf.experiments.runs import Run
 from ocl_msf.files import DataError
+from ocl_msf.results.figures.confidence import FILE as CONFIDENCE
+from ocl_msf.results.figures.confidence import draw_confidence, read_matches
 from ocl_msf.results.figures.curves import BOOK, CURVES, draw_codebooks, draw_curves, draw_ranking
 from ocl_msf.results.figures.guidance_maps import FILE as GUIDANCE
 from ocl_msf.results.figures.guidance_maps import draw_maps, read_guidance
@@ -54,7 +56,8 @@ def figures(runs: Sequence[Run]) -> Dict[str, List[Plot]]:
     plots = {}
     for experiment, same in by_experiment(runs).items():
         rows = name_rows(same)
-        plots[experiment] = _scene_plots(experiment, rows) + _log_plots(experiment, rows) + _maps(experiment, rows)
+        parts = _scene_plots, _log_plots, _maps, _confidence
+        plots[experiment] = [plot for part in parts for plot in part(experiment, rows)]
     return {experiment: made for experiment, made in plots.items() if made}
 
 
@@ -97,9 +100,7 @@ def _log_plots(experiment: str, rows: Sequence[RunRow]) -> List[Plot]:
 
 def _maps(experiment: str, rows: Sequence[RunRow]) -> List[Plot]:
     """The guidance maps of every image that the first run of each row has kept."""
-    paths = {row.name: [run.folder / GUIDANCE for run in row.runs] for row in rows}
-    first = {name: next((path for path in its if path.is_file()), None) for name, its in paths.items()}
-    models = {name: read_guidance(path) for name, path in first.items() if path}
+    models = {name: read_guidance(path) for name, path in _first(rows, GUIDANCE).items()}
     text = (
         "Guidance by the VAE: colours are the first three principal components; a code has the same colour in both "
         "columns of scale-invariant codes, at all scales. Each row shows its first seed."
@@ -109,6 +110,23 @@ def _maps(experiment: str, rows: Sequence[RunRow]) -> List[Plot]:
         maps = {name: kept[image] for name, kept in models.items() if image in kept}
         plots.append(_plot(f"Guidance maps of scene {image}, {experiment}", text, draw_maps, maps))
     return plots
+
+
+def _confidence(experiment: str, rows: Sequence[RunRow]) -> List[Plot]:
+    """Confidence against match quality, of the first run of each row that has it."""
+    models = {name: read_matches(path) for name, path in _first(rows, CONFIDENCE).items()}
+    models = {name: matches for name, matches in models.items() if matches}
+    text = (
+        "Confidence of matches (Eq. 1) against their quality: rising clouds mean that the scale that wins the vote is "
+        "the one that is represented best. Above each, Pearson's r of what is drawn. Each row shows its first seed."
+    )
+    return [_plot(f"Confidence of matches, {experiment}", text, draw_confidence, models)] if models else []
+
+
+def _first(rows: Sequence[RunRow], file: str) -> Dict[str, Path]:
+    """A file of the first run of each row that has it."""
+    paths = {row.name: [run.folder / file for run in row.runs if (run.folder / file).is_file()] for row in rows}
+    return {name: its[0] for name, its in paths.items() if its}
 
 
 def _plot(title: str, text: str, draw: Callable, *content: object) -> Plot:
