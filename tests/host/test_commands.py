@@ -11,6 +11,7 @@ import webdataset
 from hydra.core.global_hydra import GlobalHydra
 from ocl.cli import cli_utils
 from ocl.cli.compute_dataset_size import compute_size
+from ocl.cli.eval import list_metrics
 from ocl.cli.train import instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -125,3 +126,8 @@ def test_the_size_of_a_dataset_counts_what_its_transforms_leave(tmp_path, caplog
         compute_size(OmegaConf.create({"dataset": dataset}))
     for line in ("Train split size: 7", "Validation split size: 5", "Test split: This dataset has no"):
         assert line in caplog.text
+
+
+def test_scores_of_a_group_have_a_line_of_their_own():
+    metrics = {"loss": 1.0, "ami/group_1/scale_1": 0.25, "inter": 2.0, "ami/all": float("nan")}
+    assert list_metrics(metrics) == "loss 1, inter 2\n  ami: group_1/scale_1 0.25, all nan"
