@@ -28,6 +28,7 @@ def slots():
 
 @pytest.fixture
 def lookup():
+    torch.manual_seed(0)
     codes = [torch.randn(7, 5), torch.randn(4, 5)]
     return lambda indices: (codes[0][indices[:, 0]] + codes[1][indices[:, 1]]).permute(0, 3, 1, 2)
 
@@ -255,7 +256,9 @@ def build_mixture(size, lookup):
 
 
 @pytest.mark.parametrize("build", [build_tokens, build_mixture, build_diffusion])
-def test_every_decoder_keeps_the_contract(build, slots, lookup):
+def test_every_decoder_keeps_the_contract(build, lookup):
+    torch.manual_seed(0)
+    slots = 5 * torch.randn(2, 3, 6)  # so different that every decoder writes other codes without one of them
     decoder = build((3, 4), lookup)
     assert isinstance(decoder, Decoder)
     assert arguments(type(decoder).forward) == arguments(Decoder.forward)
