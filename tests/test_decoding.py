@@ -251,6 +251,8 @@ def arguments(function):
 
 def build_mixture(size, lookup):
     decoder = MixtureDecoder(6, 5, [7, 4], size, dim=16)
+    for layer in (decoder.alpha, *decoder.heads):
+        layer.weight.data *= 30  # so sure that the most probable codes are those of the slot that owns a token
     decoder.lookup = lookup
     return decoder.eval()
 
