@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set .venv up, check style and types, and run the tests in three processes, as they also wait. Arguments go to pytest:
+# Set .venv up, check style and types, and run the tests in two processes. Arguments go to pytest:
 #
 #   scripts/test.sh -m "not slow" tests/test_fusion.py
 #   scripts/test.sh -n 8          in eight processes; -n 0: in this one
@@ -16,5 +16,5 @@ bash scripts/setup.sh --dev
 .venv/bin/python -m mypy & types=$!  # beside the tests, since it is one process and they wait at times
 trap 'kill "$types" 2>/dev/null || true' EXIT
 # All tests of a file run in one process, which makes its fixtures once. Warnings of our own are errors.
-.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --quiet --disable-warnings "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --quiet --disable-warnings "$@"
 wait "$types" || { echo "test.sh: mypy has found errors, printed above" >&2; exit 1; }
