@@ -1,6 +1,7 @@
 """Decoders that reconstruct guidance from slots. They receive tensors and do not know that a VAE exists."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Callable, List, Optional, Protocol, Sequence, Tuple, Union, runtime_checkable
 
@@ -101,8 +102,75 @@ class TokenDecoderOutput:
     tokens: Optional[torch.Tensor] = None
 
 
+class CodeDecoder(nn.Module, ABC):
+    """Shared by decoders that predict code numbers.
+
+    Attributes:
+        lookup: turns code numbers (b, g, h, w) into features (b, guidance_dim, h, w). Only `generate` needs it.
+        size: h and w of the guidance.
+        joint_sizes: the number of codes of each codebook if one head predicts all combinations of them, otherwise None.
+    """
+
+    lookup: Optional[Callable[[torch.Tensor], torch.Tensor]] = None
+    size: Tuple[int, int]
+    joint_sizes: Optional[Tuple[int, ...]]
+
+    @abstractmethod
+    def generate_codes(
+        self,
+        slots: torch.Tensor,
+        size: Optional[Tuple[int, int]] = None,
+        slot_mask: Optional[torch.Tensor] = None,
+        **sampling: Any,
+    ) -> torch.Tensor:
+        """Write the code numbers (b, g, h, w), int64, of the guidance, without gradients.
+
+        Args:
+            slots, size, slot_mask: as for `Decoder.generate`.
+            **sampling: temperature, top_k, generator: how each code is sampled, see `sample_codes`.
+
+        Raises:
+            ValueError: size has another number of tokens, temperature is below 0, or top_k below 1.
+        """
+
+    def generate(
+        self,
+        slots: torch.Tensor,
+        size: Optional[Tuple[int, int]] = None,
+        slot_mask: Optional[torch.Tensor] = None,
+        **sampling: Any,
+    ) -> torch.Tensor:
+        """Write guidance from slots alone, by default always the most probable code.
+
+        Arguments as for `Decoder.generate`; `sampling` as for `generate_codes`, which raises the rest.
+
+        Returns:
+            Features (b, guidance_dim, h, w), those of codes.
+
+        Raises:
+            RuntimeError: the decoder has no `lookup`.
+        """
+        return self._lookup(self.generate_codes(slots, size, slot_mask, **sampling))
+
+    def _lookup(self, indices: torch.Tensor) -> torch.Tensor:
+        if self.lookup is None:
+            raise RuntimeError("To generate, set the decoder's `lookup`, which turns code numbers into features.")
+        return self.lookup(indices)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height * width != math.prod(self.size):
+            raise ValueError(
+                f"The guidance has {height * width} tokens ({height}x{width}), but the decoder was built for "
+                f"{math.prod(self.size)} ({self.size[0]}x{self.size[1]}): its size must be that of the guidance."
+            )
+
+    def _to_codes(self, choices: List[torch.Tensor]) -> torch.Tensor:
+        """Code numbers (b, ...) of each head -> (b, g, ...)."""
+        return unravel_codes(choices[0], self.joint_sizes) if self.joint_sizes else torch.stack(choices, 1)
+
+
 @refuse_old_keywords
-class TokenDecoder(nn.Module):
+class TokenDecoder(CodeDecoder):
     """SLATE's autoregressive transformer decoder with one head for each codebook (sections 3.1 and A.3).
 
     Args:
@@ -122,14 +190,9 @@ class TokenDecoder(nn.Module):
             codes are features of unit variance here, behind a map. With the plain start positions have a deviation of
             0.02, features the scale that the VAE gives them, and layers start as torch's do.
 
-    Attributes:
-        lookup: turns code numbers (b, g, h, w) into features (b, guidance_dim, h, w). Only `generate` needs it.
-
     Raises:
         ValueError: start is neither of the two.
     """
-
-    lookup: Optional[Callable[[torch.Tensor], torch.Tensor]] = None
 
     def __init__(
         self,
@@ -189,44 +252,15 @@ class TokenDecoder(nn.Module):
         tokens = torch.arange(height * width, device=x.device).expand(len(x), -1)  # b n
         return TokenDecoderOutput(logits, indices.unflatten(-1, (height, width)), tokens)
 
-    def generate(
-        self,
-        slots: torch.Tensor,
-        size: Optional[Tuple[int, int]] = None,
-        slot_mask: Optional[torch.Tensor] = None,
-        **sampling: Any,
-    ) -> torch.Tensor:
-        """Write guidance from slots alone, token by token, by default always the most probable code.
-
-        Arguments as for `Decoder.generate`; `sampling` as for `generate_codes`.
-
-        Returns:
-            Features (b, guidance_dim, h, w), those of codes.
-
-        Raises:
-            RuntimeError: the decoder has no `lookup`.
-            ValueError: size has another number of tokens, temperature is below 0, or top_k below 1.
-        """
-        return self._lookup(self.generate_codes(slots, size, slot_mask, **sampling))
-
     @torch.no_grad()
     def generate_codes(
         self,
         slots: torch.Tensor,
         size: Optional[Tuple[int, int]] = None,
         slot_mask: Optional[torch.Tensor] = None,
-        temperature: float = 0.0,
-        top_k: Optional[int] = None,
-        generator: Optional[torch.Generator] = None,
+        **sampling: Any,
     ) -> torch.Tensor:
-        """Write the code numbers (b, g, h, w), int64, of the guidance; see `generate`.
-
-        Keys and values of past tokens are cached, so that each token costs the work of one.
-
-        Args:
-            slots, size, slot_mask: as for `generate`.
-            temperature, top_k, generator: how each code is sampled, see `sample_codes`.
-        """
+        """See CodeDecoder; token by token, keys and values of past tokens are cached: each costs the work of one."""
         height, width = size or self.size
         self._check_size(height, width)
         slots, visible = self._project_slots(slots, slot_mask)  # b k d, b 1 1 k
@@ -239,7 +273,7 @@ class TokenDecoder(nn.Module):
             for block, cache in zip(blocks, caches):
                 x = block.step(x, cache)  # b 1 d
             logits = self._predict(x[:, 0])  # g times b m
-            written.append(self._to_codes([sample_codes(p, temperature, top_k, generator) for p in logits]))  # b g
+            written.append(self._to_codes([sample_codes(p, **sampling) for p in logits]))  # b g
             features = self._lookup(written[-1][..., None, None])  # b d 1 1
             token = self._embed(features.flatten(2).transpose(1, 2))  # b 1 d
         return torch.stack(written, -1).unflatten(-1, (height, width))
@@ -262,18 +296,6 @@ class TokenDecoder(nn.Module):
             features = nn.functional.normalize(features, dim=-1) * features.shape[-1] ** 0.5
         return self.project_tokens(features)
 
-    def _lookup(self, indices: torch.Tensor) -> torch.Tensor:
-        if self.lookup is None:
-            raise RuntimeError("To generate, set the decoder's `lookup`, which turns code numbers into features.")
-        return self.lookup(indices)
-
-    def _check_size(self, height: int, width: int) -> None:
-        if height * width != self.positions.shape[1]:
-            raise ValueError(
-                f"The guidance has {height * width} tokens ({height}x{width}), but the decoder was built for "
-                f"{self.positions.shape[1]} ({self.size[0]}x{self.size[1]}): its size must be that of the guidance."
-            )
-
     def _project_slots(
         self, slots: torch.Tensor, slot_mask: Optional[torch.Tensor]
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
@@ -292,7 +314,3 @@ class TokenDecoder(nn.Module):
     def _predict(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         x = self.norm(x)
         return tuple(head(x) for head in self.heads)
-
-    def _to_codes(self, choices: List[torch.Tensor]) -> torch.Tensor:
-        """Code numbers (b, ...) of each head -> (b, g, ...)."""
-        return unravel_codes(choices[0], self.joint_sizes) if self.joint_sizes else torch.stack(choices, 1)

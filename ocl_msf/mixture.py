@@ -1,17 +1,16 @@
 """A decoder of tokens in which slots compete: every token is a mixture of what each slot predicts there."""
 
 import math
-from typing import Any, Callable, List, Optional, Sequence, Tuple, Union, cast
+from typing import Any, Optional, Sequence, Tuple, Union, cast
 
 import torch
 from torch import nn
 
 from ocl_msf.chunks import evaluate_in_chunks
-from ocl_msf.decoding import TokenDecoderOutput, height_and_width, sample_codes
-from ocl_msf.indices import unravel_codes
+from ocl_msf.decoding import CodeDecoder, TokenDecoderOutput, height_and_width, sample_codes
 
 
-class MixtureDecoder(nn.Module):
+class MixtureDecoder(CodeDecoder):
     """Every slot predicts all tokens on its own and how likely it owns them: p(code) = sum_k alpha_k p_k(code).
 
     The MLP, shared by all slots and positions, is DINOSAUR's (Seitzer et al., 2023), the targets are SLATE's. What is
@@ -30,12 +29,7 @@ class MixtureDecoder(nn.Module):
             its expectation, and a step costs less.
         joint: one head for all combinations of codes instead of one for each codebook.
         transformer: what only `TokenDecoder` has and here has no meaning, so that one config builds either.
-
-    Attributes:
-        lookup: turns code numbers (b, g, h, w) into features (b, guidance_dim, h, w). Only `generate` needs it.
     """
-
-    lookup: Optional[Callable[[torch.Tensor], torch.Tensor]] = None
 
     def __init__(
         self,
@@ -87,45 +81,19 @@ class MixtureDecoder(nn.Module):
             indices = indices.unflatten(-1, guidance.shape[2:])
         return TokenDecoderOutput(logits, indices, tokens)
 
-    def generate(
-        self,
-        slots: torch.Tensor,
-        size: Optional[Tuple[int, int]] = None,
-        slot_mask: Optional[torch.Tensor] = None,
-        **sampling: Any,
-    ) -> torch.Tensor:
-        """Write guidance from slots alone, every token by itself, by default the most probable code.
-
-        Arguments as for `Decoder.generate`; `sampling` as for `generate_codes`.
-
-        Returns:
-            Features (b, guidance_dim, h, w), those of codes.
-
-        Raises:
-            RuntimeError: the decoder has no `lookup`.
-            ValueError: size has another number of tokens, temperature is below 0, or top_k below 1.
-        """
-        if self.lookup is None:
-            raise RuntimeError("To generate, set the decoder's `lookup`, which turns code numbers into features.")
-        return self.lookup(self.generate_codes(slots, size, slot_mask, **sampling))
-
     @torch.no_grad()
     def generate_codes(
         self,
         slots: torch.Tensor,
         size: Optional[Tuple[int, int]] = None,
         slot_mask: Optional[torch.Tensor] = None,
-        temperature: float = 0.0,
-        top_k: Optional[int] = None,
-        generator: Optional[torch.Generator] = None,
+        **sampling: Any,
     ) -> torch.Tensor:
-        """Write the code numbers (b, g, h, w), int64; arguments as for `TokenDecoder.generate_codes`."""
+        """See CodeDecoder; every token by itself."""
         height, width = size or self.size
         self._check_size(height, width)
         logits = self._predict(slots, slot_mask, None)
-        sampled = [
-            sample_codes(p.flatten(0, 1), temperature, top_k, generator).view(p.shape[:2]) for p in logits
-        ]  # g times b n
+        sampled = [sample_codes(p.flatten(0, 1), **sampling).view(p.shape[:2]) for p in logits]  # g times b n
         return self._to_codes(sampled).unflatten(-1, (height, width))
 
     def _predict(
@@ -148,14 +116,3 @@ class MixtureDecoder(nn.Module):
         total = len(self.positions)
         count = max(1, round((1 - self.token_dropout) * total))
         return torch.rand(batch_size, total, device=device).argsort(1)[:, :count]
-
-    def _check_size(self, height: int, width: int) -> None:
-        if height * width != len(self.positions):
-            raise ValueError(
-                f"The guidance has {height * width} tokens ({height}x{width}), but the decoder was built for "
-                f"{len(self.positions)} ({self.size[0]}x{self.size[1]}): its size must be that of the guidance."
-            )
-
-    def _to_codes(self, choices: List[torch.Tensor]) -> torch.Tensor:
-        """Code numbers (b, ...) of each head -> (b, g, ...)."""
-        return unravel_codes(choices[0], self.joint_sizes) if self.joint_sizes else torch.stack(choices, 1)

@@ -56,6 +56,23 @@ def compile_if(options: argparse.Namespace, function: Callable) -> Callable:
     return torch.compile(function) if options.compile else function
 
 
+def training_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable, options: argparse.Namespace
+) -> Callable[[], None]:
+    """A step of training: `loss_of()`, compiled with --compile, backward, clipping and the optimiser."""
+    loss_of = compile_if(options, loss_of)
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+            loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
 def time_in_turns(steps: Dict[str, Callable[[], None]], options: argparse.Namespace) -> Dict[str, float]:
     """Median seconds of each step; the steps take turns, so that other load slows all of them."""
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Callable, List
 
 import torch
-from _measure import compare, compile_if, print_table, time_in_turns
+from _measure import compare, compile_if, print_table, time_in_turns, training_step
 from torch.nn import functional as F
 
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
@@ -96,17 +96,7 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
         loss = pyramid_loss(output.reconstructions, output.pyramid)
         return loss + output.codebook_loss + 0.25 * output.commitment_loss
 
-    forward = compile_if(options, forward)
-
-    def step():
-        optimizer.zero_grad()
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-            loss = forward()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    return training_step(model, optimizer, forward, options)
 
 
 def stage1(options: argparse.Namespace) -> None:

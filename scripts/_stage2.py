@@ -4,7 +4,7 @@ import argparse
 from typing import Callable, Sequence
 
 import torch
-from _measure import compare
+from _measure import compare, training_step
 from einops import rearrange
 from ocl.neural_networks import build_two_layer_mlp
 from ocl.neural_networks.positional_embedding import SoftPositionEmbed
@@ -118,17 +118,7 @@ def build_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
 
     model.to(options.device).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-4)
-    run = torch.compile(forward) if options.compile else forward
-
-    def step():
-        optimizer.zero_grad()
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
-            loss = run()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    return training_step(model, optimizer, forward, options)
 
 
 def build_generation(name: str, options: argparse.Namespace) -> Callable[[], None]:

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "conditioning": NETWORKS,
     "perceptual_grouping": NETWORKS,
     "decoding": MATHS | {"ocl_msf._renamed", "ocl_msf.chunks", "ocl_msf.indices", "ocl_msf.transformer"},
-    "mixture": {"torch", "ocl_msf.chunks", "ocl_msf.decoding", "ocl_msf.indices"},
+    "mixture": {"torch", "ocl_msf.chunks", "ocl_msf.decoding"},
     "diffusion": {"torch", "diffusers", "ocl_msf.chunks", "ocl_msf.decoding"},
     "video": {"torch", "ocl_msf._renamed"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
