@@ -360,6 +360,11 @@ def test_slurm_needs_no_settings(tmp_path, capsys, monkeypatch):
     assert lines and all("hydra/launcher=submitit_slurm" in line for line in lines)
 
 
+def test_planning_needs_neither_pytorch_nor_lightning():
+    code = "import sys, ocl_msf.experiments.tables; print({'torch', 'pytorch_lightning'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_a_reader_may_leave(tmp_path):
     command = f"{sys.executable} -m ocl_msf tables table6 --seeds 0 --dry-run --out {tmp_path} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ocl._loader.shards import RawSample, ShardError, ShardReader
+from ocl._loader.shards import RawSample, ShardReader
+from ocl.errors import ShardError
 
 
 def decode_sample(raw_sample: RawSample) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from ocl._loader.pipe import Pipe
 from ocl._loader.random_samples import RandomSamples
 from ocl._loader.random_state import draw_seed, get_random_state, set_random_state
 from ocl._loader.ranks import gather, share_of_rank
-from ocl._loader.shards import Damage, ShardError, ShardReader, Shards, expand_shards, explain_missing_fields
+from ocl._loader.shards import Damage, ShardReader, Shards, expand_shards, explain_missing_fields
 from ocl._loader.workers import WORKER_TIMEOUT
 from ocl.data_decoding import decode_samples
+from ocl.errors import ShardError
 from ocl.transforms import Transform
 
 __all__ = [

@@ -1,7 +1,11 @@
 """What the command line offers besides running: what a run would be, how much data it has, where it logs."""
 
 import csv
+import dataclasses
+import inspect
 import logging
+import subprocess
+import sys
 
 import hydra
 import numpy as np
@@ -12,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from ocl.cli import cli_utils
 from ocl.cli.compute_dataset_size import compute_size
 from ocl.cli.eval import list_metrics
-from ocl.cli.train import instantiate
+from ocl.cli.train import TrainerConf, instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
@@ -84,6 +88,24 @@ def test_tensorboard_without_any_override(program, tmp_path):
     result = program("train", "+experiment=tiny", "hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "run" / "lightning_logs" / "version_0").glob("events.out*"))
+
+
+def test_a_config_is_composed_without_what_trains():
+    code = """
+import sys, hydra, ocl.cli.train
+with hydra.initialize_config_module("configs", version_base="1.1"):
+    print(hydra.compose("training_config", ["+experiment=slate/clevr6"]).trainer._target_)
+print({"torch", "torchvision", "pytorch_lightning"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "pytorch_lightning.trainer.trainer.Trainer\nset()\n", done.stderr
+
+
+def test_a_config_has_the_arguments_of_lightnings_trainer_and_their_defaults():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()}
+    expected = {"_target_": f"{pl.Trainer.__module__}.Trainer", **defaults}
+    expected["callbacks"] = "${oc.dict.values:experiment.callbacks}"
+    assert {field.name: field.default for field in dataclasses.fields(TrainerConf)} == expected
 
 
 def test_slurm_is_an_overlay_of_launcher_and_strategy(tmp_path):

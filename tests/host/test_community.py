@@ -150,7 +150,7 @@ def watch(monkeypatch):
         def on_train_end(self, trainer, module):
             seen.update(steps=trainer.global_step, metrics=dict(trainer.callback_metrics))
 
-    monkeypatch.setattr("ocl.cli.train.LogProgress", Keep)
+    monkeypatch.setattr("ocl.callbacks.LogProgress", Keep)
     return seen
 
 

@@ -12,8 +12,9 @@ from torch.utils.data import IterableDataset
 from ocl._loader.pipe import Pipe, group
 from ocl._loader.random_state import draw_seed, with_own_randomness
 from ocl._loader.ranks import Pass, gather, new_pass, world_size
-from ocl._loader.shards import Damage, ShardError
+from ocl._loader.shards import Damage
 from ocl._loader.workers import WORKER_TIMEOUT, SentByValue, WorkerLoader
+from ocl.errors import ShardError
 
 log = logging.getLogger(__name__)
 

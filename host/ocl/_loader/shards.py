@@ -26,6 +26,7 @@ from torch.utils.data import get_worker_info
 from ocl._loader.random_state import draw_seed
 from ocl._loader.ranks import Pass, new_pass
 from ocl._loader.streams import open_stream
+from ocl.errors import ShardError
 
 Shards = Union[str, os.PathLike, Iterable[Union[str, os.PathLike]]]
 Member = tuple[str, str, tarfile.TarInfo]  # key of the sample, raw field name, header
@@ -33,10 +34,6 @@ Member = tuple[str, str, tarfile.TarInfo]  # key of the sample, raw field name, 
 # What opens compressed archives, by their first bytes, and what reading archives raises.
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
-
-
-class ShardError(RuntimeError):
-    """A shard or one of its samples is damaged, or the shards do not suffice."""
 
 
 class Damage(str):

@@ -18,24 +18,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from ocl._loader.shards import ShardError
-from ocl.utils.checkpoints import CheckpointError
+from ocl.errors import CheckpointError, ShardError
 
 log = logging.getLogger(__name__)
 
-# What a user can cause by a wrong config, path or file; everything else is shown with its traceback.
-USER_ERRORS = (
-    CheckpointError,
-    HydraException,
-    KeyError,
-    MisconfigurationException,
-    OmegaConfBaseException,
-    OSError,
-    ShardError,
-    ValueError,
-)
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """What a user can cause by a wrong config, path or file; everything else is shown with its traceback."""
+    # Only after an error: importing Lightning takes seconds.
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    ours = (CheckpointError, ShardError, HydraException, OmegaConfBaseException)
+    return (*ours, KeyError, MisconfigurationException, OSError, ValueError)
 
 
 def find_checkpoint(path: str) -> str:
@@ -103,7 +98,7 @@ def report_errors(task: Callable) -> Callable:
             return task(config)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
-        except USER_ERRORS as error:
+        except user_errors() as error:
             if not HydraConfig.initialized() or os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
                 raise
             log.error("%s\nHYDRA_FULL_ERROR=1 shows the whole traceback.", describe(error))

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 from hydra.utils import to_absolute_path
 from omegaconf import OmegaConf
-from torchvision.transforms import InterpolationMode
 
 from ocl.cli.run_folder import run_folder
 
@@ -61,6 +60,13 @@ def when_testing(value: Any, otherwise: Any) -> Any:
     return value if os.environ.get("RUNNING_TESTS", "").lower() in ("true", "1", "yes", "on") else otherwise
 
 
+def interpolation_mode(name: str) -> Any:
+    """Return the mode of torchvision with this name, in lower or upper case."""
+    from torchvision.transforms import InterpolationMode  # here, since it takes seconds
+
+    return InterpolationMode[name.upper()]
+
+
 def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
     resolvers: dict[str, Callable] = dict(
@@ -70,7 +76,7 @@ def register_resolvers() -> None:
         read_yaml=read_yaml,
         run_folder=run_folder,
         when_testing=when_testing,
-        torchvision_interpolation_mode=lambda name: InterpolationMode[name.upper()],
+        torchvision_interpolation_mode=interpolation_mode,
     )
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 from typing import Optional
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 PATIENCE = 120  # seconds that a rank waits for the first one
 RECENT = 1800  # seconds; an older folder is of an earlier launch that shares its addresses and names
@@ -58,6 +56,9 @@ def run_folder(path: str, *, _root_: DictConfig) -> str:
 
 def launched_rank(trainer: DictConfig) -> Optional[int]:
     """The rank of this process among those that SLURM or torchrun has started for one run; None if it runs alone."""
+    import torch
+    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
     devices = trainer.get("devices")
     if devices in (None, "auto", -1, "-1"):
         devices = 1 if trainer.get("accelerator") == "cpu" else max(torch.cuda.device_count(), 1)

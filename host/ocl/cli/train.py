@@ -3,48 +3,33 @@
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import hydra_zen
-import pytorch_lightning as pl
-from hydra.core.config_store import ConfigStore
 from hydra.utils import to_absolute_path
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ocl.callbacks import LogProgress, StopOnSignal
 from ocl.cli.cli_utils import hydra_main
-from ocl.cli.resolvers import register_resolvers
-from ocl.combined_model import CombinedModel
-from ocl.utils.checkpoints import AtomicCheckpointIO, check_weights, load_checkpoint, load_weights, select_weights
+from ocl.cli.training_config import TrainerConf, TrainingConfig
+
+if TYPE_CHECKING:  # functions import them, since composing or printing a config takes seconds less without
+    import pytorch_lightning as pl
+
+    from ocl.combined_model import CombinedModel
+
+__all__ = [
+    "TrainerConf",
+    "TrainingConfig",
+    "build_and_register_datamodule_from_config",
+    "build_model_from_config",
+    "build_trainer",
+    "find_resume_checkpoint",
+    "instantiate",
+    "train",
+    "use_progress_bar",
+]
 
 log = logging.getLogger(__name__)
-
-TrainerConf = hydra_zen.builds(
-    pl.Trainer, callbacks="${oc.dict.values:experiment.callbacks}", populate_full_signature=True
-)
-
-
-@dataclass
-class TrainingConfig:
-    """Everything a training run is made of."""
-
-    dataset: Any = MISSING
-    models: Any = MISSING
-    optimizers: dict[str, Any] = MISSING
-    losses: dict[str, Any] = MISSING
-    visualizations: dict[str, Any] = field(default_factory=dict)
-    trainer: TrainerConf = field(default_factory=TrainerConf)  # type: ignore[valid-type]  # made at run time
-    training_vis_frequency: Optional[int] = None
-    training_metrics: Any = None  # not an optional dict: overrides could not turn its None into one
-    evaluation_metrics: Any = None
-    load_checkpoint: Optional[str] = None
-    seed: Optional[int] = None
-    experiment: dict[str, Any] = field(default_factory=lambda: {"callbacks": {}})
-
-
-register_resolvers()
-ConfigStore.instance().store(name="training_config", node=TrainingConfig)
 
 
 def instantiate(config: Any, **kwargs: Any) -> Any:
@@ -52,7 +37,7 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
     return hydra_zen.instantiate(config, _convert_="all", **kwargs)
 
 
-def build_and_register_datamodule_from_config(config: DictConfig, **overrides: Any) -> pl.LightningDataModule:
+def build_and_register_datamodule_from_config(config: DictConfig, **overrides: Any) -> "pl.LightningDataModule":
     """Build the data module of a config.
 
     Args:
@@ -62,7 +47,7 @@ def build_and_register_datamodule_from_config(config: DictConfig, **overrides: A
     return instantiate(config.dataset, **overrides)
 
 
-def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] = None) -> CombinedModel:
+def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] = None) -> "CombinedModel":
     """Build the model of a training config.
 
     Args:
@@ -72,6 +57,9 @@ def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] =
     Raises:
         CheckpointError: if the checkpoint cannot be read or does not fit.
     """
+    from ocl.combined_model import CombinedModel
+    from ocl.utils.checkpoints import load_weights
+
     parts = {name: instantiate(config[name]) for name in ("models", "optimizers", "losses")}
     for name in ("visualizations", "training_metrics", "evaluation_metrics"):
         parts[name] = instantiate(config.get(name) or {})
@@ -82,8 +70,13 @@ def build_model_from_config(config: DictConfig, checkpoint_path: Optional[str] =
     return model
 
 
-def build_trainer(config: DictConfig) -> pl.Trainer:
+def build_trainer(config: DictConfig) -> "pl.Trainer":
     """Build the trainer of a training config, with what every training run gets on top."""
+    import pytorch_lightning as pl
+
+    from ocl.callbacks import LogProgress, StopOnSignal
+    from ocl.utils.checkpoints import AtomicCheckpointIO
+
     trainer = config.trainer
     callbacks = instantiate(trainer.get("callbacks")) or []
     callbacks += [LogProgress(), StopOnSignal()]
@@ -103,10 +96,12 @@ def use_progress_bar(config: DictConfig) -> bool:
     return sys.stdout.isatty() if configured is None else configured
 
 
-def find_resume_checkpoint(config: DictConfig, model: CombinedModel) -> Optional[str]:
+def find_resume_checkpoint(config: DictConfig, model: "CombinedModel") -> Optional[str]:
     """Return the absolute path of the checkpoint to resume, after checking that it fits the model."""
     if not config.load_checkpoint:
         return None
+    from ocl.utils.checkpoints import check_weights, load_checkpoint, select_weights
+
     path = to_absolute_path(config.load_checkpoint)
     state = select_weights(load_checkpoint(path), path)
     check_weights(model, state, f"Checkpoint {path} does not fit the model")
@@ -125,7 +120,9 @@ def train(config: DictConfig) -> None:
     missing = ", ".join(name for name in parts if OmegaConf.is_missing(config, name))
     if missing:
         raise ValueError(f"The config has no {missing}. Choose an experiment: +experiment=<name>.")
-    pl.seed_everything(config.seed, workers=True)
+    from pytorch_lightning import seed_everything
+
+    seed_everything(config.seed, workers=True)
     datamodule = build_and_register_datamodule_from_config(config)
     model = build_model_from_config(config)
     checkpoint = find_resume_checkpoint(config, model)

@@ -12,11 +12,9 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from ocl.errors import CheckpointError
+
 _Path = Union[str, Path]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or written, or does not fit the model."""
 
 
 def load_checkpoint(path: str, map_location: Any = "cpu") -> dict[str, Any]:
