@@ -8,6 +8,7 @@ from torch import nn
 
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.decoding import CodeDecoder, TokenDecoderOutput, height_and_width, sample_codes
+from ocl_msf.frames import RELATIVE_FEATURES, relative_features, split_frames
 
 
 class MixtureDecoder(CodeDecoder):
@@ -77,7 +78,7 @@ class MixtureDecoder(CodeDecoder):
         logits = self._predict(slots, slot_mask, tokens)  # g times b n m
         indices = self._to_codes([p.argmax(-1) for p in logits])  # b g n
         if tokens is None:
-            tokens = torch.arange(len(self.positions), device=slots.device).expand(len(slots), -1)
+            tokens = torch.arange(math.prod(self.size), device=slots.device).expand(len(slots), -1)
             indices = indices.unflatten(-1, guidance.shape[2:])
         return TokenDecoderOutput(logits, indices, tokens)
 
@@ -100,19 +101,58 @@ class MixtureDecoder(CodeDecoder):
         self, slots: torch.Tensor, slot_mask: Optional[torch.Tensor], chosen: Optional[torch.Tensor]
     ) -> Tuple[torch.Tensor, ...]:
         """Log-probabilities, g times (b, n, m), of all tokens, or of those with the numbers `chosen` (b, n)."""
-        positions = self.positions if chosen is None else self.positions[chosen]  # n d or b n d
-        x = self.mlp(self.project_slots(slots).unsqueeze(1) + positions.unsqueeze(-2))  # b n k d
-        owned = self.alpha(x).squeeze(-1)  # b n k
+        hidden, prior = self._place(slots, chosen)  # b n k d, b n k
+        x = self.mlp(hidden)
+        owned = self.alpha(x).squeeze(-1) + prior  # b n k
         if slot_mask is not None:
             owned = owned.masked_fill(slot_mask.unsqueeze(1), torch.finfo(owned.dtype).min)
         alpha = owned.softmax(-1, dtype=torch.float32).unsqueeze(-2)  # b n 1 k
         mixed = [(alpha @ head(x).softmax(-1, dtype=torch.float32)).squeeze(-2) for head in self.heads]  # b n m
         return tuple(p.clamp(min=1e-6).log() for p in mixed)
 
+    def _place(self, slots: torch.Tensor, chosen: Optional[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Each slot at each position, (b, n, k, d), and what speaks for it before the MLP does, (b, n, k)."""
+        positions = self.positions if chosen is None else self.positions[chosen]  # n d or b n d
+        hidden = self.project_slots(slots).unsqueeze(1) + positions.unsqueeze(-2)  # b n k d
+        return hidden, hidden.new_zeros(hidden.shape[:-1])
+
     def _choose(self, batch_size: int, device: torch.device) -> Optional[torch.Tensor]:
         """The numbers (b, n) of the tokens that are predicted in a training step; None: all."""
         if not (self.training and self.token_dropout):
             return None
-        total = len(self.positions)
+        total = math.prod(self.size)
         count = max(1, round((1 - self.token_dropout) * total))
         return torch.rand(batch_size, total, device=device).argsort(1)[:, :count]
+
+
+class FramedMixtureDecoder(MixtureDecoder):
+    """The same for slots with frames: a slot draws relative to its position and scale, and more likely near them.
+
+    The MLP gets seven functions of the relative position instead of an embedding of the absolute one, so a slot with a
+    moved frame draws the same thing elsewhere (Biza et al., 2023, section 3.3).
+
+    Args:
+        object_dim: channels of a slot without its frame.
+        focus: how fast the logit of owning a token falls with the squared distance in units of the slot's scale.
+        others: as for `MixtureDecoder`.
+    """
+
+    points: torch.Tensor
+
+    def __init__(self, *args: Any, focus: float = 0.1, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.focus = focus
+        dim = self.positions.shape[1]
+        del self.positions
+        axes = [torch.linspace(-1, 1, side) for side in self.size]
+        self.register_buffer("points", torch.cartesian_prod(*axes), persistent=False)  # n 2
+        self.project_relative = nn.Linear(RELATIVE_FEATURES, dim)
+        nn.init.kaiming_normal_(self.project_relative.weight, nonlinearity="relu")
+        nn.init.zeros_(self.project_relative.bias)
+
+    def _place(self, slots: torch.Tensor, chosen: Optional[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+        vectors, frames = split_frames(slots)
+        points = self.points if chosen is None else self.points[chosen]  # n 2 or b n 2
+        relative = relative_features(frames.unsqueeze(1), points.unsqueeze(-2))  # b n k 7
+        hidden = self.project_slots(vectors).unsqueeze(1) + self.project_relative(relative)  # b n k d
+        return hidden, -self.focus * relative[..., 2]
