@@ -60,6 +60,56 @@ def shards(tmp_path_factory):
     return folder
 
 
+SMALL = [
+    "+msf/preset=cpu",
+    "trainer.max_steps=1",
+    "dataset.eval_batch_size=3",
+    "experiment.vae={dim:8,hidden_dim:8}",
+    "experiment.slots={number:4,dim:8}",
+    "experiment.encoder.dim=4",
+    "experiment.decoder={dim:16,num_layers:1,num_heads:2,dropout:0}",
+    "experiment.diffusion={channels:[8,16],num_layers:1,num_heads:2}",
+    "experiment.image_size=32",
+    "seed=0",
+]
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory):
+    """Make the folder of a run of stage 2 of an experiment, as training would leave it, with random weights."""
+    import hydra
+    import torch
+    from hydra.core.global_hydra import GlobalHydra
+    from ocl.cli.train import build_model_from_config
+    from omegaconf import OmegaConf
+
+    def make(experiment, *overrides):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_module("configs", version_base="1.1"):
+            config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}", *SMALL, *overrides])
+        torch.manual_seed(0)
+        model = build_model_from_config(config)
+        with torch.no_grad():
+            for name, x in model.named_buffers():
+                if name.endswith("guidance.loaded"):
+                    x.fill_(1)
+        folder = tmp_path_factory.mktemp("run") / experiment
+        checkpoint = folder / "lightning_logs" / "version_0" / "checkpoints" / "epoch0000-step0000001.ckpt"
+        (folder / "config").mkdir(parents=True)
+        checkpoint.parent.mkdir(parents=True)
+        OmegaConf.save(config, folder / "config" / "config.yaml")
+        torch.save({"state_dict": model.state_dict(), "global_step": 1}, checkpoint)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def slate_run(make_run):
+    """A run of SLATE with 4 slots on squares of 32 pixels."""
+    return make_run("slate_clevrtex")
+
+
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory):
     """A folder with the sdist and the wheel of both distributions."""

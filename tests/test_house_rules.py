@@ -32,7 +32,7 @@ HOST = {"ocl", "ocl_msf._host"}
 NETWORKS = MATHS | HOST | {"timm", "diffusers", "numpy"}
 FRAMEWORK = MATHS | HOST | {"numpy", "pytorch_lightning"}
 MAY_IMPORT = {
-    "__init__": {"ocl_msf._renamed"},
+    "__init__": {"ocl_msf._renamed", "ocl_msf.inference"},
     "_renamed": set(),
     "_host": set(),
     "_plugins": {"hydra", "omegaconf"},
@@ -82,12 +82,17 @@ MAY_IMPORT = {
     "experiments": HOST
     | {"hydra_plugins"}
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
+    "inference": FRAMEWORK
+    | {"hydra", "huggingface_hub", "omegaconf", "PIL", "safetensors"}
+    | {"ocl_msf.__version__", "ocl_msf.chunks", "ocl_msf.data", "ocl_msf.decoding"}
+    | {"ocl_msf.experiments", "ocl_msf.files", "ocl_msf.inference"},
     "results": FRAMEWORK
     | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors", "sklearn"}
     | {
         "ocl_msf.data",
         "ocl_msf.experiments",
         "ocl_msf.files",
+        "ocl_msf.inference",
         "ocl_msf.instruments",
         "ocl_msf.metrics",
         "ocl_msf.results",
@@ -95,7 +100,7 @@ MAY_IMPORT = {
     },
     "files": set(),
     "cli": {"typer", "typing_extensions", "ocl_msf.cli", "ocl_msf.demo", "ocl_msf.files"}
-    | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.results"},
+    | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.inference", "ocl_msf.results"},
     "__main__": {"ocl_msf.cli"},
     "demo": HOST | {"ocl_msf.experiments", "ocl_msf.files"},
     "data": FRAMEWORK

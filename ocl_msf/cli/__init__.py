@@ -12,7 +12,7 @@ sleep at once (OMP_WAIT_POLICY=PASSIVE) takes 1.4 times as long.
 import os
 from typing import Optional, Sequence
 
-from ocl_msf.cli import convert, data, experiments, results  # noqa: F401  they add their commands
+from ocl_msf.cli import convert, data, experiments, models, results  # noqa: F401  they add their commands
 from ocl_msf.cli._app import app
 
 __all__ = ["app", "main"]

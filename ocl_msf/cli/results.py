@@ -9,12 +9,15 @@ from typer import Argument, Option
 from typing_extensions import Annotated
 
 from ocl_msf.cli._app import command, new_group
+from ocl_msf.cli.models import Model
 
 Runs = Annotated[
     List[Path],
     Argument(metavar="RUNS...", help="Folders of runs, or folders that hold some at any depth.", show_default=False),
 ]
 Picture = Annotated[Path, Option(help="The PNG.")]
+Temperature = Annotated[float, Option(min=0, help="0: the most probable codes; 1: drawn as the model says.")]
+TopK = Annotated[Optional[int], Option("--top-k", min=1, help="Draw from the K most probable codes only.")]
 figures = new_group(
     "figures",
     "Draw a figure of some runs. Curves and codebooks are read from the logs of training; "
@@ -120,20 +123,24 @@ def report(
     "ocl-msf edit RUN A.png B.png --swap 2:3 --drop 1 --out edit.png",
 )
 def edit(
-    run: Annotated[Path, Argument(help="Folder of a run of stage 2, or a checkpoint in it.", show_default=False)],
+    run: Model,
     images: Annotated[Tuple[Path, Path], Argument(metavar="A B", help="Two pictures.", show_default=False)],
     swap: Annotated[
         Optional[List[str]], Option(metavar="A:B...", help="Exchange a slot of A and one of B, from 0.")
     ] = None,
     drop: Annotated[Optional[List[int]], Option(metavar="A...", help="Slots of A to leave out, from 0.")] = None,
     out: Picture = Path("edit.png"),
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    seed: Annotated[int, Option(help="Of what is drawn.")] = 0,
 ) -> None:
     """Swap or drop slots of two images.
 
     It draws what the decoder makes of the rest. Without --swap and --drop the picture shows the slots of both images.
     """
     swaps = [_pair(text) for text in swap or []]
+    from ocl_msf.inference.generation import Sampling
     from ocl_msf.results.editing import edit_pictures
 
-    side = edit_pictures(run, images, swaps, drop or [], out)
+    side = edit_pictures(run, images, swaps, drop or [], out, Sampling(temperature, top_k, seed))
     print(f"{out}: {side}x{side} pixels each, slots 0 and up in the second row")

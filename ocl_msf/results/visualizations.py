@@ -9,32 +9,12 @@ from matplotlib import rc_context
 from torch import nn
 
 from ocl_msf._host import require_host
+from ocl_msf.inference.generation import Sampling, reconstruct
 from ocl_msf.results.style import STYLE, paint_segments, picture_grid, save, to_pixels
 
 with require_host():
     from ocl.visualization_types import Image
     from ocl.visualizations import VisualizationMethod
-
-
-def reconstruct(
-    slots: torch.Tensor, decoder: nn.Module, guidance: nn.Module, slot_mask: Optional[torch.Tensor] = None
-) -> torch.Tensor:
-    """Decode images from slots alone.
-
-    Args:
-        slots: (b, k, d).
-        decoder: an `ocl_msf.decoding.Decoder`.
-        guidance: the FrozenGuidance whose features it generates.
-        slot_mask: (b, k), bool, True where a slot is off.
-
-    Returns:
-        (b, 3, h, w) in [-1, 1].
-    """
-    was_training = decoder.training
-    decoder.eval()
-    features = decoder.generate(slots, slot_mask=slot_mask)  # b d h w
-    decoder.train(was_training)
-    return guidance.decode(features).clamp(-1, 1)
 
 
 class Reconstruction(VisualizationMethod):
@@ -71,12 +51,16 @@ class SceneSheet(nn.Module):
     Args:
         folder: where the picture goes.
         num_scenes: how many.
+        temperature, top_k, seed: of the reconstruction, whose label says it; see `Sampling`.
     """
 
-    def __init__(self, folder: str, num_scenes: int = 12):
+    def __init__(
+        self, folder: str, num_scenes: int = 12, temperature: float = 0.0, top_k: Optional[int] = None, seed: int = 0
+    ):
         super().__init__()
         self.path = Path(folder) / "scenes.png"
         self.num_scenes = num_scenes
+        self.sampling = Sampling(temperature, top_k, seed)
         self.columns: List[List[np.ndarray]] = []
 
     def forward(
@@ -103,12 +87,13 @@ class SceneSheet(nn.Module):
         """
         wanted = min(self.num_scenes - len(self.columns), len(image))
         if wanted > 0:
-            made = reconstruct(slots[:wanted], decoder, guidance)
+            made = reconstruct(slots[:wanted], decoder, guidance, sampling=self.sampling)
             true, predicted = (scores[:wanted].argmax(1).cpu().numpy() for scores in (true_masks, masks))
             for i in range(wanted):
                 segments = [paint_segments(true[i]), paint_segments(predicted[i], true[i])]
                 self.columns.append([to_pixels(image[i]), *segments, to_pixels(made[i])])
-            draw_sheet(self.columns, ["input", "true masks", "predicted masks", "from slots"], self.path)
+            label = f"from slots\n{self.sampling.describe(decoder)}"
+            draw_sheet(self.columns, ["input", "true masks", "predicted masks", label], self.path)
         return len(self.columns)
 
 
