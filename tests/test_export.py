@@ -30,7 +30,9 @@ def exported(slate_run, tmp_path_factory):
     shutil.copytree(slate_run, run)
     (checkpoint,) = run.rglob("*.ckpt")
     scores = {"ari": 0.25, "ari_fg": 0.5, "miou": 0.25, "mbo": 0.25, "slot_gain": 0.125}
-    rows = {f"{row}_{name}": 0.375 for row in ("image_gain", "grid", "colour") for name in ("ari", "ari_fg", "miou", "mbo")}
+    rows = {
+        f"{row}_{name}": 0.375 for row in ("image_gain", "grid", "colour") for name in ("ari", "ari_fg", "miou", "mbo")
+    }
     report = {"checkpoint_path": str(checkpoint), "metrics": {"val": {**scores, **rows}}}
     (run / "metrics.json").write_text(json.dumps(report))
     Image.new("RGB", (8, 8)).save(run / "scenes.png")
@@ -161,7 +163,10 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/me/model"):
-            names = [{"rfilename": name, "path": name, "type": "file", "size": len(x)} for name, x in self.files.items()]
+            names = [
+                {"rfilename": name, "path": name, "type": "file", "size": len(x), "oid": hashlib.sha1(x).hexdigest()}
+                for name, x in self.files.items()
+            ]
             content = names if "/tree/" in path else {"id": "me/model", "sha": self.commit, "siblings": names}
             return self.reply(json.dumps(content).encode(), Content_Type="application/json")
         name = path.rpartition("/")[2]
@@ -176,7 +181,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        answer = {"url": "http://localhost/me/model", "name": "me/model"}
+        url = f"http://{self.headers['Host']}/me/model"
+        answer = {"url": url, "name": "me/model"}
         if "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
             answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
@@ -184,7 +190,7 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            answer = {"commitUrl": "http://localhost/me/model/commit/1", "commitOid": self.commit, "success": True}
+            answer = {"commitUrl": f"{url}/commit/{self.commit}", "commitOid": self.commit, "success": True}
         self.reply(json.dumps(answer).encode(), Content_Type="application/json")
 
 

@@ -28,7 +28,9 @@ def export(
     folder: Annotated[Path, Argument(help="A new one, or that of an earlier export.", show_default=False)],
     license: Annotated[Optional[str], Option(metavar="NAME", help="Of the weights, for the card.")] = None,
     push: Annotated[Optional[str], Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face hub.")] = None,
-    private: Annotated[bool, Option("--private", help="Make a new one on the hub visible for its owner alone.")] = False,
+    private: Annotated[
+        bool, Option("--private", help="Make a new one on the hub visible for its owner alone.")
+    ] = False,
 ) -> None:
     """Write a trained model for others.
 

@@ -18,21 +18,17 @@ with require_host():
 
 FORMAT = 1
 # Modules whose classes and functions the configuration of somebody else's model may build.
-TRUSTED = (
-    *(
-        f"ocl_msf.{name}"
-        for name in ("autoencoder", "codebook", "composition", "conditioning", "decoding", "diffusion")
-    ),
-    *(
-        f"ocl_msf.{name}"
-        for name in ("dilated", "feature_extractors", "finite_scalar", "fusion", "guidance", "mixture")
-    ),
-    *(f"ocl_msf.{name}" for name in ("perceptual_grouping", "projection", "pyramid", "quantization", "transformer")),
-    "ocl_msf.video",
-    *(f"ocl.{name}" for name in ("conditioning", "decoding", "feature_extractors", "neural_networks", "scheduling")),
-    *(f"ocl.{name}" for name in ("perceptual_grouping", "preprocessing", "utils.masking", "utils.resizing")),
-    *(f"ocl.neural_networks.{name}" for name in ("positional_embedding", "slate", "wrappers", "extensions")),
-    *("ocl.utils.routing", "torch.nn", "torchvision.transforms"),
+TRUSTED = frozenset(
+    """
+    ocl_msf.autoencoder ocl_msf.codebook ocl_msf.composition ocl_msf.conditioning ocl_msf.decoding ocl_msf.diffusion
+    ocl_msf.dilated ocl_msf.feature_extractors ocl_msf.finite_scalar ocl_msf.fusion ocl_msf.guidance ocl_msf.invariant
+    ocl_msf.mixture ocl_msf.perceptual_grouping ocl_msf.projection ocl_msf.pyramid ocl_msf.quantization
+    ocl_msf.transformer ocl_msf.video
+    ocl.conditioning ocl.decoding ocl.feature_extractors ocl.neural_networks ocl.neural_networks.extensions
+    ocl.neural_networks.positional_embedding ocl.neural_networks.slate ocl.neural_networks.wrappers
+    ocl.perceptual_grouping ocl.preprocessing ocl.scheduling ocl.utils.masking ocl.utils.resizing ocl.utils.routing
+    torch.nn torchvision.transforms
+    """.split()
 )
 
 

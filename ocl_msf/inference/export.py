@@ -25,8 +25,8 @@ CITATION = """@inproceedings{zhao2025msf,
 def export(source: Union[str, Path], folder: Path, license: Optional[str] = None) -> Path:
     """Write a trained model into a folder that `ocl_msf.load` opens anywhere, without the run or its data.
 
-    It holds `model.safetensors`, `config.json`, a model card `README.md` and, if the run was evaluated, `scenes.png`. It
-    appears when it is complete, and replaces an earlier export of the same name.
+    It holds `model.safetensors`, `config.json`, a model card `README.md` and, if the run was evaluated, `scenes.png`.
+    It appears when it is complete, and replaces an earlier export of the same name.
 
     Args:
         source: a model, see `ocl_msf.load`.
@@ -71,6 +71,7 @@ def write_card(
     title = f"{description.model} on {description.data}"
     variant = f", guided by a VAE of variant `{description.variant}`" if description.variant else ""
     made = f"trained for {step_of(checkpoint) or '?'} steps, seed {run.seed}, with {_versions(run)}"
+    kind, side = "videos" if description.video else "pictures", description.image_size
     lines = [
         "---",
         *([f"license: {license}"] if license else []),
@@ -80,8 +81,7 @@ def write_card(
         "",
         f"# {title}",
         "",
-        f"Slots of {'videos' if description.video else 'pictures'} of {description.image_size}x{description.image_size} "
-        f"pixels{variant}; {made}.",
+        f"Slots of {kind} of {side}x{side} pixels{variant}; {made}.",
         "",
         *([f"![scenes, true masks, predicted masks, reconstructions]({PICTURE})", ""] if has_picture else []),
         "## Use",

@@ -25,7 +25,11 @@ def download(name: str, endpoint: Optional[str] = None) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = name.partition("@")
-    options: Any = {"revision": revision or None, "allow_patterns": FILES, **({"endpoint": endpoint} if endpoint else {})}
+    options: Any = {
+        "revision": revision or None,
+        "allow_patterns": FILES,
+        **({"endpoint": endpoint} if endpoint else {}),
+    }
     try:
         folder = Path(snapshot_download(name, **options))
     except Exception as error:  # no network, no such name, no right to read: huggingface_hub has many types

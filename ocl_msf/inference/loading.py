@@ -51,7 +51,10 @@ def load(
     description, weights, path = read(source, trust)
     try:
         model = Model(description)
-        model.models.load_state_dict(weights)
+        differing = model.models.load_state_dict(weights, strict=False)  # without the state of schedules
+        names = [*differing.unexpected_keys, *(x for x in differing.missing_keys if not x.endswith("_extra_state"))]
+        if names:
+            raise KeyError(f"{len(names)} weights differ, such as {names[0]}")
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise DataError(
@@ -73,7 +76,8 @@ def read(
     description = Description.of_run(run)
     if checkpoint is None:
         raise DataError(f"{folder} has no checkpoint yet. {FORMS}")
-    return description, read_weights(checkpoint, "models"), checkpoint
+    weights = {name: x for name, x in read_weights(checkpoint, "models").items() if isinstance(x, torch.Tensor)}
+    return description, weights, checkpoint
 
 
 def find(source: Union[str, Path]) -> Path:

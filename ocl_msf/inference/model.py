@@ -239,7 +239,11 @@ class Model(nn.Module):
         Only what slots and masks need is run: neither guidance nor, if masks are attention, the decoder.
         """
         device = next(self.models.parameters()).device
-        batch = {"image": squares.to(device), "batch_size": len(squares), "boxes": self._boxes(boxes, squares, device)}
+        batch: Dict[str, Any] = {
+            "image": squares.to(device),
+            "batch_size": len(squares),
+            "boxes": self._boxes(boxes, squares, device),
+        }
         names = list(self.models)
         needed = {name: self.models[name] for name in names[: names.index("masks") + 1]}
         if queries is not None:
