@@ -56,12 +56,13 @@ def guided_losses(guidance_scales: Sequence[int], **losses: Any) -> Dict[str, An
 
     Args:
         guidance_scales: as for `guided_models`.
-        losses: the configs, not instantiated yet. All are losses of the decoder.
+        losses: the configs, not instantiated yet. Those that take nothing from a decoder are there once.
     """
     first = drop_nulls(**losses)
     configs = dict(first)
     for scale in guidance_scales[1:]:
-        configs.update({f"{name}_{scale}": _at_scale(config, scale) for name, config in first.items()})
+        others = {f"{name}_{scale}": _at_scale(config, scale) for name, config in first.items()}
+        configs.update({name: config for name, config in others.items() if config not in first.values()})
     return {name: instantiate(config, _convert_="all") for name, config in configs.items()}
 
 

@@ -1,7 +1,7 @@
 """Losses the host lacks."""
 
 from functools import reduce
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import nn
@@ -51,6 +51,28 @@ class NormLoss(nn.Module):
         """N encodings Z_n (b, c, h_n, w_n) -> scalar."""
         losses = [F.mse_loss(z, F.layer_norm(z.detach(), z.shape[1:])) for z in encodings]
         return self.weight * reduce(torch.add, losses)
+
+
+class SlotSparsity(nn.Module):
+    """Keeps slots from sharing out what one of them could have: sum_k (share of the image that slot k owns)^1/2.
+
+    It is 1 if one slot owns everything and k^1/2 if all own as much. Splitting a background costs a mixture of slots
+    nothing, so without this it ends in as many pieces as there are slots to spare. One piece instead of five saves
+    eight times as much as leaving out an object on a fiftieth of the image.
+
+    Args:
+        weight: of this loss, a number or a schedule of the host. It should rise once slots are worth something: from
+            the first step on it leaves one slot for everything.
+    """
+
+    def __init__(self, weight: Union[float, nn.Module] = 1.0):
+        super().__init__()
+        self.weight: Any = weight
+
+    def forward(self, attention: torch.Tensor) -> torch.Tensor:
+        """Shares (b, k, n) of the slots in each super-pixel, of sum 1 over k -> scalar."""
+        owned = attention.float().mean(-1)  # b k
+        return float(self.weight) * (owned + 1e-4).sqrt().sum(-1).mean()  # 1e-4: empty slots have finite gradients
 
 
 class GroupedCrossEntropy(nn.Module):
