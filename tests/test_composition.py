@@ -72,3 +72,9 @@ def test_scales_that_do_not_begin_with_that_of_the_guidance_are_refused(scales):
 def test_a_scale_that_the_vae_lacks_is_refused():
     with pytest.raises(Exception, match="scale 4 needs a VAE with as many scales"):
         build([1, 4])
+
+
+def test_a_loss_that_takes_nothing_from_a_decoder_is_there_once():
+    sparsity = {"_target_": "routed.ocl_msf.losses.SlotSparsity", "attention_path": "perceptual_grouping.attention"}
+    losses = guided_losses([1, 2], tokens=LOSS, sparsity=sparsity)
+    assert list(losses) == ["tokens", "sparsity", "tokens_2"]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ocl_msf.losses import GroupedCrossEntropy, NormLoss, PyramidLoss, WeightedLoss
+from ocl_msf.losses import GroupedCrossEntropy, NormLoss, PyramidLoss, SlotSparsity, WeightedLoss
 
 
 def test_pyramid_loss_adds_the_scales():
@@ -62,3 +62,29 @@ def test_a_joint_head_is_scored_by_the_number_of_the_combination():
 def test_a_joint_head_and_its_loss_go_together(heads, sizes):
     with pytest.raises(ValueError, match="msf/heads=joint"):
         GroupedCrossEntropy(sizes)([torch.randn(1, 4, 28)] * heads, torch.zeros(1, 2, 2, 2, dtype=torch.long))
+
+
+def test_slot_sparsity_is_one_for_one_slot_and_the_root_of_their_number_for_equal_ones():
+    one = torch.zeros(2, 4, 10)
+    one[:, 2] = 1
+    equal = torch.full((2, 4, 10), 0.25)
+    assert SlotSparsity()(one).item() == pytest.approx(1, abs=0.05)
+    assert SlotSparsity(0.5)(equal).item() == pytest.approx(0.5 * 2, rel=1e-3)
+
+
+def test_slot_sparsity_merges_pieces_of_a_background_before_it_gives_an_object_up():
+    owned = {"pieces": [0.16] * 5 + [0.18, 0.02], "merged": [0.8, 0.18, 0.02], "given_up": [0.16] * 5 + [0.2]}
+    loss = {name: SlotSparsity()(torch.tensor(x)[None, :, None]).item() for name, x in owned.items()}
+    assert loss["merged"] < loss["given_up"] < loss["pieces"]
+
+
+def test_slot_sparsity_has_finite_gradients_for_empty_slots_and_takes_a_schedule():
+    class Schedule(torch.nn.Module):
+        def __float__(self):
+            return 0.5
+
+    attention = torch.tensor([1.0, 0.0])[None, :, None].requires_grad_()
+    loss = SlotSparsity(Schedule())(attention)
+    loss.backward()
+    assert attention.grad.isfinite().all() and attention.grad.abs().max() > 0
+    assert loss.item() == pytest.approx(0.5 * SlotSparsity()(attention).item())
