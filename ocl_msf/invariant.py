@@ -84,11 +84,14 @@ class InvariantSlotAttentionGrouping(nn.Module):
             iteration.
 
         Raises:
-            ValueError: gradients is none of the three.
+            ValueError: the features have no positions, or gradients is none of the three.
         """
-        features, points = feature.features, 2 * feature.positions - 1  # b n d, n 2
+        features, positions = feature.features, feature.positions  # b n d, n 2
+        if positions is None:
+            raise ValueError("InvariantSlotAttentionGrouping needs features with positions.")
+        points = 2 * positions - 1  # n 2
         if self.positional_embedding is not None:
-            features = self.positional_embedding(features, torch.full_like(feature.positions, 0.5))
+            features = self.positional_embedding(features, torch.full_like(positions, 0.5))
         features = self.norm_features(features)
         keys, values = self.to_key(features), self.to_value(features)  # b n d
 

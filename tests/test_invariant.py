@@ -83,6 +83,11 @@ def test_features_do_not_know_where_they_are(feature, queries):
     assert (seen[0] == 0.5).all() and seen[0].shape == (40, 2)
 
 
+def test_features_without_positions_are_refused(feature, queries):
+    with pytest.raises(ValueError, match="positions"):
+        build()(FeatureExtractorOutput(feature.features, None), queries)
+
+
 @pytest.mark.parametrize("gradients, flows", [("all", True), ("last", False), ("straight_through", True)])
 def test_gradients_reach_queries_as_in_slot_attention(feature, queries, gradients, flows):
     queries.requires_grad_()
