@@ -87,7 +87,7 @@ MAY_IMPORT = {
     | {"ocl_msf.__version__", "ocl_msf.chunks", "ocl_msf.data", "ocl_msf.decoding"}
     | {"ocl_msf.experiments", "ocl_msf.files", "ocl_msf.inference"},
     "results": FRAMEWORK
-    | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors", "sklearn"}
+    | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors", "sklearn", "tqdm"}
     | {
         "ocl_msf.data",
         "ocl_msf.experiments",

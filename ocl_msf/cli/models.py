@@ -1,10 +1,10 @@
 """Commands that use trained models, and hand them on."""
 
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 from typer import Argument, Option
-from typing_extensions import Annotated
+from typing_extensions import Annotated, Literal
 
 from ocl_msf.cli._app import command
 
@@ -43,3 +43,38 @@ def export(
     print(write(model, folder, license))
     if push:
         print(upload(folder, push, private))
+
+
+@command(
+    "predict",
+    "ocl-msf predict outputs/msf/slate_clevrtex/TIME photos --out predictions",
+    "ocl-msf predict hf://OWNER/NAME cat.jpg 'photos/**/*.png' data/coco/val/*.tar --out predictions --fit stretch",
+)
+def predict(
+    model: Model,
+    inputs: Annotated[
+        List[str],
+        Argument(
+            metavar="INPUT...",
+            help="Pictures, folders, patterns in quotes, or shards (.tar) of converted data.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, Option(help="A new folder, or that of an earlier call.")] = Path("predictions"),
+    batch_size: Annotated[int, Option(min=1, help="Pictures at a time.")] = 16,
+    device: Annotated[Optional[str], Option(metavar="NAME", help="Such as cuda:1; by default a GPU if any.")] = None,
+    fit: Annotated[
+        Literal["crop", "stretch"], Option(help="Show the model the central square, or all in a square.")
+    ] = "crop",
+) -> None:
+    """Find slots and masks of pictures, and write them.
+
+    For each picture the folder gets masks/KEY.png, a palette image with 255 where the model was not shown the picture,
+    and overlays/KEY.png; for all of them slots.safetensors (n, k, d), index.csv with their rows, and contact.png.
+    Repeat the command after an interruption to continue. Inputs that cannot be read are named, and left out.
+    """
+    from ocl_msf.results.predict import predict as find
+
+    done, kept, unread = find(model, inputs, out, batch_size, device, fit)
+    before = f", and {kept} that were there" if kept else ""
+    print(f"{out}: slots and masks of {done} pictures{before}; {unread} inputs could not be read")

@@ -1,8 +1,9 @@
 """Pictures and videos in any form and size: to arrays, to a model's squares, and masks back to their size."""
 
+import io
 import warnings
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -20,8 +21,12 @@ UNDERSTOOD = (
 )
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Union[str, Path], content: Optional[bytes] = None) -> np.ndarray:
     """Read a picture file as viewers show it: (h, w, 3), uint8.
+
+    Args:
+        path: the file.
+        content: its bytes, if they have been read; `path` is then a name for messages.
 
     Raises:
         DataError: the file does not exist, is no picture, or has more pixels than Pillow takes for harmless.
@@ -29,7 +34,7 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many are an error
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
         reason = str(error) or repr(error)

@@ -119,6 +119,12 @@ def match_segments(segments: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return numbers[inverse].reshape(segments.shape)
 
 
+def segment_palette() -> np.ndarray:
+    """The colour of every number of a segment as `paint_segments` gives it, (256, 3) uint8; 255 is white."""
+    names = [BACKGROUND, *(SEGMENTS[number % len(SEGMENTS)] for number in range(254)), "#FFFFFF"]
+    return (np.array([to_rgb(name) for name in names]) * 255).round().astype(np.uint8)
+
+
 def paint_segments(segments: np.ndarray, reference: Optional[np.ndarray] = None, size: int = 256) -> np.ndarray:
     """Colour segments, with a white line between neighbours, so that shapes can be told apart without colours.
 
