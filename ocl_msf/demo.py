@@ -7,13 +7,17 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Callable, Dict, List, Optional
+
+import torch
+from safetensors.torch import load_file
 
 from ocl_msf._host import require_host
 from ocl_msf.experiments.honest_rows import text_table, verdict
 from ocl_msf.experiments.runs import Run, Scores, config_path, defined, find_runs, furthest
 from ocl_msf.experiments.tasks import Task, assign, run_all
-from ocl_msf.files import decode_json
+from ocl_msf.files import decode_json, replacing
+from ocl_msf.inference.loading import PRETRAINED, WEIGHTS
 
 with require_host():
     import ocl.cli.train  # noqa: F401  without it, the steps after the scenes would fail
@@ -45,11 +49,17 @@ def run_demo(folder: Path = Path("demo"), scenes: int = 2000) -> None:
 
     _train(folder, "vqvae_clevrtex")
     slate = _train(folder, "slate_clevrtex")
-    reports = folder / "untrained" / "metrics.json", slate.folder / "metrics.json"
-    before = _evaluate(folder, "scoring before training", slate, slate.untrained, reports[0])
-    after = _evaluate(folder, "scoring after training", slate, slate.checkpoint, reports[1])
+    models = {
+        "before training": (slate.untrained, folder / "untrained"),
+        "after training": (slate.checkpoint, slate.folder),
+        "the model in the box": (_boxed(slate.checkpoint, folder / "box"), folder / "box"),
+    }
+    scores = {
+        name: _evaluate(folder, f"scoring {name}", slate, checkpoint, place / "metrics.json")
+        for name, (checkpoint, place) in models.items()
+    }
     shutil.copyfile(slate.folder / "scenes.png", folder / "scenes.png")
-    print("\n".join(["", *_table(before, after), "", *_next_steps(folder)]))
+    print("\n".join(["", *_table(scores), "", *_next_steps(folder)]))
 
 
 def _run(folder: Path, title: str, module: List[str], log: Path, done: Optional[Callable[[], bool]] = None) -> None:
@@ -93,11 +103,22 @@ def _evaluate(folder: Path, title: str, run: Run, checkpoint: Optional[Path], re
     return decode_json(report.read_text())["metrics"]["val"]
 
 
-def _table(before: Scores, after: Scores) -> List[str]:
+def _boxed(trained: Optional[Path], folder: Path) -> Path:
+    """A copy of a trained checkpoint with the weights of the model that comes with ocl_msf, of the same experiment."""
+    assert trained is not None, "a finished run has a checkpoint"
+    state = torch.load(trained, map_location="cpu", weights_only=True)["state_dict"]
+    state.update({f"models.{name}": x for name, x in load_file(PRETRAINED / "scenes" / WEIGHTS).items()})
+    with replacing(folder / "scenes.ckpt") as file:
+        torch.save({"state_dict": state}, file)
+    return folder / "scenes.ckpt"
+
+
+def _table(models: Dict[str, Scores]) -> List[str]:
     """The scores in percent, and those of what knows nothing of objects."""
-    before, after = defined(before), defined(after)
-    lines = text_table(f"{HELD_OUT} held-out scenes", {"before training": before, "after training": after})
-    return [*lines, *filter(None, [verdict(after)])]
+    models = {name: defined(scores) for name, scores in models.items()}
+    lines = text_table(f"{HELD_OUT} held-out scenes", models)
+    verdicts = {name: verdict(scores) for name, scores in models.items()}
+    return [*lines, *(f"{name}: {its}" for name, its in verdicts.items() if its)]
 
 
 def _next_steps(folder: Path) -> List[str]:
@@ -106,6 +127,7 @@ def _next_steps(folder: Path) -> List[str]:
     active = shutil.which("ocl-msf") == str(programs / "ocl-msf")
     return [
         f"Scenes, true masks, predicted masks, reconstructions: {folder / 'scenes.png'}",
+        f"The same of the model in the box, trained for longer on other scenes: {folder / 'box' / 'scenes.png'}",
         f"Curves and pictures over time: tensorboard --logdir {folder / 'outputs'}",
         "",
         "With the real ClevrTex (download and unpack it, https://www.robots.ox.ac.uk/~vgg/data/clevrtex/) and a GPU:",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ocl_msf import demo
 from ocl_msf.cli import main
@@ -34,7 +35,7 @@ def play(tmp_path, monkeypatch):
             (folder / "config" / "config.yaml").write_text("experiment: {}\ntrainer: {max_steps: 1000}\n")
             version = folder / "lightning_logs" / "version_0"
             (version / "checkpoints").mkdir(parents=True)
-            (version / "checkpoints" / f"epoch0000-step{steps:07}.ckpt").touch()
+            torch.save({"state_dict": {}}, version / "checkpoints" / f"epoch0000-step{steps:07}.ckpt")
             if "load_checkpoint" not in chosen:
                 (version / "untrained.ckpt").touch()
 
@@ -57,16 +58,17 @@ def play(tmp_path, monkeypatch):
     return run
 
 
+BOX = "the model in the box"
 STEPS = ["making scenes", "converting them", "training vqvae_clevrtex", "training slate_clevrtex"]
 
 
 def test_the_steps_in_order_and_once(play, capsys):
     titles = [title for title, _ in play()]
-    assert titles == [*STEPS, "scoring before training", "scoring after training"]
+    assert titles == [*STEPS, *(f"scoring {name}" for name in ("before training", "after training", BOX))]
     printed = capsys.readouterr().out
     gain = r" .*\n  of it image gain +"
     assert re.search(rf"before training +50\.0{gain}25\.0 .*\nafter training +75\.0{gain}37\.5 ", printed)
-    assert re.search(r"blind grid +62\.5 .*\ncolour clustering +25\.0 .*\nahead of both in every score\n", printed)
+    assert re.search(r"blind grid +62\.5 .*\ncolour clustering +25\.0 .*\n(.*\n)*after training: ahead of both in every score\n", printed)
     assert [title for title, _ in play()] == STEPS[:2]  # these two see for themselves what is there
 
 

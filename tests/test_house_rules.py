@@ -102,7 +102,7 @@ MAY_IMPORT = {
     "cli": {"typer", "typing_extensions", "ocl_msf.cli", "ocl_msf.demo", "ocl_msf.files"}
     | {"ocl_msf.data", "ocl_msf.experiments", "ocl_msf.inference", "ocl_msf.results"},
     "__main__": {"ocl_msf.cli"},
-    "demo": HOST | {"ocl_msf.experiments", "ocl_msf.files"},
+    "demo": HOST | {"torch", "safetensors", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.inference"},
     "data": FRAMEWORK
     | {"PIL", "cloudpickle", "crc32c", "google", "hydra", "lmdb"}
     | {"pycocotools", "safetensors", "scipy", "tqdm"}
