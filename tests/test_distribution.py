@@ -119,6 +119,6 @@ demo.run_demo(Path("out"), scenes=6)
 def test_the_demo_runs_from_a_wheel(python, tmp_path):
     status, printed = run(python, "-c", DEMO, cwd=tmp_path)
     assert status == 0, printed
-    assert printed.count(": done in ") == 6 and "2 held-out scenes" in printed
+    assert printed.count(": done in ") == 7 and "2 held-out scenes" in printed
     assert (tmp_path / "out" / "scenes.png").stat().st_size
     assert f"source {python.parent.parent}/bin/activate" in printed

@@ -268,12 +268,12 @@ def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
 
 
 CHOICES = [
-    ("slate_clevrtex", ["msf/guidance=scale_2"], {"tokens"}),
-    ("slate_clevrtex", ["msf/guidance=both"], {"tokens", "tokens_2"}),
+    ("slate_clevrtex", ["msf/guidance=scale_2"], {"sparsity", "tokens"}),
+    ("slate_clevrtex", ["msf/guidance=both"], {"sparsity", "tokens", "tokens_2"}),
     ("steve_movi_c", ["msf/variant=gdr"], {"tokens"}),
     ("steve_movi_c", ["msf/guidance=both", "+msf/heads=joint"], {"tokens", "tokens_2"}),
     ("slotdiffusion_clevrtex", ["msf/guidance=both"], {"noise", "noise_2"}),
-    ("slate_clevrtex", ["experiment.encoder.vit=vit_tiny_patch16_224"], {"tokens"}),
+    ("slate_clevrtex", ["experiment.encoder.vit=vit_tiny_patch16_224"], {"sparsity", "tokens"}),
     ("steve_movi_c", ["experiment.encoder.vit=vit_tiny_patch16_224"], {"tokens"}),
 ]
 

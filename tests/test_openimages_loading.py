@@ -84,15 +84,17 @@ def test_both_formats_are_read_with_the_experiments_transforms(compose, name):
     assert next(iter(data.train_dataloader()))["image"].shape[1:] == (3, 48, 48)
 
 
-@pytest.mark.parametrize("model, vae, loss", [("slate", "", "tokens"), ("slotdiffusion", "_c4", "noise")])
-def test_both_stages_take_a_step(compose, tmp_path, model, vae, loss):
+@pytest.mark.parametrize(
+    "model, vae, losses", [("slate", "", ["tokens", "sparsity"]), ("slotdiffusion", "_c4", ["noise"])]
+)
+def test_both_stages_take_a_step(compose, tmp_path, model, vae, losses):
     train(compose(f"vqvae_openimages{vae}"))
     (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/*step0000001.ckpt")
     config = compose(f"{model}_openimages", f"experiment.vae_checkpoint='{checkpoint}'")
     train(config)
     (checkpoint,) = tmp_path.glob("lightning_logs/version_1/checkpoints/*step0000001.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
-    assert list(instantiate(config.losses)) == [loss]
+    assert list(instantiate(config.losses)) == losses
 
 
 def test_the_larger_input_has_stage_one_of_its_own(compose):

@@ -70,9 +70,10 @@ def test_a_wheel_holds_every_module_and_config_once(wheel):
     modules = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "ocl_msf").rglob(kind)}
     modules = {path for path in modules if "_plugins" not in path.parts}
     modules.add(Path("hydra_plugins/ocl_msf/__init__.py"))
+    pretrained = {path.relative_to(ROOT) for path in (ROOT / "ocl_msf" / "pretrained").rglob("*") if path.is_file()}
     configs = {"ocl_msf" / path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*") if path.is_file()}
     members = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}
-    assert {path for path in members if ".dist-info" not in path.parts[0]} == modules | configs
+    assert {path for path in members if ".dist-info" not in path.parts[0]} == modules | configs | pretrained
 
 
 def test_start_up_stays_light(tmp_path):
