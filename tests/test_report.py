@@ -11,10 +11,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from ocl_msf.cli import main
 from ocl_msf.experiments.logs import Event
+from ocl_msf.results.figures.curves import draw_curves
 from ocl_msf.results.figures.segmentations import Scenes
+from ocl_msf.results.report import plots
 from ocl_msf.results.report.comparison import paper_value
 from ocl_msf.results.rows import collect, name_rows
 
@@ -435,3 +438,32 @@ def test_evaluate_makes_what_is_missing_of_finished_runs(runs, tmp_path, monkeyp
     monkeypatch.setattr("subprocess.call", lambda command: 3)
     with pytest.raises(SystemExit, match="status 3"):
         main(["report", str(runs), "--out", str(tmp_path / "report"), "--evaluate"])
+
+
+def test_the_report_of_a_resumed_run_has_the_whole_log_wherever_it_is_called(tmp_path, monkeypatch):
+    """Its checkpoint is relative to the folder that it was launched in."""
+    launch, shown = tmp_path / "launch", []
+    for name, steps, source in (("first", (100, 200, 300), None), ("second", (300, 400), "first")):
+        run = make_run(launch / "outputs" / name / "now", [*SLATE, "seed=0"], {"ari": 0.5}, step=steps[-1])
+        log = SummaryWriter(run / "lightning_logs" / "version_0")
+        for step in steps:
+            log.add_scalar("val/ari_fg", step / 1000, step)
+        log.close()
+        (run / "config" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"cwd": str(launch)}}}))
+        if source:
+            checkpoint = f"outputs/{source}/now/lightning_logs/version_0/checkpoints/epoch=0-step=200.ckpt"
+            (launch / checkpoint).touch()
+            config = {"load_checkpoint": checkpoint, "experiment": {"stage": 2}, "trainer": {"max_steps": 1000}}
+            (run / "config" / "config.yaml").write_text(json.dumps(config))
+
+    def draw(logs, *others):
+        shown.append(logs)
+        return draw_curves(logs, *others)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(plots, "draw_curves", draw)
+    main(["report", str(launch / "outputs" / "second"), "--out", "report"])
+    (((log,),),) = [logs.values() for logs in shown]
+    assert [event.step for event in log["val/ari_fg"]] == [100, 200, 300, 400]
