@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import webdataset
 from hydra.core.global_hydra import GlobalHydra
-from ocl.cli import cli_utils
+from ocl.cli import cli_utils, training_config
 from ocl.cli.compute_dataset_size import compute_size
 from ocl.cli.eval import list_metrics
 from ocl.cli.train import TrainerConf, instantiate
@@ -106,6 +106,15 @@ def test_a_config_has_the_arguments_of_lightnings_trainer_and_their_defaults():
     expected = {"_target_": f"{pl.Trainer.__module__}.Trainer", **defaults}
     expected["callbacks"] = "${oc.dict.values:experiment.callbacks}"
     assert {field.name: field.default for field in dataclasses.fields(TrainerConf)} == expected
+
+
+def test_the_arguments_of_a_trainer_written_in_another_way_are_asked_for(monkeypatch):
+    def refuse(source):
+        raise ValueError("no class Trainer")
+
+    read = {(name, default) for name, _, default in training_config.trainer_arguments()}
+    monkeypatch.setattr(training_config, "read_arguments", refuse)
+    assert {(name, default) for name, _, default in training_config.trainer_arguments()} == read
 
 
 def test_slurm_is_an_overlay_of_launcher_and_strategy(tmp_path):

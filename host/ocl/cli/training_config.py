@@ -20,9 +20,10 @@ TYPES |= {f"Optional[{kind.__name__}]": Optional[kind] for kind in (bool, int, s
 
 def trainer_arguments() -> list[tuple[str, Any, Any]]:
     """Name, type and default of each argument of Lightning's trainer, read in its source where that is possible."""
-    (folder,) = importlib.util.find_spec("pytorch_lightning").submodule_search_locations  # type: ignore[union-attr, misc]
+    spec = importlib.util.find_spec("pytorch_lightning")
+    assert spec is not None and spec.origin is not None, "the host depends on Lightning"
     try:
-        return list(read_arguments(Path(folder, "trainer", "trainer.py").read_text(encoding="utf-8")))
+        return list(read_arguments(Path(spec.origin).with_name("trainer").joinpath("trainer.py").read_text("utf-8")))
     except (OSError, ValueError):  # a version that is written in another way
         from pytorch_lightning import Trainer
 
