@@ -7,7 +7,7 @@ from typing import Iterator
 MISSING = (
     "This part of ocl_msf runs inside an OCL framework (import names `ocl` and `routed`), and none is installed. "
     "Get one of the two: `pip install 'ocl-msf[host]'` (from a checkout: `pip install ./host`) for current Python, "
-    "or Amazon's framework for Python 3.8, which is on no package index (README.md, Two hosts, has the commands). "
+    "or Amazon's framework for Python 3.8, which is on no package index (README.md, Install, has the commands). "
     "Do not `pip install ocl` from PyPI: that package is something else."
 )
 TWO = (

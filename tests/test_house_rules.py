@@ -20,11 +20,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "configs/experiment/msf").glob("[!_]*.yaml"))
 TEXTS = sorted(
     path
-    for folder in ("ocl_msf", "host", "configs", "scripts", "tests", ".ci", ".github")
+    for folder in ("ocl_msf", "host", "configs", "scripts", "tests", "docs", ".ci", ".github")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in {"", ".py", ".yaml", ".yml", ".md", ".toml", ".sh"} and path.is_file()
+    if path.suffix in {"", ".py", ".yaml", ".yml", ".md", ".toml", ".sh", ".ipynb"} and path.is_file()
     if not {".ruff_cache", "__pycache__"} & set(path.parts)
-) + sorted([*ROOT.glob("*.md"), *ROOT.glob("*.toml")])
+) + sorted([*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.yml")])
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # What a module may import besides the standard library; a folder stands for all of its modules.
 MATHS = {"torch", "einops"}
@@ -275,10 +276,12 @@ def files_named(command):
             yield word
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_commands_in_the_documentation_exist(name):
-    files = [file for command in bash_commands(ROOT / name) for file in files_named(command)]
-    assert files, "no command names a file: are its blocks marked as bash?"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_the_documentation_exist(path):
+    files = [file for command in bash_commands(path) for file in files_named(command)]
+    assert files or not re.search(r"^(ocl_train|bash) ", path.read_text(encoding="utf-8"), flags=re.MULTILINE), (
+        "no command names a file: are its blocks marked as bash?"
+    )
     assert not [file for file in files if not (ROOT / file).exists()]
 
 
