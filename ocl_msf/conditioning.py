@@ -6,6 +6,8 @@ from typing import Any, Union
 import torch
 from torch import nn
 
+from ocl_msf.frames import box_frames
+
 
 class GaussianQueries(nn.Module):
     """Queries sampled from Gaussians with a learned mean for each slot and one scheduled sigma (section A.5).
@@ -66,7 +68,7 @@ class BoxQueriesOutput:
     """Queries of a video.
 
     Attributes:
-        queries: (b, k, object_dim).
+        queries: (b, k, object_dim), or (b, k, object_dim + 3) with frames.
         is_empty: (b, k), bool, True where there is no box: such a slot is off.
     """
 
@@ -87,17 +89,19 @@ class BoxQueries(nn.Module):
         object_dim: channels of a slot.
         n_slots: number of slots, the background's included.
         hidden_dim: of the MLP, `object_dim` by default.
+        frames: queries have frames (see `ocl_msf.frames`), those of the boxes.
 
     Raises:
         ValueError: n_slots is below 1.
     """
 
-    def __init__(self, object_dim: int, n_slots: int, hidden_dim: int = 0):
+    def __init__(self, object_dim: int, n_slots: int, hidden_dim: int = 0, frames: bool = False):
         super().__init__()
         if n_slots < 1:
             raise ValueError(f"n_slots must be 1 or more, one of them the background's, got {n_slots}.")
         self.object_dim = object_dim
         self.n_slots = n_slots
+        self.frames = frames
         hidden_dim = hidden_dim or object_dim
         self.mlp = nn.Sequential(nn.Linear(4, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, object_dim))
         self._init_spread()
@@ -114,7 +118,10 @@ class BoxQueries(nn.Module):
         slots = first.new_zeros(len(first), self.n_slots, 4)  # b k 4
         slots[:, 0] = slots.new_tensor([0.0, 0.0, 1.0, 1.0])
         slots[:, 1 : 1 + first.shape[1]] = first
-        return BoxQueriesOutput(self.mlp(slots), (slots == 0).all(-1))  # b k d, b k
+        queries = self.mlp(slots)  # b k d
+        if self.frames:
+            queries = torch.cat([queries, box_frames(slots)], -1)  # b k d+3
+        return BoxQueriesOutput(queries, (slots == 0).all(-1))
 
     @torch.no_grad()
     def _init_spread(self) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.decoding import height_and_width
+from ocl_msf.frames import FRAME_CHANNELS, FRAME_FEATURES, frame_features, split_frames
 
 
 @dataclass
@@ -61,6 +62,8 @@ class DiffusionDecoder(nn.Module):
             learns to use slots in far fewer steps. Evaluation is of the noise in either case.
         coordinates: the UNet also gets the row and column of each position, from -1 to 1, as two more channels (Liu
             et al., 2018). The paper's UNet knows positions from its padding alone, which takes long to learn.
+        frames: slots have frames (see `ocl_msf.frames`), which are projected and added to them: with coordinates, the
+            product of a query and a key can then fall with the distance from a slot's position.
         dropout: in the UNet's residual blocks; 0.1 in SlotDiffusion (Wu et al., 2023).
         betas: the first and the last variance of the noise schedule: 0.0015 and 0.0195 in SlotDiffusion, 1e-4 and 0.02
             in Ho et al. (2020).
@@ -89,6 +92,7 @@ class DiffusionDecoder(nn.Module):
         attention_from: int = 1,
         prediction_type: str = "epsilon",
         coordinates: bool = False,
+        frames: bool = False,
         dropout: float = 0.0,
         betas: Sequence[float] = (1e-4, 0.02),
         beta_schedule: str = "linear",
@@ -117,6 +121,7 @@ class DiffusionDecoder(nn.Module):
             norm_num_groups=reduce(gcd, channels, 32),
             dropout=dropout,
         )
+        self.project_frames = nn.Linear(FRAME_FEATURES, object_dim) if frames else None
         schedule = dict(zip(("beta_start", "beta_end"), betas), beta_schedule=beta_schedule)
         self.noising: Any = DDPMScheduler(num_timesteps, prediction_type=prediction_type, **schedule)
         # trailing: starts from pure noise, as few steps must; unclipped: codes are not confined to [-1, 1]
@@ -173,6 +178,9 @@ class DiffusionDecoder(nn.Module):
         """
         if self.coordinates:
             noisy = torch.cat([noisy, _coordinates(noisy)], 1)  # b (d + 2) h w
+        if self.project_frames is not None:
+            vectors, frames = split_frames(slots)
+            slots = vectors + self.project_frames(frame_features(frames))  # b k d
         if slot_mask is not None:
             slots = slots.masked_fill(slot_mask[..., None], 0.0)  # b k d; for samples whose slots are all off
             slot_mask = ~slot_mask  # the UNet's is True where a slot is on
@@ -227,8 +235,9 @@ class DiffusionDecoder(nn.Module):
         return noise.to(device).expand(-1, batch, -1, -1, -1), timesteps[:, None].expand(-1, batch)
 
     def _check(self, slots: torch.Tensor, guidance: torch.Tensor) -> None:
-        if slots.ndim != 3 or slots.shape[2] != self.object_dim:
-            raise ValueError(f"slots must be (b, k, {self.object_dim}), as object_dim says, got {tuple(slots.shape)}.")
+        channels = self.object_dim + (FRAME_CHANNELS if self.project_frames is not None else 0)
+        if slots.ndim != 3 or slots.shape[2] != channels:
+            raise ValueError(f"slots must be (b, k, {channels}), as object_dim says, got {tuple(slots.shape)}.")
         if guidance.ndim != 4 or guidance.shape[1] != self.guidance_dim:
             shape, channels = tuple(guidance.shape), self.guidance_dim
             raise ValueError(f"guidance must be (b, {channels}, h, w), as guidance_dim says, got {shape}.")

@@ -10,6 +10,7 @@ import torch
 
 FRAME_CHANNELS = 3  # y, x, scale
 RELATIVE_FEATURES = 7
+FRAME_FEATURES = 7
 
 
 def split_frames(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -22,6 +23,17 @@ def unlimited_frames(slots: torch.Tensor) -> torch.Tensor:
     frames = slots.new_zeros(*slots.shape[:-1], FRAME_CHANNELS)
     frames[..., 2] = 1e3
     return frames
+
+
+def box_frames(boxes: torch.Tensor) -> torch.Tensor:
+    """Frames (..., 3) of boxes (..., 4): centres, and the mean deviation of points that are spread evenly in a box.
+
+    Args:
+        boxes: corners x, y, x, y in [0, 1]; four zeros where there is none, which gives a frame as small as can be.
+    """
+    first, second = boxes[..., :2].flip(-1), boxes[..., 2:].flip(-1)  # ... 2, y and x
+    scale = (second - first).mean(-1, keepdim=True) / 3**0.5  # ... 1: 2 s wide, of variance (2 s)^2 / 12
+    return torch.cat([first + second - 1, scale.clamp(min=1e-3)], -1)
 
 
 def fit_frames(weights: torch.Tensor, points: torch.Tensor, min_scale: float) -> torch.Tensor:
@@ -55,3 +67,14 @@ def relative_features(frames: torch.Tensor, points: torch.Tensor) -> torch.Tenso
     y, x = ((points - frames[..., :2]) / frames[..., 2:]).clamp(-6, 6).unbind(-1)
     square = y * y + x * x
     return torch.stack([y, x, square, y * y - x * x, y * x, torch.expm1(-square / 2), torch.expm1(-square / 8)], -1)
+
+
+def frame_features(frames: torch.Tensor) -> torch.Tensor:
+    """Describe frames (..., 3) by (..., 7): y, x, log s, and 1, y, x and y^2 + x^2 over s^2 + 1/10.
+
+    The last four times 1, y, x and y^2 + x^2 of a point can make the squared distance in units of the scale s.
+    """
+    position, scale = frames[..., :2], frames[..., 2:]
+    inverse = 1 / (scale.square() + 0.1)
+    square = position.square().sum(-1, keepdim=True)
+    return torch.cat([position, scale.log(), inverse, position * inverse, square * inverse], -1)

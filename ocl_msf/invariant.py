@@ -1,6 +1,6 @@
 """Slot attention in which every slot has a frame of reference of its own (Biza et al., 2023)."""
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import nn
@@ -19,9 +19,9 @@ class InvariantSlotAttentionGrouping(nn.Module):
 
     After each iteration a slot's frame is the mean and the deviation of the positions that it attends to. In the next
     one it sees positions relative to its frame alone, so a moved object gives the same slot with a moved frame
-    (translation and scaling of Invariant Slot Attention, Biza et al., 2023, section 3). Slots start without a frame:
-    the first iteration goes by looks alone. A slot that may stand for one compact thing finds objects much sooner than
-    one that may stand for many places.
+    (translation and scaling of Invariant Slot Attention, Biza et al., 2023, section 3). Slots that start without a
+    frame go by looks alone in the first iteration; slots of a video start with that of the frame before. A slot that
+    may stand for one compact thing finds objects much sooner than one that may stand for many places.
 
     Invariant Slot Attention passes the relative positions of all pairs of slots and features through an MLP. Here the
     positional part of a key is linear in seven functions of the relative position (`frames.relative_features`), so
@@ -76,7 +76,7 @@ class InvariantSlotAttentionGrouping(nn.Module):
 
         Args:
             feature: features (b, n, feature_dim) with positions (n, 2) in [0, 1].
-            conditioning: initial slots (b, k, object_dim), without frames.
+            conditioning: initial slots (b, k, object_dim), or with frames (b, k, object_dim + 3).
             slot_mask: (b, k), bool, True where a slot is off and gets no feature.
 
         Returns:
@@ -98,8 +98,9 @@ class InvariantSlotAttentionGrouping(nn.Module):
         def step(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
             return self._iterate(slots, keys, values, points, slot_mask)  # b k d+3, b k n
 
-        start = torch.cat([conditioning, unlimited_frames(conditioning)], -1)  # b k d+3
-        slots, attention = iterate(step, start, self.iters, self.gradients)
+        if conditioning.shape[-1] == self.object_dim:
+            conditioning = torch.cat([conditioning, unlimited_frames(conditioning)], -1)  # b k d+3
+        slots, attention = iterate(step, conditioning, self.iters, self.gradients)
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
 
     def _iterate(
@@ -129,3 +130,17 @@ class InvariantSlotAttentionGrouping(nn.Module):
         if self.ff_mlp is not None:
             vectors = self.ff_mlp(vectors)
         return torch.cat([vectors, frames], -1), attention
+
+
+class VideoInvariantSlotAttentionGrouping(InvariantSlotAttentionGrouping):
+    """The same for videos, with a GRU initialised to keep slots, as in `VideoSlotAttentionGrouping`.
+
+    Args:
+        keep_bias: initial value added to the update gate's bias.
+        others: as for `InvariantSlotAttentionGrouping`.
+    """
+
+    def __init__(self, *args: Any, keep_bias: float = 2.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        with torch.no_grad():  # gates are in the order reset, update, new
+            self.gru.bias_ih[self.object_dim : 2 * self.object_dim] += keep_bias

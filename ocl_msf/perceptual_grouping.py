@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ocl_msf._host import require_host
+from ocl_msf.frames import split_frames
 
 with require_host():
     from ocl.perceptual_grouping import SlotAttentionGrouping
@@ -20,6 +21,7 @@ class TemporalPredictor(nn.Module):
         num_heads: of its self-attention.
         hidden_dim: of its MLP, 4 * object_dim by default.
         dropout: on attention weights and residual branches.
+        frames: slots have frames (see `ocl_msf.frames`), which stay as they are: objects hardly move between frames.
         normalize: normalise the slots before the block and behind it, as STEVE does (Singh et al., 2022); otherwise
             they grow from frame to frame. The block then starts near the identity, with outputs of its two branches a
             tenth of the usual: they are nearly the same for all slots, and in full would make slots of normalised size
@@ -36,10 +38,12 @@ class TemporalPredictor(nn.Module):
         hidden_dim: int = 0,
         dropout: float = 0.0,
         normalize: bool = False,
+        frames: bool = False,
     ):
         super().__init__()
         if object_dim % num_heads:
             raise ValueError(f"{object_dim} channels cannot be split into {num_heads} heads.")
+        self.frames = frames
         self.block = nn.TransformerEncoderLayer(
             object_dim, num_heads, hidden_dim or 4 * object_dim, dropout, norm_first=True, batch_first=True
         )
@@ -55,9 +59,15 @@ class TemporalPredictor(nn.Module):
         """Predict the slots (b, k, d) of the next frame.
 
         Args:
-            slots: (b, k, d).
+            slots: (b, k, d), or with frames (b, k, d + 3).
             slot_mask: (b, k), bool, True where a slot is off and no other slot attends to it; one at least is on.
         """
+        if self.frames:
+            vectors, frames = split_frames(slots)
+            return torch.cat([self._predict(vectors, slot_mask), frames], -1)  # b k d+3
+        return self._predict(slots, slot_mask)
+
+    def _predict(self, slots: torch.Tensor, slot_mask: Optional[torch.Tensor]) -> torch.Tensor:
         return self.norm_output(self.block(self.norm_input(slots), src_key_padding_mask=slot_mask))  # b k d
 
 

@@ -64,6 +64,16 @@ def test_box_queries_encode_the_first_frame_and_leave_slots_without_a_box_empty(
     assert torch.equal(queries(boxes).queries, made.queries)
 
 
+def test_queries_have_the_frames_of_their_boxes():
+    boxes = torch.tensor([0.2, 0.4, 0.4, 0.8]).view(1, 1, 1, 4)  # x, y, x, y
+    plain, framed = BoxQueries(8, n_slots=2), BoxQueries(8, n_slots=2, frames=True)
+    framed.load_state_dict(plain.state_dict())
+    queries = framed(boxes).queries
+    torch.testing.assert_close(queries[..., :8], plain(boxes).queries)
+    expected = torch.tensor([[0, 0, 1 / 3**0.5], [0.2, -0.4, 0.3 / 3**0.5]])  # y, x, scale, of [-1, 1]
+    torch.testing.assert_close(queries[0, :, 8:], expected)
+
+
 def test_queries_of_boxes_start_as_far_apart_as_gaussian_ones():
     """By their distance after the layer norm of slot attention; near boxes have near queries."""
     torch.manual_seed(0)

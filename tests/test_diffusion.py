@@ -5,6 +5,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from ocl_msf.autoencoder import VQVAE, Decoder, Encoder
 from ocl_msf.chunks import in_chunks
 from ocl_msf.diffusion import DiffusionDecoder
+from ocl_msf.frames import frame_features
 from ocl_msf.fusion import MultiScaleFusion
 from ocl_msf.guidance import FrozenGuidance
 
@@ -336,3 +337,16 @@ def test_the_network_sees_where_it_is_if_asked_to(slots, shape):
     for steps in (rows[..., 0], columns[:, 0]):
         assert steps[0, 0] == -1 and steps[0, -1] == 1 and steps.diff().std() < 1e-6
     assert decoder.generate(slots, size=shape, steps=2).shape == (2, 4, *shape)
+
+
+def test_frames_of_slots_join_them(slots, guidance):
+    torch.manual_seed(0)
+    framed = DiffusionDecoder(6, 4, size=8, channels=[8, 16], num_layers=1, num_heads=2, frames=True).eval()
+    frames = torch.rand(2, 3, 3) + 0.1
+    told = framed(torch.cat([slots, frames], -1), guidance).prediction
+    with torch.no_grad():
+        joined = slots + framed.project_frames(frame_features(frames))
+    framed.project_frames = None  # what is left takes plain slots
+    torch.testing.assert_close(told, framed(joined, guidance).prediction)
+    with pytest.raises(ValueError, match=r"slots must be \(b, k, 6\)"):
+        framed(torch.cat([slots, frames], -1), guidance)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ocl_msf.frames import fit_frames, relative_features, split_frames, unlimited_frames
+from ocl_msf.frames import box_frames, fit_frames, frame_features, relative_features, split_frames, unlimited_frames
 from ocl_msf.mixture import FramedMixtureDecoder
 
 
@@ -76,3 +76,25 @@ def test_equal_slots_own_what_is_near_them():
     both = decoder(slots, torch.zeros(1, 5, 8, 8)).logits[0].unflatten(1, (8, 8))
     upper = decoder(slots[:, :1], torch.zeros(1, 5, 8, 8)).logits[0].unflatten(1, (8, 8))
     torch.testing.assert_close(both[:, :3], upper[:, :3], rtol=1e-3, atol=1e-3)
+
+
+def test_frames_of_boxes_are_those_of_points_spread_evenly_in_them():
+    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0], [0.5, 0.75, 0.75, 1.0]])  # x, y, x, y
+    axis = (torch.arange(400) + 0.5) / 400
+    grid = torch.cartesian_prod(axis, axis)  # n 2, y and x
+    inside = ((grid > boxes[:, None, [1, 0]]) & (grid < boxes[:, None, [3, 2]])).all(-1).float()  # k n
+    weights = inside / inside.sum(-1, keepdim=True)
+    expected = fit_frames(weights[None], 2 * grid - 1, 0.0)[0]
+    torch.testing.assert_close(box_frames(boxes), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_frame_of_no_box_is_finite():
+    assert frame_features(box_frames(torch.zeros(2, 4))).isfinite().all()
+
+
+def test_features_of_frames_make_the_squared_distance_of_a_point():
+    frames, point = torch.rand(5, 3) + 0.1, torch.rand(2)
+    inverse, y, x, square = frame_features(frames)[:, 3:].unbind(-1)
+    distance = point.square().sum() * inverse - 2 * (point[0] * y + point[1] * x) + square
+    expected = (frames[:, :2] - point).square().sum(-1) / (frames[:, 2].square() + 0.1)
+    torch.testing.assert_close(distance, expected)

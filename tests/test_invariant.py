@@ -4,7 +4,7 @@ from ocl.neural_networks import build_two_layer_mlp
 from ocl.typing import FeatureExtractorOutput
 
 from ocl_msf.frames import fit_frames, split_frames
-from ocl_msf.invariant import InvariantSlotAttentionGrouping
+from ocl_msf.invariant import InvariantSlotAttentionGrouping, VideoInvariantSlotAttentionGrouping
 
 pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
 
@@ -95,3 +95,27 @@ def test_gradients_reach_queries_as_in_slot_attention(feature, queries, gradient
     output.objects.sum().backward()
     assert (queries.grad is not None) == flows
     torch.testing.assert_close(output.objects, build()(feature, queries).objects)
+
+
+def test_slots_that_come_with_frames_look_around_them(feature, queries):
+    grouping = build(iters=1)
+    frames = torch.rand(2, 4, 3) + 0.1
+    started = torch.cat([queries, frames], -1)
+    attention = grouping(feature, started).feature_attributions
+    moved = FeatureExtractorOutput(feature.features, feature.positions + 0.2)
+    frames[..., :2] += 0.4  # positions are in [-1, 1]
+    followed = grouping(moved, torch.cat([queries, frames], -1)).feature_attributions
+    torch.testing.assert_close(followed, attention)
+    assert not torch.allclose(grouping(moved, started).feature_attributions, attention, atol=0.05)
+    again = build(iters=2)(feature, queries)  # two iterations are one, and one more from its slots
+    first = build(iters=1)(feature, queries)
+    torch.testing.assert_close(build(iters=1)(feature, first.objects).objects, again.objects)
+
+
+def test_slots_of_videos_start_by_keeping_what_they_are(feature, queries):
+    torch.manual_seed(0)
+    usual = InvariantSlotAttentionGrouping(6, 8, iters=1)
+    torch.manual_seed(0)
+    keeping = VideoInvariantSlotAttentionGrouping(6, 8, iters=1)
+    far, near = (split_frames(x(feature, queries).objects)[0] - queries for x in (usual, keeping))
+    assert near.norm() < 0.5 * far.norm()

@@ -91,6 +91,15 @@ def test_the_predictor_is_its_equation(normalize):
     torch.testing.assert_close(predictor(slots[None])[0], x)
 
 
+def test_the_predictor_leaves_frames_as_they_are():
+    predictor = TemporalPredictor(8, frames=True)
+    slots, frames = torch.randn(2, 3, 8), torch.randn(2, 3, 3)
+    predicted = predictor(torch.cat([slots, frames], -1))
+    assert torch.equal(predicted[..., 8:], frames)
+    predictor.frames = False
+    torch.testing.assert_close(predicted[..., :8], predictor(slots))
+
+
 def test_but_for_its_start_it_is_the_slot_attention_of_images():
     plain, video = build(SlotAttentionGrouping, iters=2), build(VideoSlotAttentionGrouping, iters=2, keep_bias=0.0)
     assert apart(video, 3) == apart(plain, 3)
