@@ -100,7 +100,7 @@ def converter(*example: str, filtered: bool = False) -> Callable[[Callable[..., 
     """
 
     def add(function: Callable[..., None]) -> None:
-        dataset, own = function.__name__, inspect.signature(function).parameters
+        dataset, own = function.__name__.replace("_", "-"), inspect.signature(function).parameters
         choice = inspect.signature(_filter).parameters if filtered else {}
         _, _, raw, out, *shared = inspect.signature(_convert).parameters.values()
 
@@ -207,3 +207,13 @@ def voc(
     measure: Measure = "resized",
 ) -> None:
     """PASCAL VOC 2012 segmentation (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/): classes and objects."""
+
+
+@converter("--variant coco_panoptic")
+def authors_lmdb(
+    variant: Annotated[
+        Literal["clevrtex", "coco_panoptic", "voc", "movi_c", "movi_d", "movi_e"], Option(help="Which data set it is.")
+    ] = "clevrtex",
+    size: Size = 128,
+) -> None:
+    """LMDB files of MSF's authors (https://github.com/Genera1Z/VQ-VFM-OCL): train.lmdb, val.lmdb, or their folder."""

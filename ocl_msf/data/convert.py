@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional, Tuple
 from ocl_msf._renamed import refuse_old_names
 from ocl_msf.data.catalog import OCLF_LAYOUTS, Layout
 from ocl_msf.data.lmdb import write_lmdb
-from ocl_msf.data.raw import clevrtex, coco, movi, openimages, voc
+from ocl_msf.data.raw import authors_lmdb, clevrtex, coco, movi, openimages, voc
 from ocl_msf.data.shards import write_dataset
 from ocl_msf.data.summary import verify, why_empty
 from ocl_msf.files import DataError
@@ -15,7 +15,14 @@ from ocl_msf.files import DataError
 __getattr__ = refuse_old_names(__name__)
 
 # Each module has `folder_name([variant])` and `prepare(raw, ...) -> Conversion`.
-DATASETS = {"clevrtex": clevrtex, "coco": coco, "movi": movi, "openimages": openimages, "voc": voc}
+DATASETS = {
+    "authors-lmdb": authors_lmdb,
+    "clevrtex": clevrtex,
+    "coco": coco,
+    "movi": movi,
+    "openimages": openimages,
+    "voc": voc,
+}
 
 
 def convert(
