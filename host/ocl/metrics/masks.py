@@ -8,10 +8,17 @@ behind b: all their frames are scored jointly, so masks have to keep their place
 from typing import Any, Optional
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ocl.metrics.matched import MatchedIoUMetric, assign, check_matching
 from ocl.metrics.means import MeanMetric, refuse_nan
+from ocl.metrics.utils import (  # noqa: F401  some look for all of them here
+    adjusted_rand_index,
+    count_common_pixels,
+    fg_adjusted_rand_index,
+    one_hot_argmax,
+    rand_index_of_table,
+)
 from ocl.utils.resizing import resize_patches_to_image
 
 
@@ -29,12 +36,6 @@ def _flatten(prediction: Tensor, target: Tensor, ignore: Optional[Tensor], from_
     return scores, target[:, from_class:], ignored > 0
 
 
-def _one_hot_argmax(scores: Tensor) -> Tensor:
-    """Mark the highest of k scores (b, k, n), the first one of equals, as bool."""
-    winner = scores.max(dim=1, keepdim=True).indices  # several times faster than argmax on CPUs
-    return torch.arange(scores.shape[1], device=scores.device).view(-1, 1) == winner
-
-
 def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool) -> Tensor:
     """Find the pixels (b, 1, n) that are neither ignored nor in several of the bool masks (b, k, n)."""
     counted = target.sum(dim=1, keepdim=True) <= 1
@@ -44,25 +45,6 @@ def _find_counted_pixels(target: Tensor, ignored: Tensor, ignore_overlaps: bool)
             "or convert the masks such that each pixel belongs to one object."
         )
     return counted & ~ignored
-
-
-def _count_common_pixels(first: Tensor, second: Tensor) -> Tensor:
-    """Count the pixels that bool masks (b, c, n) and (b, k, n) share, as (b, c, k) in double precision."""
-    # Autocast would round products in single precision; in double precision they are exact.
-    return first.to(torch.float64) @ second.to(torch.float64).transpose(1, 2)
-
-
-def _adjusted_rand_index(table: Tensor) -> Tensor:
-    """Compute the index (b,) of contingency tables (b, c, k); it is 1 where it is not defined.
-
-    This is Hubert and Arabie (1985), eq. 5, with ordered instead of unordered pairs of pixels.
-    """
-    margins = table, table.sum(2, keepdim=True), table.sum(1, keepdim=True), table.sum((1, 2), keepdim=True)
-    in_both, in_rows, in_columns, in_all = ((counts * (counts - 1)).sum((1, 2)) for counts in margins)
-    # Divided first, such that a single cluster gives exactly 1.
-    expected = in_rows * (in_columns / in_all.clamp(min=1))
-    span = (in_rows + in_columns) / 2 - expected
-    return torch.where(span > 0, (in_both - expected) / span.where(span > 0, 1), 1)
 
 
 class ARIMetric(MeanMetric):
@@ -95,9 +77,9 @@ class ARIMetric(MeanMetric):
         scores, target, ignored = _flatten(prediction, target, ignore, int(self.foreground))
         labeled = target > 0
         if self.convert_target_one_hot and target.shape[1] > 1:
-            labeled = labeled & _one_hot_argmax(target)
+            labeled = labeled & one_hot_argmax(target)
         labeled = labeled & _find_counted_pixels(labeled, ignored, self.ignore_overlaps)
-        self.add_scores(_adjusted_rand_index(_count_common_pixels(_one_hot_argmax(scores), labeled)))
+        self.add_scores(rand_index_of_table(count_common_pixels(one_hot_argmax(scores), labeled)))
 
 
 class PatchARIMetric(ARIMetric):
@@ -119,27 +101,21 @@ class PatchARIMetric(ARIMetric):
         super().update(resize_patches_to_image(prediction, size, resize_mode=self.resize_masks_mode), target, ignore)
 
 
-class UnsupervisedMaskIoUMetric(MeanMetric):
+class UnsupervisedMaskIoUMetric(MatchedIoUMetric):
     """Intersection over union of true masks with the predictions that fit them.
 
     The score of a sample is the mean over its true masks; empty masks and samples without masks do not count.
 
     Args:
-        use_threshold: predictions are all scores above `threshold`, instead of the highest of every pixel.
-        threshold: see above.
-        matching: `hungarian`, every prediction serves one true mask at most, and masks left over score 0; or
-            `best_overlap`, every true mask takes the best prediction.
-        compute_discovery_fraction: the score is the fraction of true masks above `discovery_threshold`.
-        correct_localization: the score is 1 if any true mask is above `discovery_threshold`, otherwise 0.
-        discovery_threshold: see above.
+        use_threshold: see `MatchedIoUMetric`, like the following arguments.
+        threshold: lowest score of a predicted pixel.
+        matching: `hungarian` or `best_overlap`.
+        compute_discovery_fraction: score the fraction of true masks that are found.
+        correct_localization: score whether any true mask is found.
+        discovery_threshold: IoU above which a true mask is found.
         ignore_background: leave out the first true mask.
         ignore_overlaps: leave out pixels of several true masks.
-
-    Raises:
-        ValueError: if the matching is unknown or two kinds of scores are asked for.
     """
-
-    higher_is_better = True
 
     def __init__(
         self,
@@ -152,14 +128,9 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
         ignore_background: bool = False,
         ignore_overlaps: bool = False,
     ):
-        super().__init__()
-        if matching not in ("hungarian", "best_overlap"):
-            raise ValueError(f"Unknown matching {matching!r}: choose hungarian or best_overlap.")
-        if compute_discovery_fraction and correct_localization:
-            raise ValueError("Choose one of compute_discovery_fraction and correct_localization.")
-        self.use_threshold, self.threshold, self.matching = use_threshold, threshold, matching
-        self.compute_discovery_fraction, self.correct_localization = compute_discovery_fraction, correct_localization
-        self.discovery_threshold = discovery_threshold
+        super().__init__(
+            use_threshold, threshold, matching, compute_discovery_fraction, correct_localization, discovery_threshold
+        )
         self.ignore_background, self.ignore_overlaps = ignore_background, ignore_overlaps
 
     def update(self, prediction: Tensor, target: Tensor, ignore: Optional[Tensor] = None) -> None:
@@ -174,37 +145,49 @@ class UnsupervisedMaskIoUMetric(MeanMetric):
             ValueError: if shapes do not fit, true masks overlap, or something holds NaN.
         """
         scores, target, ignored = _flatten(prediction, target, ignore, int(self.ignore_background))
-        predicted = scores > self.threshold if self.use_threshold else _one_hot_argmax(scores)
-        target = target > 0
+        predicted, target = self.select(scores), target > 0
         counted = _find_counted_pixels(target, ignored, self.ignore_overlaps)
         predicted, target = predicted & counted, target & counted
-        common = _count_common_pixels(predicted, target)  # b c k
-        union = predicted.sum(dim=2).unsqueeze(2) + target.sum(dim=2).unsqueeze(1) - common
-        self.add_scores(self._score(common / union.clamp(min=1), target.any(dim=2)))
-
-    def _score(self, ious: Tensor, present: Tensor) -> Tensor:
-        """Turn IoUs (b, c, k) into the scores of all samples that have any of the true masks (b, k)."""
-        if self.matching == "best_overlap":
-            matched = ious.amax(dim=1)
-        else:
-            matched = torch.stack([_assign(table, kept) for table, kept in zip(ious.cpu(), present.cpu())]).to(ious)
-        matched = matched.where(present, torch.nan)
-        if self.correct_localization:
-            scores = (matched > self.discovery_threshold).any(dim=1).to(ious)
-        elif self.compute_discovery_fraction:
-            scores = (matched > self.discovery_threshold).sum(dim=1) / present.sum(dim=1, dtype=ious.dtype)
-        else:
-            scores = matched.nanmean(dim=1)
-        return scores[present.any(dim=1)]
+        self.add_matched(_iou(predicted, target), target.any(dim=2))
 
 
-def _assign(ious: Tensor, present: Tensor) -> Tensor:
-    """Match predictions one to one with the present ones of k true masks; return the IoUs (k,)."""
-    columns = present.nonzero().flatten()
-    rows, order = linear_sum_assignment(ious[:, columns].numpy(), maximize=True)
-    matched = torch.zeros_like(ious[0])
-    matched[columns[order]] = ious[rows, columns[order]]
-    return matched
+def _iou(first: Tensor, second: Tensor, if_both_empty: float = 0) -> Tensor:
+    """Compute the IoU (b, c, k) of all pairs of bool masks (b, c, n) and (b, k, n)."""
+    common = count_common_pixels(first, second)
+    union = first.sum(dim=2).unsqueeze(2) + second.sum(dim=2).unsqueeze(1) - common
+    return (common / union.clamp(min=1)).where(union > 0, if_both_empty)
+
+
+def unsupervised_mask_iou(
+    pred_mask: Tensor,
+    true_mask: Tensor,
+    matching: str = "hungarian",
+    reduction: str = "mean",
+    iou_empty: float = 0.0,
+) -> Tensor:
+    """Compute the IoU of true masks with the predictions that fit them, of one image.
+
+    Args:
+        pred_mask: (c, n), not 0 inside.
+        true_mask: (k, n), not 0 inside.
+        matching: `hungarian`, every prediction serves one true mask at most; or `best_overlap`, every true mask takes
+            the best one, and empty ones score 0.
+        reduction: `mean`, or `none` for one number per true mask, (k,).
+        iou_empty: IoU of an empty prediction with an empty true mask.
+
+    Raises:
+        ValueError: if the masks have other axes, or the matching is unknown.
+    """
+    check_matching(matching)
+    if pred_mask.dim() != 2 or true_mask.dim() != 2:
+        raise ValueError(f"Expected (c, n) and (k, n), got {tuple(pred_mask.shape)} and {tuple(true_mask.shape)}.")
+    predicted, true = pred_mask != 0, true_mask != 0
+    ious = _iou(predicted.unsqueeze(0), true.unsqueeze(0), iou_empty)[0]
+    if matching == "hungarian":
+        matched = assign(ious.cpu(), torch.ones(len(true), dtype=torch.bool)).to(ious)
+    else:
+        matched = ious.amax(dim=0).where(true.any(dim=1), 0)
+    return matched.mean() if reduction == "mean" else matched
 
 
 class AverageBestOverlapMetric(UnsupervisedMaskIoUMetric):
