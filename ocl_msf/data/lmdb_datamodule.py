@@ -39,8 +39,8 @@ class LMDBDataModule(LightningDataModule):
     batch and all random states: training continues as if it had not stopped.
 
     Args:
-        prefix, name, train_transforms, eval_transforms, batch_size, eval_batch_size, num_workers,
-            use_autopadding: Those of `ShardDataModule`; `batch_size` is that of a rank.
+        prefix, name, train_transforms, eval_transforms: those of `ShardDataModule`.
+        batch_size, eval_batch_size, num_workers, use_autopadding: the same; `batch_size` is that of a rank.
         shuffle_train: permute training samples.
         seed: of everything random; 0 where None.
         worker_timeout: seconds that a worker may take for a batch before the run ends with an error; 0 for no limit.

@@ -28,9 +28,11 @@ def load(
     """Load a trained model, to find slots and masks in pictures or videos.
 
     Example:
+        ```python
         model = ocl_msf.load("outputs/msf/slate_clevrtex/TIME")
         result = model(["cat.jpg", "dog.jpg"])
         result.slots, result.masks, result.scores, result.reconstruct()
+        ```
 
     Args:
         source: folder of a run of stage 2, a checkpoint in it, the folder of an exported model, `hf://owner/name` or

@@ -128,6 +128,7 @@ class Model(nn.Module):
     """A trained model of stage 2. `ocl_msf.load` makes it; it is a module, so that `.to(device)` moves it.
 
     Example:
+        ```python
         model = ocl_msf.load("outputs/msf/slate_clevrtex/TIME")
         result = model(["cat.jpg", "dog.jpg"])
         result.slots  # (2, k, d)
@@ -135,6 +136,7 @@ class Model(nn.Module):
         result.scores  # (2, k, s, s), soft masks of the square that the model was shown
         result.reconstruct()  # (2, 3, s, s), what the decoder makes of the slots
         result.swap((0, 2), (1, 3)).drop(1, picture=0).reconstruct()
+        ```
 
     Args:
         description: what it is made of.
