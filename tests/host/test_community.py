@@ -12,6 +12,7 @@ import ocl.cli.eval
 import ocl.cli.train
 import pytest
 import pytorch_lightning as pl
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from ocl.cli import cli_utils
 from omegaconf import OmegaConf
@@ -20,26 +21,64 @@ from PIL import Image
 import configs
 
 CONFIGS = Path(configs.__file__).parent
-FAMILIES = ("slate", "SAVi", "slot_attention", "projects/bridging/dinosaur")
-DINOSAUR = "projects/bridging/dinosaur/coco_feat_rec_dino_base16_auto"
+BRIDGING = "projects/bridging"
+DINOSAUR = f"{BRIDGING}/dinosaur/coco_feat_rec_dino_base16_auto"
+FEATURES_OR_IMAGE = f"{BRIDGING}/experiment_image_feature_rec"
 
 SMALL = {
     "slate": ["experiment.image_size=16", "experiment.dim=8", "experiment.vocab_size=12"],
-    "slot_attention": [],
+    "slot_attention": ["models.conditioning.n_slots=2"],
+    "examples": [],
     "SAVi": ["experiment.dim=8", "experiment.n_frames=2"],
     "projects": [
         "experiment.encoder={name: vit_tiny_patch16_224, dim: 192, n_patches: 196}",
         "experiment.slots={number: 3, dim: 8, hidden_dim: 8}",
     ],
 }
-EXPERIMENTS = {  # and what its losses are called
+EXPERIMENTS = {  # one of each kind, and what its losses are called
     "slot_attention/clevr6": {"mse"},
+    "slot_attention/voc2012_trainaug": {"mse"},
+    "slot_attention/movi_c_optical_flow": {"mse"},
+    "examples/slot_masking": {"mse"},
     "slate/clevr6": {"vq_ce", "vq_mse"},
     "slate/coco": {"vq_ce", "vq_mse"},
     "slate/movi_c": {"vq_ce", "vq_mse"},
     "slate/movi_e": {"vq_ce", "vq_mse"},
     "SAVi/cater": {"mse"},
     DINOSAUR: {"mse"},
+    f"{BRIDGING}/dinosaur/movi_c_feat_rec": {"mse"},
+    f"{FEATURES_OR_IMAGE}/coco_image_rec_base16_frozen": {"mse"},
+}
+PARAMETERS = {  # of every experiment, as counted in OCLF
+    721_956: ["SAVi/cater", "SAVi/clevrer"],
+    975_684: ["SAVi/clevrer_highres"],
+    923_140: [
+        *(f"slot_attention/{data}" for data in ("clevr6", "clevr10", "clevr10_lds", "cater6", "cater10")),
+        *("examples/hp_scheduling", "examples/parameter_groups"),
+    ],
+    923_204: ["examples/slot_masking"],
+    922_563: ["slot_attention/movi_c_optical_flow"],
+    23_058_756: [
+        f"{folder}slot_attention/{data}"
+        for folder in ("", f"{BRIDGING}/")
+        for data in ("coco", "movi_c", "movi_e", "voc2012_trainaug")
+    ],
+    7_651_267: [f"slate/{data}" for data in ("clevr6", "coco", "movi_c", "movi_e", "voc2012_trainaug")],
+    98_249_985: [
+        f"{BRIDGING}/dinosaur/coco_feat_rec_dino_base16",
+        *(f"{FEATURES_OR_IMAGE}/coco_feat_rec_dino_base16_{encoder}" for encoder in ("fine", "frozen")),
+    ],
+    126_302_464: [
+        f"{BRIDGING}/dinosaur/{name}_base16_auto"
+        for name in ("coco_feat_rec_dino", "coco_feat_rec_in", "voc2012_trainaug_feat_rec_dino")
+    ],
+    32_745_088: [f"{BRIDGING}/dinosaur/coco_feat_rec_{encoder}_small16_auto" for encoder in ("dino", "in")],
+    22_048_833: [f"{BRIDGING}/dinosaur/coco_feat_rec_resnet50"],
+    24_874_625: [f"{BRIDGING}/dinosaur/movi_{x}_feat_rec" for x in "ce"],
+    31_808_640: [f"{BRIDGING}/dinosaur/movi_{x}_feat_rec_auto" for x in "ce"],
+    118_945_345: [f"{FEATURES_OR_IMAGE}/coco_feat_rec_dino_base16_resnet_scratch"],
+    184_047_105: [f"{FEATURES_OR_IMAGE}/coco_feat_rec_dino_base16_scratch"],
+    88_423_172: [f"{FEATURES_OR_IMAGE}/coco_image_rec_base16_{x}" for x in ("fine", "frozen", "scratch")],
 }
 RNG = np.random.default_rng(0)
 
@@ -66,7 +105,8 @@ def cater(index):
 
 def movi(index):
     ids = RNG.integers(0, 11, (24, 16, 16, 1), dtype=np.uint8)
-    return {"video": pixels(24, 16, 16, 3), "segmentations": ids}
+    flow = RNG.normal(size=(24, 16, 16, 2)).astype(np.float32)
+    return {"video": pixels(24, 16, 16, 3), "segmentations": ids, "backward_flow": flow}
 
 
 def coco(index):
@@ -76,7 +116,16 @@ def coco(index):
     return {"image": pixels(30, 40, 3), "instance_mask": masks, "instance_category": np.arange(index) + 1}
 
 
-SAMPLES = {"clevr6": clevr, "cater": cater, "movi_c": movi, "movi_e": movi, "coco": coco}
+def voc(index):
+    instances = np.where(RNG.random((30, 40, 1)) < 0.1, 255, RNG.integers(0, index + 2, (30, 40, 1))).astype(np.uint8)
+    classes = np.where(instances < 255, instances + 3 * (instances > 0), 255).astype(np.uint8)
+    return {"image": pixels(30, 40, 3), "segmentation-instance": instances, "segmentation-class": classes}
+
+
+SAMPLES = {
+    **{"clevr6": clevr, "cater": cater, "movi_c": movi, "movi_e": movi, "coco": coco},
+    **{"voc2012_trainaug": voc, "slot_masking": clevr},
+}
 
 
 def encode(name, value):
@@ -114,7 +163,7 @@ def compose(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("RUNNING_TESTS", "true")
 
     def run(experiment, *overrides):
-        data = "coco" if experiment == DINOSAUR else experiment.split("/")[1]
+        (data,) = (name for name in SAMPLES if name in experiment)
         command = [
             f"+experiment={experiment}",
             *(f"dataset.{split}_shards={shards[data]}" for split in ("train", "val", "test")),
@@ -125,6 +174,7 @@ def compose(shards, tmp_path, monkeypatch):
             "trainer.limit_val_batches=1",
             "trainer.num_sanity_val_steps=0",
             "trainer.val_check_interval=1",
+            "trainer.check_val_every_n_epoch=1",
             "trainer.enable_model_summary=false",
             "training_vis_frequency=1",
             "seed=0",
@@ -156,8 +206,9 @@ def watch(monkeypatch):
 
 def test_every_community_experiment_is_tested():
     folder = CONFIGS / "experiment"
-    files = [path for family in FAMILIES for path in (folder / family).glob("[!_]*.yaml")]
-    assert {path.relative_to(folder).with_suffix("").as_posix() for path in files} == set(EXPERIMENTS)
+    names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/*.yaml")}
+    leaves = {name for name in names if not any(part.startswith("_") for part in name.split("/"))}
+    assert leaves == {name for experiments in PARAMETERS.values() for name in experiments}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -175,7 +226,8 @@ def test_a_community_experiment_trains_and_is_evaluated(experiment, compose, mon
     assert all(math.isfinite(value) for value in seen["metrics"].values()), seen["metrics"]
 
     overrides = [f"train_config_path={tmp_path}", "eval_batch_size=2"]
-    evaluation = hydra_compose(f"evaluation/{experiment}", overrides)
+    own = (CONFIGS / f"evaluation/{experiment}.yaml").exists()
+    evaluation = hydra_compose(f"evaluation/{experiment if own else 'eval'}", overrides)
     ocl.cli.eval.evaluate(evaluation)
     report = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert set(report) == ({"val", "test"} if evaluation.eval_test else {"val"})
@@ -184,21 +236,16 @@ def test_a_community_experiment_trains_and_is_evaluated(experiment, compose, mon
         assert all(math.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize(
-    "experiment, size",
-    [
-        ("slot_attention/clevr6", 923_140),
-        ("slate/clevr6", 7_651_267),
-        ("slate/movi_e", 7_651_267),
-        ("SAVi/cater", 721_956),
-    ],
-)
-def test_community_models_are_shaped_as_in_oclf(experiment, size, monkeypatch):
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_community_models_are_shaped_as_in_oclf(size, monkeypatch):
     monkeypatch.setenv("DATASET_PREFIX", "/unused")
-    config = hydra_compose("training_config", [f"+experiment={experiment}"])
-    model = ocl.cli.train.build_model_from_config(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == size
-    assert all(buffer.shape == (8, 8, 2) for name, buffer in model.named_buffers() if name.endswith(".grid"))
+    monkeypatch.setenv("RUNNING_TESTS", "true")
+    models = [hydra_compose("training_config", [f"+experiment={name}"]).models for name in PARAMETERS[size]]
+    with torch.device("meta"):
+        built = torch.nn.ModuleDict(ocl.cli.train.instantiate(models[0]))
+    assert sum(parameter.numel() for parameter in built.parameters()) == size
+    grids = [buffer.shape for name, buffer in built.named_buffers() if name.endswith(".grid")]
+    assert all(shape in {(8, 8, 2), (16, 16, 2)} for shape in grids)
 
 
 def test_the_vision_transformer_is_pretrained_but_in_tests(compose, monkeypatch):
