@@ -52,7 +52,7 @@ def become(module, arguments, cwd, environment, stdout, stderr):
     os.environ.update(environment, PYTHONFAULTHANDLER="1")  # for the further ranks and the workers
     faulthandler.enable()
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [cwd, *(path for path in paths if path and path not in sys.path)]
+    sys.path[:1] = [cwd, *(path for path in paths if path and path not in sys.path[1:])]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

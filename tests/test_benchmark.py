@@ -34,7 +34,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
     ],
 )
 def test_a_benchmark_prints_its_table(run_program, arguments, rows):
-    done = run_program("benchmark", *arguments.split(), cwd=SCRIPT.parent)
+    done = run_program("benchmark_forked", *arguments.split(), cwd=SCRIPT.parent, PYTHONPATH=str(Path(__file__).parent))
     assert done.returncode == 0, done.stderr
     check_table(done.stdout, rows)
 
