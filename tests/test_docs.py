@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from matplotlib import pyplot
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -110,6 +111,18 @@ def test_data_written_as_the_page_says_are_read(tmp_path, monkeypatch, capsys):
     data = open_dataset("data", "mine", batch_size=4, num_workers=0)
     assert (data.train_size, data.val_size) == (40, 20)
     assert next(iter(data.train_dataloader()))
+
+
+def test_the_config_of_the_page_on_oclf_is_composed(tmp_path, run_program):
+    (config,) = re.findall(r"^```yaml\n(.*?)^```", text_of(ROOT / "docs/oclf.md"), flags=re.DOTALL | re.MULTILINE)
+    (command,) = re.findall(r"^# ocl_train (.*)$", config, flags=re.MULTILINE)
+    folder = tmp_path / "mine/experiment"
+    folder.mkdir(parents=True)
+    (folder / "guided.yaml").write_text(config)
+    printed = run_program("ocl.cli.train", *command.split(), "--cfg", "job", cwd=tmp_path, DATASET_PREFIX="data")
+    assert printed.returncode == 0, printed.stderr
+    composed = yaml.safe_load(printed.stdout)["experiment"]
+    assert composed["variant"] == "gdr" and composed["n_slots"] == 7 and composed["data"] == "movi_c"
 
 
 def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch):
