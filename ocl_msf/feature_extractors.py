@@ -127,6 +127,7 @@ class FrozenViT(Frozen):
     """
 
     network: Any  # timm's vision transformers share no base class
+    given: Optional[torch.Tensor] = None  # tokens that `forward` returns instead of computing them
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -177,6 +178,8 @@ class FrozenViT(Frozen):
             RuntimeError: weights have not been loaded.
         """
         self.require_weights()
+        if self.given is not None:
+            return self.given
         rows, columns = (math.ceil(side / self.patch_size) for side in image.shape[-2:])
         size = (rows * self.patch_size, columns * self.patch_size)
         if size != tuple(image.shape[-2:]):
@@ -187,6 +190,10 @@ class FrozenViT(Frozen):
         else:
             tokens = self.network.forward_features(image)
         return tokens[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))  # b d h w
+
+    def compact(self, image: torch.Tensor) -> Tuple[torch.Tensor, str]:
+        """See Frozen: tokens as `forward` gives them, in half precision."""
+        return self(image), "float16"
 
     def _transform(self, patches: torch.Tensor) -> torch.Tensor:
         """Embedded patches (b, d, h, w) -> tokens (b, prefix + h*w, d); timm itself has a fixed size before 0.9."""
@@ -259,6 +266,21 @@ class ViTWithCNN(NaiveCNN):
         super().__init__(feature_dim, num_layers, stride, dilations)
         self.vit = FrozenViT(vit, pretrained) if vit else None
         self.project_tokens = nn.Conv2d(self.vit.dim, feature_dim, 3, padding=1) if self.vit else None
+
+    def forward(self, image: torch.Tensor, tokens: Optional[torch.Tensor] = None) -> FeatureExtractorOutput:
+        """See `NaiveCNN`.
+
+        Args:
+            image: (b, 3, h, w) or (b, t, 3, h, w).
+            tokens: what `FrozenViT.compact` made of these images, (b, ...) or (b, t, ...); then the ViT does not run.
+        """
+        if self.vit is None or tokens is None:
+            return super().forward(image)
+        self.vit.given = tokens.flatten(0, -4).float()
+        try:
+            return super().forward(image)
+        finally:
+            self.vit.given = None
 
     def forward_images(self, images: torch.Tensor) -> Tuple[Any, ...]:
         """As for `NaiveCNN`, with a third result {"tokens": (b, n_patches, dim of the ViT)} if there is a ViT."""

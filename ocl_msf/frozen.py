@@ -1,6 +1,7 @@
 """Pretrained parts of a model that never learn: the VAE that guides, and the ViT of the encoder."""
 
-from typing import Any, Dict
+import hashlib
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import nn
@@ -49,3 +50,19 @@ class Frozen(nn.Module):
     def missing(self, reason: str) -> str:
         """Say that the weights are missing, why, and where to get them."""
         raise NotImplementedError
+
+    def compact(self, image: torch.Tensor) -> Tuple[torch.Tensor, str]:
+        """What a cache keeps of images (b, 3, h, w): a tensor (b, ...), and NumPy's type for it.
+
+        Given to `forward`, it replaces the work of the network.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A digest of the network and its weights: what it makes of an image changes only with this."""
+        digest = hashlib.sha256(repr(self).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            is_tensor = isinstance(value, torch.Tensor)
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes() if is_tensor else repr(value).encode())
+        return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The VAE of stage 1 as stage 2 sees it: frozen, in evaluation mode, its weights in stage 2's own checkpoints."""
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional, Tuple, cast
 
 import torch
 from torch.nn import functional as F
@@ -63,19 +63,55 @@ class FrozenGuidance(Frozen):
         )
 
     @torch.no_grad()
-    @evaluate_in_chunks
-    def forward(self, image: torch.Tensor) -> GuidanceOutput:
+    def forward(self, image: torch.Tensor, codes: Optional[torch.Tensor] = None) -> GuidanceOutput:
         """Encode images (b, 3, h, w), values in [-1, 1]; deterministic.
+
+        Args:
+            image: images, or frames of videos.
+            codes: what `compact` made of them, (b, n), or (videos, frames, n); they are not encoded again.
 
         Raises:
             RuntimeError: it has no weights.
         """
         self.require_weights()
+        return self._encode(image) if codes is None else self._select(codes.flatten(0, -2).long(), *image.shape[2:])
+
+    @torch.no_grad()
+    def compact(self, image: torch.Tensor) -> Tuple[torch.Tensor, str]:
+        """See Frozen: the code numbers (b, n) of all scales, one behind the other.
+
+        Raises:
+            RuntimeError: it has no weights.
+            ValueError: it gives features that code numbers do not tell.
+        """
+        self.require_weights()
+        if not self.quantized:
+            raise ValueError(
+                "Code numbers do not tell features before quantisation (models.guidance.quantized=false): train "
+                "without +msf/cache."
+            )
+        indices = self._encode(image).all_indices  # of every scale: b g h w
+        sizes = [self.vae.quantizer.describe_codebook(0, group)[1] for group in range(indices[0].shape[1])]
+        codes = torch.cat([i.flatten(1) for i in indices], 1)  # b n
+        return codes, "uint8" if max(sizes) <= 256 else "uint16"
+
+    @evaluate_in_chunks
+    def _encode(self, image: torch.Tensor) -> GuidanceOutput:
         encoded = self.vae.encode_features(image)  # of every scale: b d h w
         codes = self.vae.quantizer(encoded)  # of every scale: quantized b d h w, indices b g h w
-        features = codes.quantized if self.quantized else tuple(encoded)
-        guiding = self.scale - 1
-        return GuidanceOutput(features[guiding], codes.indices[guiding], features, codes.indices)
+        return self._output(codes.quantized if self.quantized else tuple(encoded), codes.indices)
+
+    def _select(self, codes: torch.Tensor, height: int, width: int) -> GuidanceOutput:
+        """The output for images (height, width) with these code numbers (b, n), int64."""
+        strides = [cast(int, self.vae.encoder.stride) * 2**scale for scale in range(self.vae.pyramid.num_scales)]
+        grids = [(height // stride, width // stride) for stride in strides]
+        groups = codes.shape[1] // sum(rows * columns for rows, columns in grids)
+        maps = codes.split([groups * rows * columns for rows, columns in grids], 1)
+        indices = tuple(map_.unflatten(1, (groups, *grid)) for map_, grid in zip(maps, grids))  # each: b g h w
+        return self._output(self.vae.quantizer.lookup(indices), indices)
+
+    def _output(self, features: Tuple[torch.Tensor, ...], indices: Tuple[torch.Tensor, ...]) -> GuidanceOutput:
+        return GuidanceOutput(features[self.scale - 1], indices[self.scale - 1], features, indices)
 
     @torch.no_grad()
     def lookup(self, indices: torch.Tensor, scale: Optional[int] = None) -> torch.Tensor:

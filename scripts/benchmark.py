@@ -11,6 +11,7 @@ TURNS = {  # by module, whose import may take seconds: the timed turns of each b
     "_stage2": {"stage2": 3, "generate": 3},
     "_loader": {"loader": 7},
     "_data": {"data": 3},
+    "_cache": {"cache": 3},
 }
 
 

@@ -76,6 +76,7 @@ MAY_IMPORT = {
         "diffusers",
         "tqdm",
         "ocl_msf._renamed",
+        "ocl_msf.data",
         "ocl_msf.training",
         "ocl_msf.experiments",
         "ocl_msf.files",

@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, List, NoReturn
+from typing import Any, Dict, List, NoReturn
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -19,6 +19,14 @@ FORMER_DATASETS = {
     **{f"{name}_lmdb": f"{name} dataset.name={name}_lmdb" for name in ("clevrtex", "clevrtex_camo", "openimages")},
     **{f"{name}_lmdb": f"{name} dataset.name={name}_lmdb" for name in ("coco_panoptic", "voc", "voc_trainaug")},
     "clevrtex_ood_lmdb": "clevrtex_ood dataset.name=clevrtex_outd_lmdb",
+}
+# +msf/cache=<name>: the fields of a cache, which frozen part of the models makes each, and the models that take them.
+CACHES = {
+    "codes": ({"codes": "guidance"}, {"guidance": {"codes_path": "input.codes"}}),
+    "features": (
+        {"codes": "guidance", "tokens": "feature_extractor.vit"},
+        {"guidance": {"codes_path": "input.codes"}, "feature_extractor": {"tokens_path": "input.tokens"}},
+    ),
 }
 FORMER_SETTINGS = {"experiment.dino": "experiment.vit.name", "experiment.dino_weights": "experiment.vit.weights"}
 
@@ -35,10 +43,13 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_setting", setting, replace=True)
         OmegaConf.register_new_resolver("msf_before_preset", before_preset, replace=True)
         OmegaConf.register_new_resolver("msf_shards", converted_shards, replace=True)
+        OmegaConf.register_new_resolver("msf_text", text, replace=True)
         store = ConfigStore.instance().store
         for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
             scores = {"defaults": ["/evaluation/msf/scores"]}
             store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")
+        for name, (parts, models) in CACHES.items():
+            store(name, cache(parts, models), group="msf/cache", package="_global_", provider="ocl-msf")
         for name in FORMER_DATASETS:
             former = {"defaults": ["_converted", "_self_"], "name": f"${{msf_former:{name}}}"}
             store(name, former, group="dataset", provider="ocl-msf")
@@ -71,6 +82,24 @@ def setting(key: str, *, _root_: DictConfig) -> Any:
         if OmegaConf.select(_root_, former) is not None:
             raise ValueError(f"{former} is called {name} now.")
     return OmegaConf.select(_root_, key)
+
+
+def cache(parts: Dict[str, str], models: Dict[str, Any]) -> Dict[str, Any]:
+    """The config of `+msf/cache`; see `ocl_msf.training.cache`, and `CACHES` for the arguments."""
+    callback = {
+        "_target_": "ocl_msf.training.cache.CacheFrozen",
+        "parts": parts,
+        "folder": "${experiment.cache_folder}",
+        "transforms": "${msf_text:dataset.train_transforms}",
+    }
+    folder = "${oc.select:dataset.prefix,${oc.env:DATASET_PREFIX,data}}/cache"
+    return {"models": models, "experiment": {"cache_folder": folder, "callbacks": {"cache_frozen": callback}}}
+
+
+def text(key: str, *, _root_: DictConfig) -> str:
+    """A part of a config as text, equal for equal content."""
+    content = OmegaConf.to_container(OmegaConf.select(_root_, key), resolve=True)
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def before_preset(value: Any, *, _root_: DictConfig) -> Any:
