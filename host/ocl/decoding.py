@@ -1,14 +1,24 @@
 """Decoders from objects back to images, flow or features."""
 
-import dataclasses
 import math
 from typing import Callable, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ocl._reconstructions import (  # noqa: F401  configs and plugins look for all of them here
+    BBoxOutput,
+    DepthReconstructionOutput,
+    OpticalFlowPredictionTaskOutput,
+    PatchReconstructionOutput,
+    ReconstructionAmodalOutput,
+    ReconstructionOutput,
+    SimpleReconstructionOutput,
+)
+from ocl._volume_rendering import DensityPredictingSlotAttentionDecoder, volume_rendering  # noqa: F401
 from ocl.feature_extractors.utils import grid_positions
 from ocl.neural_networks.backbones import (  # noqa: F401  configs look for them here
+    StyleGANv2Decoder,
     get_dvae_decoder,
     get_dvae_encoder,
     get_savi_decoder_backbone,
@@ -17,60 +27,6 @@ from ocl.neural_networks.backbones import (  # noqa: F401  configs look for them
 from ocl.neural_networks.convenience import Activation, get_activation_fn
 from ocl.typing import ObjectFeatures
 from ocl.utils.resizing import resize_patches_to_image
-
-
-@dataclasses.dataclass
-class SimpleReconstructionOutput:
-    """A reconstruction (b, c, h, w)."""
-
-    reconstruction: Tensor
-
-
-@dataclasses.dataclass
-class ReconstructionOutput:
-    """An image as a mixture of objects; videos have a further axis t behind b.
-
-    Attributes:
-        reconstruction: (b, c, h, w).
-        object_reconstructions: (b, k, c, h, w).
-        masks: (b, k, h, w), summing to 1 over k.
-    """
-
-    reconstruction: Tensor
-    object_reconstructions: Tensor
-    masks: Tensor
-
-
-@dataclasses.dataclass
-class PatchReconstructionOutput:
-    """Reconstructed features of patches; videos have a further axis t behind b.
-
-    Attributes:
-        reconstruction: (b, n, d).
-        masks: (b, k, n).
-        masks_as_image: (b, k, s, s), the masks at the size of the image.
-        target: (b, n, d), what is to be reconstructed.
-    """
-
-    reconstruction: Tensor
-    masks: Tensor
-    masks_as_image: Optional[Tensor] = None
-    target: Optional[Tensor] = None
-
-
-@dataclasses.dataclass
-class OpticalFlowPredictionTaskOutput:
-    """Optical flow as a mixture of objects.
-
-    Attributes:
-        predicted_flow: (b, 2, h, w).
-        object_flows: (b, k, 2, h, w).
-        masks: (b, k, h, w), summing to 1 over k.
-    """
-
-    predicted_flow: Tensor
-    object_flows: Tensor
-    masks: Tensor
 
 
 def build_grid_of_positions(resolution: tuple[int, int]) -> Tensor:
@@ -91,8 +47,11 @@ class _SpatialBroadcastDecoder(nn.Module):
 
     def decode(
         self, objects: ObjectFeatures, activation: Callable[[Tensor], Tensor] = nn.Identity()
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn objects (..., k, d) into a mixture (..., c, h, w), contents (..., k, c, h, w), masks (..., k, h, w)."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Turn objects (..., k, d) into a mixture (..., c, h, w) of contents (..., k, c, h, w).
+
+        The last two results are the masks (..., k, h, w) and their logits.
+        """
         if objects.dim() < 3:
             raise ValueError(f"Expected objects (b, k, d) or (b, t, k, d), got shape {tuple(objects.shape)}.")
         maps = objects.flatten(0, -2)[:, :, None, None].expand(-1, -1, 8, 8)
@@ -101,7 +60,7 @@ class _SpatialBroadcastDecoder(nn.Module):
         decoded = self.decoder(maps).unflatten(0, objects.shape[:-1])
         contents, logits = decoded.split([decoded.shape[-3] - 1, 1], dim=-3)
         contents, masks = activation(contents), logits.softmax(dim=-4)
-        return (contents * masks).sum(dim=-4), contents, masks.squeeze(-3)
+        return (contents * masks).sum(dim=-4), contents, masks.squeeze(-3), logits.squeeze(-3)
 
 
 class SlotAttentionDecoder(_SpatialBroadcastDecoder):
@@ -128,7 +87,23 @@ class SlotAttentionDecoder(_SpatialBroadcastDecoder):
         Raises:
             ValueError: if the objects have fewer than 3 axes.
         """
-        return ReconstructionOutput(*self.decode(object_features, self.final_activation))
+        return ReconstructionOutput(*self.decode(object_features, self.final_activation)[:3])
+
+
+class SlotAttentionAmodalDecoder(SlotAttentionDecoder):
+    """The same mixture, which also tells the whole of objects that others hide in part."""
+
+    def forward(self, object_features: ObjectFeatures) -> ReconstructionAmodalOutput:  # type: ignore[override]
+        """Decode objects (b, k, d) or (b, t, k, d); one whose channels sum to 0 is none.
+
+        Raises:
+            ValueError: if the objects have fewer than 3 axes.
+        """
+        mixture, contents, visible, logits = self.decode(object_features, self.final_activation)
+        low, high = visible.amin((-2, -1), keepdim=True), visible.amax((-2, -1), keepdim=True)
+        stretched = (visible - low) / (high - low).clamp(min=torch.finfo(visible.dtype).tiny)
+        is_object = (object_features.sum(dim=-1) != 0)[..., None, None]
+        return ReconstructionAmodalOutput(mixture, contents, logits.sigmoid(), visible, stretched.where(is_object, 0))
 
 
 class SlotAttentionOpticalFlowDecoder(_SpatialBroadcastDecoder):
@@ -136,7 +111,7 @@ class SlotAttentionOpticalFlowDecoder(_SpatialBroadcastDecoder):
 
     def forward(self, object_features: ObjectFeatures) -> OpticalFlowPredictionTaskOutput:
         """Decode objects (b, k, d)."""
-        return OpticalFlowPredictionTaskOutput(*self.decode(object_features))
+        return OpticalFlowPredictionTaskOutput(*self.decode(object_features)[:3])
 
 
 class DVAEDecoder(nn.Module):
@@ -211,7 +186,8 @@ class PatchDecoder(nn.Module):
         if target is not None and self.upsample_target is not None:
             target = _upsample_target(target, self.upsample_target, self.resize_mode)
         objects = self.inp_transform(object_features).unsqueeze(-2)
-        decoded = self.decoder(objects + self.pos_embed.squeeze(0))  # ... k p d+1
+        objects = objects + self.pos_embed.squeeze(0)  # ... k p d
+        decoded = self.decoder(objects.flatten(0, -3)).unflatten(0, objects.shape[:-2])  # ... k p d+1
         features, logits = decoded.split([decoded.shape[-1] - 1, 1], dim=-1)
         weights = logits.softmax(dim=-3)
         reconstruction, masks = (features * weights).sum(dim=-3), weights.squeeze(-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ocl._set_losses import CLIPLoss, DETRSegLoss, EM_rec_loss  # noqa: F401  configs look for them here
 from ocl.scheduling import HPScheduler
 from ocl.typing import PerceptualGroupingOutput
 

@@ -1,10 +1,13 @@
 """Modules that group features into objects."""
 
-from typing import Optional
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ocl._stick_breaking import StickBreakingGrouping  # noqa: F401  configs look for it here
+from ocl.errors import require
 from ocl.typing import ConditioningOutput, FeatureExtractorOutput, PerceptualGroupingOutput
 
 
@@ -186,3 +189,43 @@ class SlotAttentionGrouping(nn.Module):
         if slot_mask is not None and self.empty_slot is not None:
             slots = torch.where(slot_mask.unsqueeze(-1), self.empty_slot, slots)
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
+
+
+class KMeansGrouping(nn.Module):
+    """Group the features of each image by k-means of scikit-learn; nothing is learned.
+
+    Args:
+        n_slots: number of objects k.
+        use_l2_normalization: cluster features of unit length.
+        clustering_kwargs: further arguments of `sklearn.cluster.KMeans`.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        use_l2_normalization: bool = True,
+        clustering_kwargs: Optional[Mapping[str, Any]] = None,
+    ):
+        super().__init__()
+        require("sklearn", "clustering")
+        self.n_slots, self.use_l2_normalization = n_slots, use_l2_normalization
+        self.clustering_kwargs = dict(clustering_kwargs or {})
+        self.object_dim: Optional[int] = None  # known from the first features on
+
+    def forward(self, feature: FeatureExtractorOutput) -> PerceptualGroupingOutput:
+        """Group features (b, n, d); objects are the centres (b, k, d), attributions one-hot (b, k, n)."""
+        from sklearn.cluster import KMeans
+
+        features = feature.features.detach()
+        features = nn.functional.normalize(features, dim=-1) if self.use_l2_normalization else features
+        self.object_dim = features.shape[-1]
+        clusterings = [
+            KMeans(self.n_slots, **self.clustering_kwargs).fit(vectors) for vectors in features.float().cpu().numpy()
+        ]
+        centres = torch.stack([torch.from_numpy(clustering.cluster_centers_) for clustering in clusterings])
+        ids = torch.stack([torch.from_numpy(clustering.labels_).long() for clustering in clusterings])
+        attributions = nn.functional.one_hot(ids, self.n_slots).transpose(1, 2)
+        return PerceptualGroupingOutput(centres.to(features), feature_attributions=attributions.to(features))

@@ -1,6 +1,7 @@
 """Transforms of streams of samples, configured by name in the data modules."""
 
 import abc
+import itertools
 import os
 import random
 import zlib
@@ -340,3 +341,57 @@ class DecodeRandomStridedWindow(DecodeRandomWindow):
     """Decode a random window that starts at a multiple of the window length."""
 
     aligned = True
+
+
+class SpatialSlidingWindow(_FieldTransform):
+    """Cut images and masks into windows, row by row; the key of each is `<key>_<column>_<row>` of its corner.
+
+    Args:
+        window_size: [width, height].
+        stride: [right, down], from one window to the next.
+        padding: [left, top, right, bottom], zeros around the image; a window within them has a negative corner.
+        fields: arrays (..., h, w, c) of images and masks with c of 3 or 1, or (..., h, w).
+        expected_n_windows: number of windows of an image, if known.
+    """
+
+    def __init__(
+        self,
+        window_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        fields: Iterable[str],
+        expected_n_windows: Optional[int] = None,
+    ):
+        super().__init__(fields)
+        self.window_size, self.stride, self.padding = window_size, stride, padding
+        self.expected_n_windows = expected_n_windows
+
+    def __call__(self, input_pipe: Pipe) -> Pipe:
+        return input_pipe.then(self.cut)
+
+    def cut(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yield the windows of each sample.
+
+        Raises:
+            ValueError: if the windows do not fit, or are fewer or more than expected.
+        """
+        (width, height), (right, down), (left, top, _, _) = self.window_size, self.stride, self.padding
+        for sample in samples:
+            padded = {field: self._pad(get_field(sample, field)) for field in self.fields}
+            sizes = {value.shape[-3:-1] for value in padded.values()}
+            rows, columns = (range(0, side, step) for side, step in zip(max(sizes), (down, right)))
+            if len(sizes) > 1 or rows[-1] + height > rows.stop or columns[-1] + width > columns.stop:
+                raise ValueError(
+                    f"Windows {width} wide and {height} high, ({right}, {down}) apart, do not cover fields of sizes "
+                    f"{sorted(sizes)} (height, width, with padding) of the sample {sample['__key__']}."
+                )
+            if self.expected_n_windows not in (None, len(rows) * len(columns)):
+                raise ValueError(f"Expected {self.expected_n_windows} windows, got {len(rows) * len(columns)}.")
+            for y, x in itertools.product(rows, columns):
+                windows = {field: value[..., y : y + height, x : x + width, :] for field, value in padded.items()}
+                yield {**sample, **windows, "__key__": f"{sample['__key__']}_{x - left}_{y - top}"}
+
+    def _pad(self, value: np.ndarray) -> np.ndarray:
+        value = value if value.shape[-1] in (1, 3) else value[..., None]
+        left, top, right, bottom = self.padding
+        return np.pad(value, [*[(0, 0)] * (value.ndim - 3), (top, bottom), (left, right), (0, 0)])

@@ -6,13 +6,13 @@ import importlib.machinery
 import inspect
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Optional
 
 from torch import nn
 from torchmetrics import Metric
 
-from ocl.utils.trees import get_tree_element
+from ocl.utils.arguments import fill_arguments
 
 _PREFIX = f"{__package__}."
 
@@ -88,17 +88,7 @@ def _route(cls: Any, module_name: str, name: str) -> type:
             if "inputs" in parameters and inputs is not None:
                 kwargs["inputs"] = inputs
             return method(*args, **kwargs)
-        tree = kwargs if inputs is None or (isinstance(inputs, Mapping) and not inputs) else inputs
-        arguments = {key: value for key, value in kwargs.items() if key in parameters}
-        positional = list(parameters)[: len(args)]
-        for parameter, path in self._argument_paths.items():
-            if parameter in arguments or parameter in positional:
-                continue
-            try:
-                arguments[parameter] = get_tree_element(tree, path)
-            except ValueError as error:
-                if parameters[parameter].default is inspect.Parameter.empty:
-                    raise ValueError(f"`{name}` lacks its argument `{parameter}`. {error}") from error
+        arguments = fill_arguments(parameters, self._argument_paths, args, kwargs, inputs, name)
         return method(*args, **arguments)
 
     Routed.__name__ = name

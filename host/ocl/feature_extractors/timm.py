@@ -103,7 +103,7 @@ class TimmFeatureExtractor(utils.ImageFeatureExtractor):
     def forward_images(self, images: ImageData) -> utils.ForwardOutput:
         """Turn images (b, 3, h, w) into features (b, n, d), positions (n, 2) and a dict of further levels."""
         if not self.is_vit:
-            return utils.cnn_compute_positions_and_flatten(self.model(images)[0])
+            return (*utils.cnn_compute_positions_and_flatten(self.model(images)[0]), None)
         recorded: dict[tuple[str, int], Tensor] = {}
         with contextlib.ExitStack() as hooks:
             for level in self.levels + self.aux_levels:

@@ -1,12 +1,14 @@
 """Modules that run other modules on a shared tree of inputs and outputs."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 from torch import nn
 
+from ocl.utils.arguments import fill_arguments
 from ocl.utils.trees import get_tree_element, reduce_tree, split_tree
 
 RESERVED_NAMES = ("input", "model", "prefix", "losses", "previous_output")
@@ -15,6 +17,64 @@ RESERVED_NAMES = ("input", "model", "prefix", "losses", "previous_output")
 def _subtree(tree: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
     """Return the dict at a path, after making what is missing."""
     return functools.reduce(lambda part, name: part.setdefault(name, {}), path, tree)
+
+
+def _parameters_of(method: Callable, skip: int = 0) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a method that can be given by keyword, without the first ones."""
+    parameters = list(inspect.signature(method).parameters.values())[skip:]
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+class RoutableMixin:
+    """For classes that look arguments up by themselves, where `routed` is not used.
+
+    Args:
+        input_mapping: the path of each argument of the methods decorated with `route`, or None.
+    """
+
+    def __init__(self, input_mapping: Mapping[str, Optional[str]]):
+        self.input_mapping = {name: path.split(".") for name, path in input_mapping.items() if path is not None}
+
+    @staticmethod
+    def route(method: Callable) -> Callable:
+        """Let a method be called with `inputs=tree`, which is searched for the arguments that have a path."""
+        parameters = _parameters_of(method, skip=1)
+
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, inputs: Any = None, **kwargs: Any) -> Any:
+            if not self.input_mapping:
+                return method(self, *args, **kwargs)
+            paths = {name: path for name, path in self.input_mapping.items() if name in parameters}
+            return method(self, *args, **fill_arguments(parameters, paths, args, kwargs, inputs, type(self).__name__))
+
+        return call
+
+
+class DataRouter(nn.Module):
+    """Call a module with arguments that are found in a tree; `routed` does it without one more name in the weights.
+
+    Args:
+        module: the module, or another callable.
+        input_mapping: the path of each of its arguments.
+    """
+
+    def __init__(self, module: Any, input_mapping: Mapping[str, str]):
+        super().__init__()
+        self.module = module
+        self.input_mapping = {name: path.split(".") for name, path in input_mapping.items()}
+
+    def forward(self, *args: Any, inputs: Any = None, **kwargs: Any) -> Any:
+        """Return the output of the module; without `inputs`, the keywords are the tree.
+
+        Raises:
+            ValueError: if a path leads nowhere and its argument has no default, or belongs to no argument.
+        """
+        parameters = _parameters_of(getattr(self.module, "forward", self.module))
+        unknown = [name for name in self.input_mapping if name not in parameters]
+        if unknown:
+            raise ValueError(f"`{type(self.module).__name__}` has no argument `{unknown[0]}` to look up.")
+        name = type(self.module).__name__
+        return self.module(*args, **fill_arguments(parameters, self.input_mapping, args, kwargs, inputs, name))
 
 
 class Combined(nn.ModuleDict):
