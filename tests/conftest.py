@@ -78,6 +78,7 @@ SMALL = [
 def make_run(tmp_path_factory):
     """Make the folder of a run of stage 2 of an experiment, as training would leave it, with random weights."""
     import hydra
+    import pytorch_lightning
     import torch
     from hydra.core.global_hydra import GlobalHydra
     from ocl.cli.train import build_model_from_config
@@ -98,7 +99,8 @@ def make_run(tmp_path_factory):
         (folder / "config").mkdir(parents=True)
         checkpoint.parent.mkdir(parents=True)
         OmegaConf.save(config, folder / "config" / "config.yaml")
-        torch.save({"state_dict": model.state_dict(), "global_step": 1}, checkpoint)
+        written_by = {"pytorch-lightning_version": pytorch_lightning.__version__}
+        torch.save({"state_dict": model.state_dict(), "global_step": 1, **written_by}, checkpoint)
         return folder
 
     return make

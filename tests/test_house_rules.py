@@ -85,7 +85,7 @@ MAY_IMPORT = {
     | {"hydra_plugins"}
     | {"hydra", "omegaconf", "yaml", "torch", "tensorboard", "ocl_msf.experiments", "ocl_msf.files"},
     "inference": FRAMEWORK
-    | {"hydra", "huggingface_hub", "omegaconf", "PIL", "safetensors"}
+    | {"av", "hydra", "huggingface_hub", "omegaconf", "PIL", "safetensors"}
     | {"ocl_msf.__version__", "ocl_msf.chunks", "ocl_msf.data", "ocl_msf.decoding"}
     | {"ocl_msf.experiments", "ocl_msf.files", "ocl_msf.inference"},
     "results": FRAMEWORK

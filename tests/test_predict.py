@@ -18,7 +18,7 @@ from ocl_msf.inference.inputs import OUTSIDE, read_picture
 from ocl_msf.inference.model import Model
 from ocl_msf.results.predict import draw_overlay, predict
 
-pytestmark = pytest.mark.needs_host
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_files_are_what_the_model_says(slate_run, model, photos, tmp_path, capsy
     """Also of pictures with the same name, of which none replaces the other."""
     out = tmp_path / "out"
     main(["predict", str(slate_run), str(photos), "--out", str(out), "--batch-size", "2", "--device", "cpu"])
-    assert "slots and masks of 3 pictures; 0 inputs" in capsys.readouterr().out
+    assert "slots and masks of 3 pictures; 0 inputs could not be read" in capsys.readouterr().out
     rows = index(out)
     assert [(row["key"], row["frame"], row["row"]) for row in rows] == [
         *(("b", "0", "0"), ("b-2", "0", "1"), ("inner/a", "0", "2"))
@@ -99,9 +99,9 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(slate_run, ph
         predict(slate_run, [str(photos)], out, batch_size=1, device="cpu")
     monkeypatch.undo()
     assert len(list((out / "slots").rglob("*.safetensors"))) == 2 and not (out / "slots.safetensors").exists()
-    assert predict(slate_run, [str(photos)], out, batch_size=1, device="cpu") == (1, 2, 0)
+    assert predict(slate_run, [str(photos)], out, batch_size=1, device="cpu") == (1, 0, 2, 0)
     assert files(out) == files(whole)
-    assert predict(slate_run, [str(photos)], out, device="cpu") == (0, 3, 0)
+    assert predict(slate_run, [str(photos)], out, device="cpu") == (0, 0, 3, 0)
 
 
 def test_a_picture_that_has_changed_or_lost_a_file_is_done_again(slate_run, photos, tmp_path):
@@ -109,11 +109,11 @@ def test_a_picture_that_has_changed_or_lost_a_file_is_done_again(slate_run, phot
     predict(slate_run, [str(photos / "b.png")], out, device="cpu")
     before = load_file(out / "slots.safetensors")["slots"]
     shutil.copyfile(photos / "inner" / "a.png", photos / "b.png")
-    assert predict(slate_run, [str(photos / "b.png")], out, device="cpu") == (1, 0, 0)
+    assert predict(slate_run, [str(photos / "b.png")], out, device="cpu") == (1, 0, 0, 0)
     after = load_file(out / "slots.safetensors")["slots"]
     assert after.shape == before.shape and not np.array_equal(after, before)
     (out / "masks" / "b.png").unlink()
-    assert predict(slate_run, [str(photos / "b.png")], out, device="cpu") == (1, 0, 0)
+    assert predict(slate_run, [str(photos / "b.png")], out, device="cpu") == (1, 0, 0, 0)
     assert (out / "masks" / "b.png").exists()
 
 
@@ -122,7 +122,7 @@ def test_a_later_call_adds_pictures_and_replaces_none(slate_run, photos, tmp_pat
     out = photos / "out"
     predict(slate_run, [str(photos / "b.png")], out, device="cpu")
     first = (out / "masks" / "b.png").read_bytes()
-    assert predict(slate_run, [str(photos), str(photos / "**" / "*.png")], out, device="cpu") == (2, 1, 0)
+    assert predict(slate_run, [str(photos), str(photos / "**" / "*.png")], out, device="cpu") == (2, 0, 1, 0)
     assert (out / "masks" / "b.png").read_bytes() == first
     assert [row["key"] for row in index(out)] == ["b", "b-2", "inner/a"]
 
@@ -138,21 +138,63 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(slate_run, photos,
     assert "of 3 pictures; 4 inputs could not be read" in printed.out
     for reason in ("broken.png cannot be read as a picture", "broken.tar cannot be read as a shard"):
         assert reason in printed.err
-    assert "nothing does not exist" in printed.err and "empty holds no pictures (" in printed.err
+    assert "nothing does not exist" in printed.err and "empty holds no pictures or videos (" in printed.err
 
 
 @pytest.mark.parametrize("name", ["broken.png", "nothing"])
 def test_a_run_that_reads_nothing_fails_and_leaves_nothing(slate_run, tmp_path, name):
     (tmp_path / "broken.png").write_text("no picture")
-    with pytest.raises(SystemExit, match="error: Nothing could be read: 1 inputs"):
+    reason = "broken.png cannot be read as a picture" if name == "broken.png" else "nothing does not exist"
+    with pytest.raises(SystemExit, match=f"error: .*{reason}"):
         main(["predict", str(slate_run), str(tmp_path / name), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert not (tmp_path / "out").exists()
+
+
+def write_bad_inputs(folder):
+    """A picture of one pixel, one that would take a gigabyte, a folder without any, a model of a later version."""
+    (folder / "empty").mkdir()
+    Image.new("RGB", (1, 1)).save(folder / "one.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
+    (folder / "later").mkdir()
+    (folder / "later" / "config.json").write_text('{"format": 99, "version": "9.0"}')
+
+
+@pytest.mark.parametrize(
+    "chosen, name, message",
+    [
+        ("", "nothing", "nothing does not exist."),
+        ("", "empty", r"empty holds no pictures or videos \(.avi, .*"),
+        ("", "huge.png", "huge.png has more than 178,956,970 pixels, which can be a trap: make it smaller first."),
+        ("nowhere", "one.png", "There is no nowhere. Give the folder of a run .*"),
+        ("later", "one.png", ".*later.config.json was written by a newer ocl_msf, 9.0, and this is .*: update it."),
+        ("hf://me/model", "one.png", "hf://me/model cannot be downloaded, and is not in the cache: .*"),
+    ],
+)
+def test_bad_input_is_explained_in_a_sentence_and_leaves_nothing(
+    slate_run, tmp_path, monkeypatch, chosen, name, message
+):
+    def without_network(*_, **__):
+        raise ConnectionError("no network")
+
+    write_bad_inputs(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", without_network)
+    monkeypatch.chdir(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(SystemExit, match=f"^error: {message}$") as failure:
+        main(["predict", chosen or str(slate_run), name, "--out", "out", "--device", "cpu"])
+    assert "\n" not in failure.value.code and files(tmp_path) == before  # a text as code: printed, and status 1
+
+
+def test_a_picture_of_one_pixel_has_a_slot(slate_run, tmp_path):
+    write_bad_inputs(tmp_path)
+    assert predict(slate_run, [str(tmp_path / "one.png")], tmp_path / "out", device="cpu") == (1, 0, 0, 0)
+    assert Image.open(tmp_path / "out" / "masks" / "one.png").size == (1, 1)
 
 
 def test_shards_of_converted_data_are_read(slate_run, model, shards, tmp_path):
     folder = shards / "clevrtex" / "val"
     out = tmp_path / "out"
-    assert predict(slate_run, [str(folder)], out, device="cpu") == (4, 0, 0)
+    assert predict(slate_run, [str(folder)], out, device="cpu") == (4, 0, 0, 0)
     slots, rows = load_file(out / "slots.safetensors")["slots"], index(out)
     samples = {
         f"{path.stem}/{key}": its["image.png"] for path in sorted(folder.glob("*.tar")) for key, its in read_shard(path)
@@ -170,7 +212,7 @@ def test_a_shard_of_anybodys_is_read(slate_run, photos, tmp_path):
         tar.add(photos / "b.png", "1.mask.png")
         tar.add(photos / "notes.txt", "1.txt")
     out = tmp_path / "out"
-    assert predict(slate_run, [str(tmp_path / "photos.tar")], out, device="cpu") == (1, 0, 0)
+    assert predict(slate_run, [str(tmp_path / "photos.tar")], out, device="cpu") == (1, 0, 0, 0)
     assert [row["key"] for row in index(out)] == ["photos/1"]
 
 
@@ -179,7 +221,7 @@ def test_a_model_of_videos_takes_pictures_as_videos_of_one_frame(make_run, photo
     predict(run, [str(photos)], tmp_path / "out", device="cpu")
     slots = load_file(tmp_path / "out" / "slots.safetensors")["slots"]
     image = read_picture(photos / "inner" / "a.png")
-    assert slots.shape == (3, 4, 8)
+    assert slots.shape == (3, 4, 11)  # 8 channels, a position and a scale
     torch.testing.assert_close(torch.from_numpy(slots[2]), ocl_msf.load(run)(image).slots[0, 0], rtol=0, atol=1e-5)
 
 

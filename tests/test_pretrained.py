@@ -10,7 +10,7 @@ from ocl_msf.data.synthetic._render import render
 from ocl_msf.data.synthetic.scenes import sample_scene
 from ocl_msf.results.trivial import blind_grid, colour_centres, nearest_colours
 
-pytestmark = [pytest.mark.needs_host, pytest.mark.needs_new_torch]
+pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
 SIZE, COUNT = 96, 16
 
 

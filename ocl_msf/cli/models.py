@@ -8,6 +8,12 @@ from typing_extensions import Annotated, Literal
 
 from ocl_msf.cli._app import command
 
+
+def counted(number: int, noun: str) -> str:
+    """A number with a noun: 1 input, 2 inputs."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
 Model = Annotated[
     str,
     Argument(
@@ -47,7 +53,7 @@ def export(
 
 @command(
     "predict",
-    "ocl-msf predict outputs/msf/slate_clevrtex/TIME photos --out predictions",
+    "ocl-msf predict pretrained:scenes photos clip.mp4 --out predictions",
     "ocl-msf predict hf://OWNER/NAME cat.jpg 'photos/**/*.png' data/coco/val/*.tar --out predictions --fit stretch",
 )
 def predict(
@@ -56,7 +62,7 @@ def predict(
         List[str],
         Argument(
             metavar="INPUT...",
-            help="Pictures, folders, patterns in quotes, or shards (.tar) of converted data.",
+            help="Pictures, videos, folders, patterns in quotes, or shards (.tar) of converted data.",
             show_default=False,
         ),
     ],
@@ -67,14 +73,18 @@ def predict(
         Literal["crop", "stretch"], Option(help="Show the model the central square, or all in a square.")
     ] = "crop",
 ) -> None:
-    """Find slots and masks of pictures, and write them.
+    """Find slots and masks of pictures and videos, and write them.
 
     For each picture the folder gets masks/KEY.png, a palette image with 255 where the model was not shown the picture,
-    and overlays/KEY.png; for all of them slots.safetensors (n, k, d), index.csv with their rows, and contact.png.
+    and overlays/KEY.png; for each video masks/KEY/FRAME.png and overlays/KEY.mp4; for all of them slots.safetensors
+    (n, k, d), index.csv with their rows, and contact.png. Videos are read by PyAV (pip install av).
     Repeat the command after an interruption to continue. Inputs that cannot be read are named, and left out.
     """
     from ocl_msf.results.predict import predict as find
 
-    done, kept, unread = find(model, inputs, out, batch_size, device, fit)
-    before = f", and {kept} that were there" if kept else ""
-    print(f"{out}: slots and masks of {done} pictures{before}; {unread} inputs could not be read")
+    tally = find(model, inputs, out, batch_size, device, fit)
+    done = [counted(tally.pictures, "picture")] if tally.pictures or not tally.videos else []
+    done += [counted(tally.videos, "video")] if tally.videos else []
+    before = f", and {tally.kept} of before" if tally.kept else ""
+    unread = counted(tally.unread, "input")
+    print(f"{out}: slots and masks of {' and '.join(done)}{before}; {unread} could not be read")

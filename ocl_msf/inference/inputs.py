@@ -1,9 +1,10 @@
 """Pictures and videos in any form and size: to arrays, to a model's squares, and masks back to their size."""
 
 import io
+import itertools
 import warnings
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from ocl_msf.data.pictures import to_rgb
 from ocl_msf.files import DataError
 
+Frame = TypeVar("Frame")
 OUTSIDE = 255  # in masks: pixels that the model has not been shown
 FITS = ("crop", "stretch")
 UNDERSTOOD = (
@@ -36,6 +38,11 @@ def read_picture(path: Union[str, Path], content: Optional[bytes] = None) -> np.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many are an error
             with Image.open(path if content is None else io.BytesIO(content)) as image:
                 return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(
+            f"{path} has more than {limit:,} pixels, which can be a trap: make it smaller first."
+        ) from error
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
         reason = str(error) or repr(error)
         raise DataError(f"{path} cannot be read as a picture: {reason}") from error
@@ -176,3 +183,20 @@ def to_segments(scores: torch.Tensor, place: Place) -> torch.Tensor:
         shown[better] = slot
         best = torch.where(better, enlarged, best)
     return whole
+
+
+def in_windows(frames: Iterable[Frame], size: int) -> Iterator[List[Frame]]:
+    """Frames in lists of `size`, the last of which may be shorter."""
+    rest = iter(frames)
+    while window := list(itertools.islice(rest, size)):
+        yield window
+
+
+def box_grid(number: int) -> torch.Tensor:
+    """Boxes (number, 4) that cover the square in rows of nearly the same length: corners x, y, x, y in [0, 1]."""
+    rows = max(round(number**0.5), 1)
+    boxes = []
+    for row in range(rows):
+        columns = number * (row + 1) // rows - number * row // rows
+        boxes += [(i / columns, row / rows, (i + 1) / columns, (row + 1) / rows) for i in range(columns)]
+    return torch.tensor(boxes).reshape(-1, 4)

@@ -56,7 +56,7 @@ def load(
         differing = model.models.load_state_dict(weights, strict=False)  # without the state of schedules
         names = [*differing.unexpected_keys, *(x for x in differing.missing_keys if not x.endswith("_extra_state"))]
         if names:
-            raise KeyError(f"{len(names)} weights differ, such as {names[0]}")
+            raise RuntimeError(f"{len(names)} weights differ, such as {names[0]}")
     except (KeyError, RuntimeError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise DataError(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ocl_msf.chunks import in_chunks
 from ocl_msf.files import DataError
 from ocl_msf.inference.description import Description
 from ocl_msf.inference.generation import Sampling, reconstruct
-from ocl_msf.inference.inputs import Place, as_arrays, find_place, to_segments, to_square
+from ocl_msf.inference.inputs import Place, as_arrays, box_grid, find_place, in_windows, to_segments, to_square
 
 with require_host():
     from ocl.utils.routing import Combined
@@ -22,6 +23,7 @@ with require_host():
 GROUP = 32  # pictures at a time, or frames of a stream
 
 Slots = Tuple[int, int]  # number of a picture, and of a slot in it
+State = Mapping[str, torch.Tensor]  # of a video: `queries` (1, k, d) of the next frame, and what comes with them
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Result:
             videos (b, t, k, s, s).
         inputs: that square, (b, 3, s, s) or (b, t, 3, s, s) in [0, 1].
         places: where it is in each picture.
+        state: of a model of videos, what it goes on with in the next frames, see `Model.track`.
     """
 
     model: "Model"
@@ -43,6 +46,7 @@ class Result:
     scores: torch.Tensor
     inputs: torch.Tensor
     places: Tuple[Place, ...]
+    state: Optional[State] = None
 
     @property
     def slots(self) -> torch.Tensor:
@@ -192,7 +196,11 @@ class Model(nn.Module):
         return Result(self, parts, scores, inputs, places)
 
     def track(
-        self, frames: Iterable[np.ndarray], fit: str = "crop", boxes: Optional[torch.Tensor] = None
+        self,
+        frames: Iterable[np.ndarray],
+        fit: str = "crop",
+        boxes: Optional[torch.Tensor] = None,
+        state: Optional[State] = None,
     ) -> Iterator[Result]:
         """Find the slots of a video of any length in bounded memory.
 
@@ -201,20 +209,32 @@ class Model(nn.Module):
         Args:
             frames: (h, w, 3) each, see `forward`.
             fit, boxes: see `forward`; boxes (1, n, 4).
+            state: of an earlier result, to go on with the frames after it.
 
         Yields:
             The result of every `GROUP` frames; of a model of videos, with b = 1.
+
+        Raises:
+            ValueError: for a model of videos, frames have different sizes.
         """
-        queries = None
-        for window in _windows(frames, GROUP):
-            if not self.description.video:
-                yield self(window, fit)
+        video = self.description.video
+
+        def prepared() -> Iterator[Tuple[torch.Tensor, Place]]:
+            for frame in frames:  # one by one: they can be large
+                (array,) = as_arrays(frame, video)
+                place = find_place(array, fit)
+                yield to_square(array, place, self.prepare), place
+
+        for window in in_windows(prepared(), GROUP):
+            squares, places = zip(*window)
+            if not video:
+                parts, scores, inputs, _ = self._find(torch.stack(squares))
+                yield Result(self, parts, scores, inputs, places)
                 continue
-            (video,) = as_arrays(window, video=True)
-            place = find_place(video, fit)
-            square = to_square(video, place, self.prepare)[None]
-            parts, scores, inputs, queries = self._find(square, boxes, queries)
-            yield Result(self, parts, scores, inputs, (place,))
+            if len(set(places)) > 1:
+                raise ValueError("The frames of a video must all have the same size.")
+            parts, scores, inputs, state = self._find(torch.cat(squares)[None], boxes, state)
+            yield Result(self, parts, scores, inputs, places[:1], state)
 
     def decode(self, parts: Mapping[str, torch.Tensor], sampling: Sampling) -> torch.Tensor:
         """Decode slots; arguments and result as of `Result.reconstruct`."""
@@ -234,9 +254,9 @@ class Model(nn.Module):
         return ((made.float() + 1) / 2).reshape(*lead, *made.shape[1:]).clone()
 
     def _find(
-        self, squares: torch.Tensor, boxes: Optional[torch.Tensor] = None, queries: Any = None
-    ) -> Tuple[Dict[str, torch.Tensor], torch.Tensor, torch.Tensor, Any]:
-        """Slots of squares (b, 3, s, s) or (b, t, 3, s, s): parts, scores, inputs, and the queries of the next frames.
+        self, squares: torch.Tensor, boxes: Optional[torch.Tensor] = None, state: Optional[State] = None
+    ) -> Tuple[Dict[str, torch.Tensor], torch.Tensor, torch.Tensor, Optional[State]]:
+        """Slots of squares (b, 3, s, s) or (b, t, 3, s, s): parts, scores, inputs, and the state for the next frames.
 
         Only what slots and masks need is run: neither guidance nor, if masks are attention, the decoder.
         """
@@ -248,8 +268,8 @@ class Model(nn.Module):
         }
         names = list(self.models)
         needed = {name: self.models[name] for name in names[: names.index("masks") + 1]}
-        if queries is not None:
-            needed["conditioning"] = _Given(queries)
+        if state is not None:
+            needed["conditioning"] = _Given(SimpleNamespace(**{name: x.to(device) for name, x in state.items()}))
         with torch.inference_mode(), self._autocast():
             outputs = Combined(**needed)(inputs={"input": batch, "model": self})
         grouping, scores = outputs["perceptual_grouping"], outputs["masks"]
@@ -260,17 +280,17 @@ class Model(nn.Module):
             for name, x in vars(grouping).items()
             if isinstance(x, torch.Tensor) and x.ndim > 1 and x.shape[1] == count and name != "feature_attributions"
         }
-        following = None
+        following: Optional[State] = None
         if "recurrence" in outputs:
-            conditioning = outputs["conditioning"]
-            following = replace(conditioning, queries=outputs["recurrence"]["predictor"][:, -1])
+            its = {**vars(outputs["conditioning"]), "queries": outputs["recurrence"]["predictor"][:, -1]}
+            following = {name: x.clone() for name, x in its.items()}
         return parts, scores.float().clone(), (batch["image"] + 1) / 2, following
 
     def _boxes(self, boxes: Any, squares: torch.Tensor, device: torch.device) -> Optional[torch.Tensor]:
         number = self.description.number_of_boxes
         if number is None:
             return None
-        boxes = _grid(number).expand(len(squares), -1, -1) if boxes is None else torch.as_tensor(boxes).float()
+        boxes = box_grid(number).expand(len(squares), -1, -1) if boxes is None else torch.as_tensor(boxes).float()
         if boxes.ndim != 3 or boxes.shape[-1] != 4 or len(boxes) != len(squares):
             shape = f"({len(squares)}, n, 4)"
             raise ValueError(f"Boxes must be {shape}, those of the first frame, but they are {tuple(boxes.shape)}.")
@@ -291,24 +311,3 @@ class _Given(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         return self.output
-
-
-def _grid(number: int) -> torch.Tensor:
-    """Boxes (number, 4) that cover the square in rows of nearly the same length."""
-    rows = max(round(number**0.5), 1)
-    boxes = []
-    for row in range(rows):
-        columns = number * (row + 1) // rows - number * row // rows
-        boxes += [(i / columns, row / rows, (i + 1) / columns, (row + 1) / rows) for i in range(columns)]
-    return torch.tensor(boxes).reshape(-1, 4)
-
-
-def _windows(frames: Iterable[np.ndarray], size: int) -> Iterator[List[np.ndarray]]:
-    window: List[np.ndarray] = []
-    for frame in frames:
-        window.append(frame)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
