@@ -158,8 +158,12 @@ class AddSegmentationMaskFromInstanceMask:
         """Return the sample with the new field."""
         if self.instance_mask_key not in data:
             return data
-        classes = data[self.instance_mask_key].max(axis=0, keepdims=True, initial=0)
-        return {**data, self.target_key: expand_dense_mask(classes)}
+        return {**data, self.target_key: self.convert(data[self.instance_mask_key])}
+
+    @staticmethod
+    def convert(instance_mask: np.ndarray) -> np.ndarray:
+        """Map the masks of instances to those of classes."""
+        return expand_dense_mask(instance_mask.max(axis=0, keepdims=True, initial=0))
 
 
 class VOCInstanceMasksToDenseMasks:

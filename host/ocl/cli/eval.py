@@ -98,16 +98,24 @@ def resolve_paths(config: DictConfig) -> DictConfig:
     return config
 
 
-def load_train_config(path: str, overrides: Optional[list[str]]) -> DictConfig:
-    """Compose a training config with overrides in Hydra's grammar."""
-    folder, name = os.path.split(path)
+def load_train_config(path: str, overrides: Optional[list[str]], name: Optional[str] = None) -> DictConfig:
+    """Compose a training config with overrides in Hydra's grammar.
+
+    Args:
+        path: the file.
+        overrides: what to change in it.
+        name: the last part of the path, by default the name of the file; groups are looked for in the folder before it.
+    """
+    path = path.removesuffix(".yaml")
+    name = (name or os.path.basename(path)).removesuffix(".yaml")
+    folder = os.path.normpath(path.removesuffix(name))
     overrides = ["hydra.searchpath=[pkg://configs]", *(overrides or [])]
     with hydra_1_1():
         outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
             with hydra.initialize_config_dir(folder, version_base="1.1"):
-                return hydra.compose(os.path.splitext(name)[0], overrides=overrides)
+                return hydra.compose(name, overrides=overrides)
         finally:
             GlobalHydra.instance().hydra = outer
 
@@ -255,7 +263,7 @@ def evaluate(config: DictConfig) -> None:
     if config.save_outputs and not config.outputs_to_store:
         raise ValueError("save_outputs=true needs `outputs_to_store`, paths such as [masks,input.image].")
     config = resolve_paths(config)
-    train_config = load_train_config(config.train_config_path, config.train_config_overrides)
+    train_config = load_train_config(config.train_config_path, config.train_config_overrides, config.train_config_name)
     trainer = build_trainer(config, train_config)
     if not trainer.is_global_zero:
         with tempfile.TemporaryDirectory() as config.output_dir:  # the first process writes what is kept

@@ -4,6 +4,8 @@ from ocl.feature_extractors.misc import DVAEFeatureExtractor, SAViFeatureExtract
 from ocl.feature_extractors.utils import FeatureExtractor, ImageFeatureExtractor
 
 __all__ = [
+    "ClipImageModel",
+    "ClipTextModel",
     "DVAEFeatureExtractor",
     "FeatureExtractor",
     "ImageFeatureExtractor",
@@ -14,8 +16,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> type:
-    if name != "TimmFeatureExtractor":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ocl.feature_extractors.timm import TimmFeatureExtractor  # timm is an optional dependency
+    if name == "TimmFeatureExtractor":
+        from ocl.feature_extractors.timm import TimmFeatureExtractor  # timm is an optional dependency
 
-    return TimmFeatureExtractor
+        return TimmFeatureExtractor
+    if name in ("ClipImageModel", "ClipTextModel"):
+        from ocl.feature_extractors import clip
+
+        return getattr(clip, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,12 @@
 """Logging to MLflow, which is an optional dependency."""
 
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, Union
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.model_summary import summarize
@@ -61,6 +63,41 @@ class LogHydraConfig(pl.Callback):
             trainer.logger.experiment.log_artifacts(trainer.logger.run_id, folder, "config")
 
 
+class LogHydraConfigCallback(LogHydraConfig):
+    """Store the config files of the run, and its overrides and some values as hyper-parameters.
+
+    Args:
+        hydra_output_subdir: not used; Hydra knows the folder.
+        additional_paths: paths of values in the config, or a dict of them by the name to store them under.
+        skip_overrides: do not store the overrides.
+    """
+
+    def __init__(
+        self,
+        hydra_output_subdir: Optional[str] = None,
+        additional_paths: Union[None, Sequence[str], Mapping[str, str]] = None,
+        skip_overrides: bool = False,
+    ):
+        paths = additional_paths or {}
+        self.paths = dict(paths) if isinstance(paths, Mapping) else {path: path for path in paths}
+        self.skip_overrides = skip_overrides
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if not HydraConfig.initialized() or not trainer.loggers:
+            return
+        hydra = HydraConfig.get()
+        values: dict[str, Any] = {}
+        if not self.skip_overrides:
+            values = dict(override.lstrip("+").split("=", 1) for override in hydra.overrides.task if "=" in override)
+        if self.paths:
+            config = OmegaConf.load(os.path.join(hydra.runtime.output_dir, hydra.output_subdir or "", "config.yaml"))
+            values |= {name: OmegaConf.select(config, path) for name, path in self.paths.items()}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(values)
+
+
 class LogModelSummary(pl.Callback):
     """Store the summary of the model as an artifact."""
 
@@ -69,3 +106,6 @@ class LogModelSummary(pl.Callback):
         if isinstance(trainer.logger, MLFlowLogger):
             summary = summarize(pl_module, max_depth=2)
             trainer.logger.experiment.log_text(trainer.logger.run_id, str(summary), "model_summary.txt")
+
+
+LogModelSummaryCallback = LogModelSummary  # OCLF's name
