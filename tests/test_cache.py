@@ -9,6 +9,7 @@ from ocl.cli.train import build_model_from_config
 from ocl.cli.train import train as train_config
 from ocl.combined_model import CombinedModel
 
+import ocl_msf
 from ocl_msf.cli import main
 from ocl_msf.data import cache
 from ocl_msf.data.lmdb import write_lmdb
@@ -139,7 +140,15 @@ def test_a_changed_vae_never_meets_an_old_cache(train, vae, tmp_path):
     second = vae("vqvae_clevrtex", 1)
     _, encoded = train("slate_clevrtex", second, *CACHE)
     assert encoded == 1 + 6 + 2
-    assert len([*tmp_path.glob("cache/*")]) == 2
+    train("slate_clevrtex", second, *CACHE, "experiment.quantizer.temperature=7.0")
+    assert len([*tmp_path.glob("cache/*")]) == 3
+
+
+def test_a_trained_model_needs_no_cache(make_run, monkeypatch):
+    monkeypatch.delenv("DATASET_PREFIX", raising=False)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    slots = [ocl_msf.load(make_run("slate_clevrtex", *chosen))(image).slots for chosen in ([], ["+msf/cache=codes"])]
+    assert torch.equal(*slots)
 
 
 def test_an_interrupted_pass_goes_on(train, vae, monkeypatch):

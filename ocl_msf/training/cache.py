@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,12 +39,12 @@ class CacheFrozen(Callback):
         parts: by the name of the sample's new field, the dotted path of a `Frozen` among the models, which has its
             weights: this callback stands behind those that load them.
         folder: for all caches, relative to the launch directory; ranks share it.
-        transforms: the config of the training transforms, as text.
+        settings: what the results depend on beside weights and data, as text: the configs of transforms and parts.
         image: name of the field that the parts look at.
     """
 
-    def __init__(self, parts: Mapping[str, str], folder: str, transforms: str, image: str = "image"):
-        self.parts, self.folder, self.transforms, self.image = dict(parts), folder, transforms, image
+    def __init__(self, parts: Mapping[str, str], folder: str, settings: Sequence[str], image: str = "image"):
+        self.parts, self.folder, self.settings, self.image = dict(parts), folder, list(settings), image
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the cache, unless there is one, and let training samples take from it.
@@ -68,9 +68,9 @@ class CacheFrozen(Callback):
         _append(data, Map(AddCached(folder, self.image), [self.image], batch_transform=False))
 
     def _folder(self, frozen: Mapping[str, Any], data: Any, trainer: Trainer) -> Path:
-        """The folder for these parts, data and transforms, and the precision that the parts are computed in."""
+        """The folder for these parts, data and settings, and the precision that the parts are computed in."""
         weights = {name: part.fingerprint() for name, part in frozen.items()}
-        state = json.dumps([weights, _files(data), self.transforms, str(trainer.precision)], sort_keys=True)
+        state = json.dumps([weights, _files(data), self.settings, str(trainer.precision)], sort_keys=True)
         key = hashlib.sha256(state.encode()).hexdigest()[:16]
         return Path(to_absolute_path(self.folder)) / f"{'-'.join(sorted(frozen))}-{key}"
 

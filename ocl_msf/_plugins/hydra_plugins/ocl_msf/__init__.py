@@ -90,7 +90,7 @@ def cache(parts: Dict[str, str], models: Dict[str, Any]) -> Dict[str, Any]:
         "_target_": "ocl_msf.training.cache.CacheFrozen",
         "parts": parts,
         "folder": "${experiment.cache_folder}",
-        "transforms": "${msf_text:dataset.train_transforms}",
+        "settings": ["${msf_text:dataset.train_transforms}", "${msf_text:models.guidance.vae}"],
     }
     folder = "${oc.select:dataset.prefix,${oc.env:DATASET_PREFIX,data}}/cache"
     return {"models": models, "experiment": {"cache_folder": folder, "callbacks": {"cache_frozen": callback}}}
