@@ -31,7 +31,6 @@ class Meter(Callback):
 
 def cache(options: argparse.Namespace) -> None:
     """Processor time of training steps with and without +msf/cache=codes, reading included, in turns."""
-    folder = tempfile.mkdtemp()
     settings = [
         f"+experiment=msf/{options.experiment}",
         *options.settings,
@@ -44,14 +43,17 @@ def cache(options: argparse.Namespace) -> None:
         f"+experiment.callbacks.meter={{_target_:_cache.Meter,warmup:{options.steps // 4}}}",
         "seed=0",
     ]
-    kept = ["+msf/cache=codes", f"experiment.cache_folder={folder}/cache"]
+    kept = ["+msf/cache=codes", "experiment.cache_folder=cache"]
     times: Dict[str, List[float]] = {"every step": [], "once": []}
-    os.chdir(folder)
-    for _ in range(options.repeat):
-        for name, more in zip(times, ([], kept)):
-            with hydra.initialize_config_module("configs", version_base="1.1"):
-                train(hydra.compose("training_config", overrides=[*settings, *more]))
-            times[name].append(Meter.seconds.pop())
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for _ in range(options.repeat):
+            for name, more in zip(times, ([], kept)):
+                with hydra.initialize_config_module("configs", version_base="1.1"):
+                    train(hydra.compose("training_config", overrides=[*settings, *more]))
+                times[name].append(Meter.seconds.pop())
+        os.chdir(before)
     print("| images are encoded in | processor time of a step, ms | images per second of it |\n|---|---|---|")
     for name, seconds in times.items():
         median = statistics.median(seconds)
