@@ -57,13 +57,13 @@ MAY_IMPORT = {
     "dilated": MATHS,
     "feature_extractors": NETWORKS
     | {"safetensors", "ocl_msf._renamed", "ocl_msf.chunks", "ocl_msf.dilated", "ocl_msf.frozen"},
-    "conditioning": NETWORKS,
-    "perceptual_grouping": NETWORKS,
+    "conditioning": NETWORKS | {"ocl_msf.frames"},
+    "perceptual_grouping": NETWORKS | {"ocl_msf.frames"},
     "frames": {"torch"},
     "invariant": NETWORKS | {"ocl_msf.frames", "ocl_msf.perceptual_grouping"},
     "decoding": MATHS | {"ocl_msf._renamed", "ocl_msf.chunks", "ocl_msf.indices", "ocl_msf.transformer"},
     "mixture": {"torch", "ocl_msf.chunks", "ocl_msf.decoding", "ocl_msf.frames"},
-    "diffusion": {"torch", "diffusers", "ocl_msf.chunks", "ocl_msf.decoding"},
+    "diffusion": {"torch", "diffusers", "ocl_msf.chunks", "ocl_msf.decoding", "ocl_msf.frames"},
     "video": {"torch", "ocl_msf._renamed"},
     "metrics": MATHS | HOST | {"numpy", "scipy", "sklearn", "torchmetrics"},
     "instruments": MATHS
@@ -106,7 +106,7 @@ MAY_IMPORT = {
     "__main__": {"ocl_msf.cli"},
     "demo": HOST | {"torch", "safetensors", "ocl_msf.experiments", "ocl_msf.files", "ocl_msf.inference"},
     "data": FRAMEWORK
-    | {"PIL", "cloudpickle", "crc32c", "google", "hydra", "lmdb"}
+    | {"PIL", "av", "cloudpickle", "crc32c", "google", "hydra", "lmdb"}
     | {"pycocotools", "safetensors", "scipy", "tqdm"}
     | {"ocl_msf.data", "ocl_msf.files", "ocl_msf._renamed"},
 }
