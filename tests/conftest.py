@@ -32,7 +32,12 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.is_file() and collection_path.match("test_*.py"):
         chosen, markers = config.getoption("markexpr"), markers_of(collection_path)
         without_host, in_oclf = "not needs_host" in chosen, chosen.startswith("oclf")
-        if (without_host and "needs_host" in markers) or (in_oclf and "oclf" not in markers):
+        without_app = sys.version_info < (3, 10)
+        if (
+            (without_host and "needs_host" in markers)
+            or (in_oclf and "oclf" not in markers)
+            or (without_app and "needs_app" in markers)
+        ):
             return True
 
 

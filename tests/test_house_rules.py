@@ -89,6 +89,7 @@ MAY_IMPORT = {
     | {"ocl_msf.__version__", "ocl_msf.chunks", "ocl_msf.data", "ocl_msf.decoding"}
     | {"ocl_msf.experiments", "ocl_msf.files", "ocl_msf.inference"},
     "results": FRAMEWORK
+    | {"fastapi", "gradio", "starlette", "uvicorn"}
     | {"hydra", "jinja2", "omegaconf", "PIL", "matplotlib", "scipy", "safetensors", "sklearn", "tqdm"}
     | {
         "ocl_msf.data",

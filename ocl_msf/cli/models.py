@@ -1,5 +1,7 @@
 """Commands that use trained models, and hand them on."""
 
+import os
+import tempfile
 from pathlib import Path
 from typing import List, Optional
 
@@ -88,3 +90,34 @@ def predict(
     before = f", and {tally.kept} of before" if tally.kept else ""
     unread = counted(tally.unread, "input")
     print(f"{out}: slots and masks of {' and '.join(done)}{before}; {unread} could not be read")
+
+
+@command(
+    "view",
+    "ocl-msf view pretrained:scenes photos",
+    "ocl-msf view outputs/msf/steve_movi_c/TIME frames --port 8000",
+)
+def view(
+    model: Model,
+    folder: Annotated[
+        Optional[Path],
+        Argument(help="Of pictures to choose from; others can be dropped on the page.", show_default=False),
+    ] = None,
+    port: Annotated[int, Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    host: Annotated[str, Option(help="Other than this machine's: whoever reaches it can use the page.")] = "127.0.0.1",
+    device: Annotated[Optional[str], Option(metavar="NAME", help="Such as cuda:1; by default a GPU if any.")] = None,
+    fit: Annotated[
+        Literal["crop", "stretch"], Option(help="Show the model the central square, or all in a square.")
+    ] = "crop",
+) -> None:
+    """Look at slots on a page: drop them, swap them, and see what the decoder draws.
+
+    It prints the address to open in a browser, and needs the extra `app`: pip install 'ocl-msf[app]'. Pictures and
+    videos of the folder can be chosen, and no other files of this machine be read; a folder with several pictures is a
+    video, too. Nothing is loaded from the network.
+    """
+    with tempfile.TemporaryDirectory() as uploads:
+        os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False")  # read when gradio is imported
+        from ocl_msf.results.view.server import view as serve
+
+        serve(model, folder, host, port, fit, device)

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from ocl_msf.data.pictures import to_rgb
@@ -44,7 +44,8 @@ def read_picture(path: Union[str, Path], content: Optional[bytes] = None) -> np.
             f"{path} has more than {limit:,} pixels, which can be a trap: make it smaller first."
         ) from error
     except Exception as error:  # Pillow has no common class for what a damaged file can cause
-        reason = str(error) or repr(error)
+        unknown = isinstance(error, UnidentifiedImageError)  # its words name an object of Python's
+        reason = "it is in no format that Pillow knows" if unknown else str(error) or repr(error)
         raise DataError(f"{path} cannot be read as a picture: {reason}") from error
 
 
