@@ -1,6 +1,7 @@
 """Functions that build a group of parts from its config: the `_target_` of `models` and of `losses`."""
 
 import functools
+import re
 from typing import Any, Dict, Mapping, Sequence
 
 from hydra.utils import instantiate
@@ -27,12 +28,13 @@ def guided_models(guidance_scales: Sequence[int], **models: Any) -> Dict[str, An
 
     Args:
         guidance_scales: the scales that guide, 1 the finest.
-        models: the configs, not instantiated yet: beside this `_target_` stands `_recursive_: false`.
+        models: the configs, not instantiated yet: beside this `_target_` stands `_recursive_: false`. If there is a
+            `pyramid`, it goes around the feature extractor, see `pyramid_models`.
 
     Raises:
         ValueError: guidance_scales does not begin with the scale of the guidance.
     """
-    configs = drop_nulls(**models)
+    configs = _around_extractor(drop_nulls(**models))
     first = configs["guidance"]["scale"]
     if not guidance_scales or guidance_scales[0] != first:
         raise ValueError(
@@ -49,6 +51,41 @@ def guided_models(guidance_scales: Sequence[int], **models: Any) -> Dict[str, An
         if hasattr(decoder, "lookup"):
             decoder.lookup = functools.partial(built["guidance"].lookup, scale=scale)
     return built
+
+
+def pyramid_models(**models: Any) -> Dict[str, Any]:
+    """Build models whose feature extractor runs over the image pyramid, for `msf/encoder=pyramid`.
+
+    The config `pyramid` becomes the `feature_extractor`, with the one that stood there as its `extractor`, and takes
+    over the path of its images. The other models stay as they are; those of stage 2 are built by `guided_models`.
+
+    Args:
+        models: the configs, not instantiated yet: beside this `_target_` stands `_recursive_: false`.
+
+    Raises:
+        ValueError: there is no feature extractor that takes images or videos.
+    """
+    if "guidance_scales" in models:
+        return guided_models(**models)
+    configs = _around_extractor(drop_nulls(**models))
+    return {name: instantiate(config, _convert_="all") for name, config in configs.items()}
+
+
+def _around_extractor(models: Mapping[str, Any]) -> Dict[str, Any]:
+    """Put the pyramid, if there is one, around the feature extractor, see `pyramid_models`."""
+    configs = dict(models)
+    pyramid = configs.pop("pyramid", None)
+    if pyramid is None:
+        return configs
+    extractor = dict(configs.get("feature_extractor", {}))
+    paths = [extractor.pop(key) for key in ("image_path", "video_path") if key in extractor]
+    if not paths:
+        raise ValueError(
+            "The pyramid goes around models.feature_extractor, and there must be one with image_path or video_path."
+        )
+    extractor["_target_"] = re.sub(r"^routed\.", "", extractor["_target_"])
+    configs["feature_extractor"] = {**pyramid, "extractor": extractor, "image_path": paths[0]}
+    return configs
 
 
 def guided_losses(guidance_scales: Sequence[int], **losses: Any) -> Dict[str, Any]:

@@ -15,6 +15,8 @@ from ocl_msf._renamed import refuse_old_keywords, refuse_old_names
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.dilated import dilated_layers
 from ocl_msf.frozen import Frozen
+from ocl_msf.grid_fusion import FusedFeatures, SumScales
+from ocl_msf.pyramid import ImagePyramid
 
 with require_host():
     from ocl.feature_extractors.utils import ImageFeatureExtractor, cnn_compute_positions_and_flatten
@@ -297,3 +299,77 @@ class ViTWithCNN(NaiveCNN):
         tokens = self.vit(images)  # b e h/p w/p
         coarse = F.interpolate(self.project_tokens(tokens), maps.shape[-2:], mode="bilinear", align_corners=False)
         return maps + coarse, tokens.flatten(2).transpose(1, 2)
+
+
+class PyramidFeatureExtractor(ImageFeatureExtractor):
+    """Any feature extractor over the image pyramid (section 3.2), its scales fused onto the finest grid.
+
+    With N scales an extractor whose cost grows with the number of pixels costs 1 + 1/4 + ... + 1/4^(N-1) times as much,
+    1.31 times for 3 scales. The weights are shared by all scales.
+
+    Args:
+        extractor: a feature extractor of ours or of OCLF.
+        num_scales: N.
+        fusion: one of `ocl_msf.grid_fusion`; by default the sum of all scales.
+        same_size: enlarge the coarser images to the size of the given one, for extractors that take images of one size,
+            such as most ViTs of timm. Every scale costs as much as the finest then, and all have its grid, which the
+            fusion by codes refuses.
+
+    Raises:
+        ValueError: num_scales is below 1.
+    """
+
+    def __init__(
+        self, extractor: nn.Module, num_scales: int = 3, fusion: Optional[nn.Module] = None, same_size: bool = False
+    ):
+        super().__init__()
+        self.extractor = extractor
+        self.pyramid = ImagePyramid(num_scales)
+        self.fusion = SumScales() if fusion is None else fusion
+        self.same_size = same_size
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the features, those of the extractor."""
+        return self.extractor.feature_dim  # type: ignore[return-value]
+
+    @property
+    def vit(self) -> Optional[nn.Module]:
+        """The frozen ViT of the extractor, for `ocl_msf.training.callbacks.LoadViT`; None if it has none."""
+        return getattr(self.extractor, "vit", None)
+
+    def forward(self, image: torch.Tensor) -> FeatureExtractorOutput:
+        """Extract features from images (b, c, h, w) or videos (b, t, c, h, w).
+
+        Returns:
+            Fused `features` (b, n, d) or (b, t, n, d), the `positions` (n, 2) of the finest grid, and `aux_features`:
+            those of the finest scale, the features `scale_1` (b, n, d) to `scale_<N>` of every scale, and the losses of
+            the fusion, (b,) each; of videos all begin with (b, t).
+
+        Raises:
+            ValueError: a side is not divisible by 2^(N-1), or the features have no positions and are no square grid.
+        """
+        return super().forward(image)
+
+    def forward_images(self, images: torch.Tensor) -> Tuple[Any, ...]:
+        """Images, or the frames of videos, (b, c, h, w) -> features (b, n, d), positions (n, 2), further results."""
+        pyramid = self.pyramid(images)  # N x (b, c, h_n, w_n)
+        if self.same_size:
+            pyramid = [F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=False) for x in pyramid]
+        scales = [self.extractor(x) for x in pyramid]
+        fused: FusedFeatures = self.fusion([_to_map(scale) for scale in scales])  # (b, d, h, w)
+        own = {f"scale_{number}": scale.features for number, scale in enumerate(scales, 1)}  # (b, n_n, d)
+        aux = {**(scales[0].aux_features or {}), **own, **fused.losses}
+        return fused.features.flatten(2).transpose(1, 2), scales[0].positions, aux
+
+
+def _to_map(output: FeatureExtractorOutput) -> torch.Tensor:
+    """Features (b, h*w, d), row by row, -> a map (b, d, h, w); without positions (row before column) it is square."""
+    features, positions = output.features, output.positions
+    if positions is None:
+        columns = math.isqrt(features.shape[1])
+    else:
+        columns = int((positions[:, 0] == positions[0, 0]).sum())
+    if features.shape[1] % columns or (positions is None and columns**2 != features.shape[1]):
+        raise ValueError(f"Features of shape {tuple(features.shape)} have no positions that tell a grid of theirs.")
+    return features.transpose(1, 2).unflatten(2, (-1, columns))

@@ -22,15 +22,15 @@ class PyramidLoss(nn.Module):
 
 
 class WeightedLoss(nn.Module):
-    """A loss that a model has computed, multiplied by `weight`."""
+    """A loss that a model has computed, for all images or for each, multiplied by `weight`."""
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
         self.weight = weight
 
     def forward(self, loss: torch.Tensor) -> torch.Tensor:
-        """Weight a loss, scalar -> scalar."""
-        return loss * self.weight
+        """Weight the mean of a loss, scalar or (...) -> scalar."""
+        return loss.mean() * self.weight
 
 
 class NormLoss(nn.Module):

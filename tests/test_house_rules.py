@@ -55,8 +55,10 @@ MAY_IMPORT = {
     "autoencoder": MATHS | {"ocl_msf.pyramid", "ocl_msf.quantization", "ocl_msf.fusion"},
     "guidance": MATHS | {"ocl_msf.autoencoder", "ocl_msf.chunks", "ocl_msf.frozen"},
     "dilated": MATHS,
+    "grid_fusion": {"torch", "ocl_msf.frozen", "ocl_msf.quantization"},
     "feature_extractors": NETWORKS
-    | {"safetensors", "ocl_msf._renamed", "ocl_msf.chunks", "ocl_msf.dilated", "ocl_msf.frozen"},
+    | {"safetensors", "ocl_msf._renamed", "ocl_msf.chunks", "ocl_msf.dilated", "ocl_msf.frozen"}
+    | {"ocl_msf.grid_fusion", "ocl_msf.pyramid"},
     "conditioning": NETWORKS | {"ocl_msf.frames"},
     "perceptual_grouping": NETWORKS | {"ocl_msf.frames"},
     "frames": {"torch"},
