@@ -12,9 +12,11 @@ from mkdocs.structure.pages import Page
 from typer.main import get_command
 
 from ocl_msf.cli import app
+from ocl_msf.experiments.components import describe_components
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+COMPONENTS = describe_components()
 # Files outside docs/ by where they are in the site. On GitHub, pages link to the files themselves.
 OUTSIDE = {
     "README.md": "index.md",
@@ -37,7 +39,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     """Fill in what is made of the code, and turn links between files into links between pages."""
     place = page.file.src_uri
     path = next((path for path, where in OUTSIDE.items() if where == place), f"docs/{place}")
-    made = {"configs": describe_configs, "commands": describe_commands}
+    made = {"configs": describe_configs, "commands": describe_commands, "components": list_components}
     markdown = re.sub(r"^<!-- made of the (\w+) -->$", lambda match: made[match[1]](), markdown, flags=re.MULTILINE)
 
     def relink(match: "re.Match[str]") -> str:
@@ -58,6 +60,13 @@ def _help(command: Any, name: str, parent: Any) -> Iterator[str]:
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context).strip()}\n```\n"
     for part in getattr(command, "commands", {}).values():
         yield from _help(part, part.name, context)
+
+
+def list_components() -> str:
+    """A table of the parts that a config can take by name."""
+    rows = [(f"`{x.choice}`", f"`{x.place}`", f"[`{x.target}`][{x.target}]", _escape(x.line)) for x in COMPONENTS]
+    lines = [("choice", "where it goes", "class", "what it is"), ("---",) * 4, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def describe_configs() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from hydra_plugins.ocl_msf.components import COMPONENTS
 
 from ocl_msf.cli import app
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ocl_msf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "configs/experiment/msf").glob("[!_]*.yaml"))
+BY_NAME = {(f"msf/{part.group}", part.name) for part in COMPONENTS}
 TEXTS = sorted(
     path
     for folder in ("ocl_msf", "host", "configs", "scripts", "tests", "docs", ".ci", ".github")
@@ -36,7 +38,7 @@ MAY_IMPORT = {
     "__init__": {"ocl_msf._renamed", "ocl_msf.inference"},
     "_renamed": set(),
     "_host": set(),
-    "_plugins": {"hydra", "omegaconf"},
+    "_plugins": {"hydra", "omegaconf", "hydra_plugins"},
     "pyramid": MATHS,
     "indices": {"torch"},
     "composition": {"hydra", "ocl_msf._renamed"},
@@ -270,7 +272,9 @@ def bash_commands(path):
 def files_named(command):
     """The files of this repository that a command takes for granted."""
     for group, name in re.findall(r"\+?([\w/]+)=([\w/]+)(?=\s|$)", command):
-        if "msf/" in f"{group} {name}":
+        if (group, name) in BY_NAME:
+            yield "ocl_msf/_plugins/hydra_plugins/ocl_msf/components.py"
+        elif "msf/" in f"{group} {name}":
             yield f"configs/{group}/{name}.yaml"
     for module in re.findall(r"-m (ocl_msf[\w.]*)", command):
         path = module.replace(".", "/")

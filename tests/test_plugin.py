@@ -69,7 +69,7 @@ def test_a_wheel_holds_every_module_and_config_once(wheel):
     kinds = ("*.py", "py.typed", "*.css", "*.html")  # the report has a style sheet and a template
     modules = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "ocl_msf").rglob(kind)}
     modules = {path for path in modules if "_plugins" not in path.parts}
-    modules.add(Path("hydra_plugins/ocl_msf/__init__.py"))
+    modules |= {Path("hydra_plugins/ocl_msf/__init__.py"), Path("hydra_plugins/ocl_msf/components.py")}
     pretrained = {path.relative_to(ROOT) for path in (ROOT / "ocl_msf" / "pretrained").rglob("*") if path.is_file()}
     configs = {"ocl_msf" / path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*") if path.is_file()}
     members = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}

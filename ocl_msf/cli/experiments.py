@@ -68,6 +68,24 @@ def tables(
     make_tables(table, part, dataset, seeds, preset, settings or [], out, gpus, launcher, dry_run)
 
 
+@command("components", "ocl-msf components", "ocl-msf components decoder")
+def components(
+    group: Annotated[Optional[str], Argument(help="A group such as decoder; by default all.")] = None,
+) -> None:
+    """List the parts that any experiment can take by name.
+
+    A choice such as msf/decoder=mixture, with + in front where the experiment has not chosen one, stands behind
+    +experiment=... or in the defaults of a config. It puts the part at the place that is named, instead of what is
+    there; what the part takes from other modules, and its numbers, are overrides of that place.
+    """
+    from ocl_msf.experiments.components import describe_components
+
+    parts = describe_components(group)
+    widths = [max(len(part[column]) for part in parts) for column in (0, 1)]
+    for part in parts:
+        print(f"{part.choice:{widths[0]}}  {part.place:{widths[1]}}  {part.line}")
+
+
 @command("protocol", "ocl-msf protocol outputs/msf/slate_clevrtex/TIME --last 25")
 def protocol(
     runs: Annotated[List[Path], Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],

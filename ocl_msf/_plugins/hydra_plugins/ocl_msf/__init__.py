@@ -11,7 +11,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_method, to_absolute_path
-from hydra_plugins.ocl_msf import _components
+from hydra_plugins.ocl_msf import components
 from omegaconf import DictConfig, OmegaConf
 
 FORMER_DATASETS = {
@@ -46,7 +46,7 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_shards", converted_shards, replace=True)
         OmegaConf.register_new_resolver("msf_text", text, replace=True)
         store = ConfigStore.instance().store
-        _components.register(store)
+        components.register(store)
         for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
             scores = {"defaults": ["/evaluation/msf/scores"]}
             store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")

@@ -4,7 +4,7 @@ Settings are those of this project's experiments where there are such, otherwise
 every choice fits into anybody's config. `ocl-msf components` prints the table.
 """
 
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 
 class Component(NamedTuple):
@@ -102,7 +102,7 @@ LOAD_QUANTIZER = {
     "source": "models.vqvae.quantizer",
 }
 
-_MODELS = [
+_MODELS: List[Tuple[str, str, str, str, Dict[str, Any]]] = [
     ("encoder", "naive_cnn", "feature_extractor", "feature_extractors.NaiveCNN", ENCODER),
     (
         *("encoder", "vit_with_cnn", "feature_extractor", "feature_extractors.ViTWithCNN"),
@@ -153,7 +153,7 @@ _MODELS = [
     ("vae", "frozen", "guidance", "guidance.FrozenGuidance", {"vae": _part("autoencoder.VQVAE", **VAE), **IMAGE}),
 ]
 
-_LOSSES = [
+_LOSSES: List[Tuple[str, str, Dict[str, str]]] = [
     (
         "tokens",
         "GroupedCrossEntropy",
@@ -165,7 +165,7 @@ _LOSSES = [
     ("sparsity", "SlotSparsity", {"attention": "perceptual_grouping.feature_attributions"}),
 ]
 
-_SCORES = [
+_SCORES: List[Tuple[str, str, Dict[str, Any]]] = [
     ("ari", "ARI", {"foreground": False, **MASKS}),
     ("ari_fg", "ARI", {"foreground": True, **MASKS}),
     ("samples", "ScoredSamples", {"target_path": "input.mask", "ignore_path": "input.void"}),
