@@ -61,8 +61,8 @@ class SlotSparsity(nn.Module):
     eight times as much as leaving out an object on a fiftieth of the image.
 
     Args:
-        weight: of this loss, a number or a schedule of the host. It should rise once slots are worth something: from
-            the first step on it leaves one slot for everything.
+        weight: of this loss, a number or a schedule of the host, which evaluation takes as 1. It should rise once
+            slots are worth something: from the first step on it leaves one slot for everything.
     """
 
     def __init__(self, weight: Union[float, nn.Module] = 1.0):
@@ -72,7 +72,10 @@ class SlotSparsity(nn.Module):
     def forward(self, attention: torch.Tensor) -> torch.Tensor:
         """Shares (b, k, n) of the slots in each super-pixel, of sum 1 over k -> scalar."""
         owned = attention.float().mean(-1)  # b k
-        return float(self.weight) * (owned + 1e-4).sqrt().sum(-1).mean()  # 1e-4: empty slots have finite gradients
+        scheduled = isinstance(self.weight, nn.Module) and not self.training  # then a schedule may have no value yet
+        return (1 if scheduled else float(self.weight)) * (owned + 1e-4).sqrt().sum(
+            -1
+        ).mean()  # 1e-4: empty slots have finite gradients
 
 
 class GroupedCrossEntropy(nn.Module):

@@ -31,9 +31,9 @@ def rates_in_turns(runs: Dict[str, Callable[[], int]], repeat: int) -> Dict[str,
     return rates
 
 
-def make_raw(folder: Path, count: int, size: Tuple[int, int], distinct: int = 48) -> None:
+def make_raw(folder: Path, count: int, size: Tuple[int, int], distinct: int = 48, workers: int = 2) -> None:
     """Write `count` scenes in ClevrTex's layout; only the first `distinct` are different, the others are links."""
-    make_scenes(folder, min(count, distinct), size=size, workers=2)
+    make_scenes(folder, min(count, distinct), size=size, workers=workers)
     for index in range(distinct, count):
         for ending in (".png", "_flat.png"):
             source, copy = (

@@ -12,6 +12,7 @@ TURNS = {  # by module, whose import may take seconds: the timed turns of each b
     "_loader": {"loader": 7},
     "_data": {"data": 3},
     "_cache": {"cache": 3},
+    "_predict": {"predict": 3},
 }
 
 

@@ -27,6 +27,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
         ),
         ("generate --batch 1 --dim 8 --size 16 --layers 1 --repeat 1 --warmup 0", ["cache", "no cache"]),
         ("loader --shards 2 --samples 8 --batch 4 --size 16 --repeat 1 --warmup 0", ["ours", "plain webdataset"]),
+        ("predict --samples 4 --size 64 --repeat 1", ["predict", "evaluation"]),
         (
             "data --samples 16 --raw-size 64 48 --size 16 --repeat 1",
             ["convert to webdataset, 1 workers", "convert to lmdb, 2 workers", "read LMDB", "decode raw files by PIL"],

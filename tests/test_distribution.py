@@ -112,13 +112,20 @@ def part(folder, title, module, *rest):
 
 demo._run, demo.HELD_OUT = part, 2
 demo.run_demo(Path("out"), scenes=6)
+
+import ocl_msf
+from ocl_msf.cli import main
+
+assert ocl_msf.load("pretrained:scenes")("out/scenes.png").slots.shape == (1, 11, 67)
+main(["predict", "pretrained:scenes", "out/scenes.png", "--out", "predictions", "--device", "cpu"])
 """
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_a_wheel(python, tmp_path):
+def test_the_demo_and_the_model_in_the_box_run_from_a_wheel(python, tmp_path):
     status, printed = run(python, "-c", DEMO, cwd=tmp_path)
     assert status == 0, printed
     assert printed.count(": done in ") == 7 and "2 held-out scenes" in printed
     assert (tmp_path / "out" / "scenes.png").stat().st_size
+    assert (tmp_path / "predictions" / "masks" / "scenes.png").stat().st_size
     assert f"source {python.parent.parent}/bin/activate" in printed

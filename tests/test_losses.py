@@ -88,3 +88,11 @@ def test_slot_sparsity_has_finite_gradients_for_empty_slots_and_takes_a_schedule
     loss.backward()
     assert attention.grad.isfinite().all() and attention.grad.abs().max() > 0
     assert loss.item() == pytest.approx(0.5 * SlotSparsity()(attention).item())
+
+
+def test_slot_sparsity_asks_no_schedule_in_evaluation():
+    """Which has no value there, in OCLF."""
+    attention = torch.tensor([0.5, 0.5])[None, :, None]
+    loss = SlotSparsity(torch.nn.Identity()).eval()(attention)
+    assert torch.equal(loss, SlotSparsity()(attention))
+    assert SlotSparsity(0.5).eval()(attention).item() == pytest.approx(0.5 * loss.item())
