@@ -68,7 +68,7 @@ def test_plain_values_arrays_and_buffers_are_those_of_pickle(protocol):
         SimpleNamespace(a=1),
         {1, 2},
     ],
-    ids=repr,
+    ids="mkdir exec getattr listed load function objects fields class huge namespace set".split(),
 )
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_nothing_that_a_pickle_names_is_called(content, protocol, tmp_path, monkeypatch):
