@@ -4,7 +4,7 @@ import posixpath
 import re
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import yaml
 from mkdocs.structure.files import File, Files
@@ -72,7 +72,9 @@ def list_components() -> str:
 def describe_configs() -> str:
     """Every config group with its options, by their leading comments, and how to choose one."""
     paths = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: (path.parent, path.name.startswith("_"), path.name))
-    defaults = dict(_defaults(paths))
+    defaults: Dict[str, Set[str]] = {}
+    for chosen, name in _defaults(paths):
+        defaults.setdefault(chosen, set()).add(name)
     text: List[str] = []
     for folder, files in groupby(paths, lambda path: path.parent):
         group = folder.relative_to(CONFIGS).as_posix()
@@ -94,10 +96,11 @@ def _defaults(paths: List[Path]) -> Iterator[Tuple[str, str]]:
                     yield group[1:], name
 
 
-def _how_to_choose(group: str, defaults: Dict[str, str]) -> str:
+def _how_to_choose(group: str, defaults: Dict[str, Set[str]]) -> str:
     if group in defaults:
-        default = defaults[group]
-        return f"`{group}=NAME`; " + ("experiments choose one." if default == "???" else f"by default `{default}`.")
+        default, *others = defaults[group]
+        chosen = "experiments choose one" if others or default == "???" else f"by default `{default}`"
+        return f"`{group}=NAME`; {chosen}."
     first, _, rest = group.partition("/")
     if first in ("experiment", "evaluation"):
         return f"`+{first}={rest}/NAME`. Those that begin with `_` are parts of the others."
@@ -109,8 +112,10 @@ def _split(path: Path) -> Tuple[str, str]:
     lines = path.read_text(encoding="utf-8").rstrip().split("\n")
     end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     comments = [line[2:] for line in lines[:end] if not line.startswith("# @package")]
-    commands = [line for line in comments if re.match(r"ocl_train |ocl_eval |ocl-msf ", line)]
-    prose = " ".join(line for line in comments if line not in commands)
+    pattern = re.compile(r"((?:ocl_train|ocl_eval|ocl-msf) .+?)(?:: |  +|$)(.*)")  # a command, and what is said of it
+    found = [pattern.fullmatch(line) for line in comments]
+    commands = [match[1] for match in found if match]
+    prose = " ".join(match[2] if match else line for line, match in zip(comments, found)).strip()
     text = "".join(part if i % 2 else _escape(part) for i, part in enumerate(re.split(r"(`[^`]*`)", prose)))
     block = "\n```bash\n{}\n```\n".format("\n".join(commands)) if commands else ""
     return f"{text}\n{block}", "\n".join(lines[end:]).strip()
