@@ -1,21 +1,19 @@
 """What all tests share: which files an environment can import, and fixtures."""
 
 import ast
-import io
-import json
 import os
+import runpy
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads would take the cores
 TESTS = Path(__file__).parent
+SERVER = runpy.run_path(str(TESTS / "program_server.py"))
 FOLDERS = {TESTS / "host": {"needs_host"}, TESTS / "host" / "contract": {"needs_host", "oclf"}}
 
 
@@ -129,55 +127,15 @@ def distributions(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_program(tmp_path_factory):
-    """Run `python -m MODULE ARGUMENTS` in a folder, with variables of the environment; `ranks=2` runs two at once.
-
-    These are told that they are the ranks of one training, as the launcher of a cluster tells them.
-
-    Returns:
-        A function that waits for the program and returns it with its status and everything it printed.
-    """
-    printed = tmp_path_factory.mktemp("printed")
-    command = [sys.executable, str(TESTS / "programs.py")]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(module, *arguments, cwd, ranks=0, **environment):
-        program = {"module": module, "arguments": list(map(str, arguments)), "cwd": str(cwd)}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        each = [{**environment, **meeting, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-        program["environments"] = each or [environment]
-        stdout, stderr = (printed / name for name in ("stdout", "stderr"))
-        for path in (stdout, stderr):
-            path.write_bytes(b"")
-        print(json.dumps({**program, "stdout": str(stdout), "stderr": str(stderr)}), file=server.stdin, flush=True)
-        status = int(server.stdout.readline())
-        words = [sys.executable, "-m", module, *program["arguments"]]
-        return subprocess.CompletedProcess(words, status, stdout.read_text(), stderr.read_text())
-
-    yield run
-    server.stdin.close()
-    assert server.wait() == 0
-
-
-def free_port():
-    """A port that no program listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """Run `python -m MODULE ARGUMENTS` in a folder, as `program_server` says."""
+    with SERVER["program_server"](tmp_path_factory.mktemp("printed")) as run:
+        yield run
 
 
 @pytest.fixture
 def forked(run_program, monkeypatch):
     """Programs that are started in the background are started by `run_program`, one after the other."""
-
-    def start(command, **_):
-        _, option, module, *arguments = command
-        assert option == "-m"
-        done = run_program(module, *arguments, cwd=Path.cwd())
-        printed = io.BytesIO((done.stdout + done.stderr).encode())
-        return SimpleNamespace(stdout=printed, returncode=done.returncode, poll=lambda: done.returncode)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", SERVER["popen"](run_program))
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,11 @@ import runpy
 import signal
 import sys
 
-import hydra  # noqa: F401
+import hydra_zen  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
 import pytorch_lightning  # noqa: F401
 import timm  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
 import torchmetrics  # noqa: F401
 
 LIMIT = 900  # seconds

@@ -99,8 +99,13 @@ def test_oclf_beside_the_host_is_an_error_that_names_both(python, tmp_path, prog
 
 
 DEMO = """
+import runpy
+import sys
 from pathlib import Path
+from unittest import mock
 from ocl_msf import demo
+
+server = runpy.run_path(sys.argv[1])
 
 TINY = ["dataset.batch_size=4", "dataset.eval_batch_size=2", "dataset.num_workers=0", "experiment.image_size=32"]
 STEPS = "{steps:2,warmup_steps:1,anneal_steps:1,validate_every:2,learning_rate:1e-3,clip_norm:1}"
@@ -111,7 +116,10 @@ def part(folder, title, module, *rest):
     whole(folder, title, [*module, *TINY] if module[0] == "ocl.cli.train" else module, *rest)
 
 demo._run, demo.HELD_OUT = part, 2
-demo.run_demo(Path("out"), scenes=6)
+Path("printed").mkdir()
+with server["program_server"](Path("printed").resolve()) as run:
+    with mock.patch("subprocess.Popen", server["popen"](run)):  # the steps import the libraries once, not seven times
+        demo.run_demo(Path("out"), scenes=6)
 
 import ocl_msf
 from ocl_msf.cli import main
@@ -123,7 +131,7 @@ main(["predict", "pretrained:scenes", "out/scenes.png", "--out", "predictions", 
 
 @pytest.mark.slow
 def test_the_demo_and_the_model_in_the_box_run_from_a_wheel(python, tmp_path):
-    status, printed = run(python, "-c", DEMO, cwd=tmp_path)
+    status, printed = run(python, "-c", DEMO, ROOT / "tests" / "program_server.py", cwd=tmp_path)
     assert status == 0, printed
     assert printed.count(": done in ") == 7 and "2 held-out scenes" in printed
     assert (tmp_path / "out" / "scenes.png").stat().st_size
