@@ -1,7 +1,9 @@
 import importlib
 import json
+import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,28 @@ def test_every_sample_is_read_as_it_was_written(prefix, workers):
         assert (batch["visibility"][:, 0] == 1).all()
     keys = [key for batch in data.train_dataloader() for key in batch["__key__"]]
     assert len(set(keys)) == len(keys) and set(keys) <= {f"{i:06d}" for i in range(9)}
+
+
+def test_workers_are_forked_from_a_process_without_threads(prefix):
+    """A fork of this one would have the locks that its threads hold. Closures reach them all the same."""
+    here = os.getpid()
+    note = Map(
+        lambda sample: {**sample, "here": here, "parent": os.getppid()}, fields=("image",), batch_transform=False
+    )
+    settings = dict(eval_transforms={"note": note}, batch_size=2, num_workers=2)
+    loader = ShardDataModule(str(prefix), "clevrtex", **settings).val_dataloader()
+    for _ in range(2):
+        batches = list(loader)
+        assert sum(batch["batch_size"] for batch in batches) == 5
+        assert all((batch["here"] == here).all() and (batch["parent"] != here).all() for batch in batches)
+
+
+def test_a_worker_that_gives_nothing_is_named(prefix):
+    wait = Map(lambda sample: threading.Event().wait(), fields=("image",), batch_transform=False)
+    settings = dict(eval_transforms={"wait": wait}, batch_size=2, num_workers=1, worker_timeout=1)
+    loader = ShardDataModule(str(prefix), "clevrtex", **settings).val_dataloader()
+    with pytest.raises(RuntimeError, match=r"Rank 0 got no batch from data worker 0 \(process \d+\) for 1 s"):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("prefix", [None, ""])

@@ -3,7 +3,7 @@
 A fork has the locks that other threads hold (those of gloo, NCCL and progress bars), but not these threads: a worker
 that needs such a lock waits for ever, and all ranks with it. Here a server without threads forks the workers.
 
-`ocl._loader.workers` of `host/` is the same for its data; this one serves LMDB, which is also read in OCLF.
+`ocl._loader.workers` of `host/` is the same for its data; this one serves LMDB, and shards in OCLF.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, Tuple
 
 import cloudpickle
 from torch import distributed
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -79,6 +79,19 @@ class SentByValue(IterableDataset):
         vars(self).update(_load(state))
 
 
+class PipeSentByValue(SentByValue, IterDataPipe):
+    """A pipe of torch, whose shards and random numbers torch deals out to ranks and workers."""
+
+    def __init__(self, pipe: IterDataPipe) -> None:
+        self.pipe = pipe
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.pipe
+
+    def __len__(self) -> int:
+        return len(self.pipe)
+
+
 def _load(data: bytes) -> Any:
     value = pickle.loads(data)
     if b"__main__" in data:  # the way back is by name: errors and samples may have classes of the program
@@ -103,6 +116,7 @@ class WorkerContext(_Context):
 
 def _preload(dataset: SentByValue) -> None:
     """Let the server, if it is not running yet, import what a dataset and modules of users need, not each worker."""
+    dataset = getattr(dataset, "_datapipe", dataset)  # torch wraps pipes
     words = {word for _, word, _ in pickletools.genops(dataset.__getstate__()) if isinstance(word, str)}
     modules = {word for word in words & set(sys.modules) if word.split(".")[0] in _PRELOADED}
     WorkerContext().set_forkserver_preload(sorted({"ocl.datasets", type(dataset).__module__, *modules}))
@@ -125,6 +139,16 @@ class WorkerLoader(DataLoader):
             self.multiprocessing_context = WorkerContext()
             _preload(self.dataset)
         return _Watched(self)
+
+
+def with_such_workers(loader: Any, worker_timeout: float) -> Any:
+    """A loader of torch for a pipe, as OCLF makes it, with workers of this kind; any other one remains what it is."""
+    if type(loader) is not DataLoader or not loader.num_workers:
+        return loader
+    pipe = PipeSentByValue(loader.dataset._datapipe)  # type: ignore[attr-defined]  # torch wraps pipes
+    replacement = WorkerLoader(pipe, batch_size=None, num_workers=loader.num_workers)
+    replacement.worker_timeout = worker_timeout
+    return replacement
 
 
 class _Watched(_MultiProcessingDataLoaderIter):

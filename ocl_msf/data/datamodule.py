@@ -8,6 +8,7 @@ import torch
 from hydra.utils import to_absolute_path
 
 from ocl_msf._host import require_host
+from ocl_msf.data._workers import WORKER_TIMEOUT, with_such_workers
 from ocl_msf.data.catalog import conversion_command
 from ocl_msf.data.summary import SPLITS, damage, read_summary, why_empty
 from ocl_msf.files import DataError
@@ -25,6 +26,7 @@ class ShardDataModule(WebdatasetDataModule):
         name: folder of this one below it.
         train_transforms: the host's transforms by name, for training samples.
         eval_transforms: the same for validation and test samples.
+        worker_timeout: seconds that a worker may take for a batch before the run ends with an error; 0 for no limit.
         **settings: of the host's data module: `batch_size`, `eval_batch_size` (None: the same), `num_workers`,
             `shuffle_train`, `shuffle_buffer_size` (None: four batches), `use_autopadding`.
 
@@ -38,6 +40,7 @@ class ShardDataModule(WebdatasetDataModule):
         name: str,
         train_transforms: Optional[Dict[str, Any]] = None,
         eval_transforms: Optional[Dict[str, Any]] = None,
+        worker_timeout: float = WORKER_TIMEOUT,
         **settings: Any,
     ) -> None:
         splits = find_files(prefix, name, ".tar")
@@ -46,6 +49,7 @@ class ShardDataModule(WebdatasetDataModule):
         sizes = {f"{split}_size": splits[split]["samples"] if split in splits else None for split in SPLITS}
         transforms = {"train_transforms": train_transforms, "eval_transforms": eval_transforms}
         super().__init__(**shards, **sizes, **transforms, **settings)
+        self.worker_timeout = worker_timeout  # the host's name for it, if it has such a limit
 
     def train_dataloader(self) -> Any:
         """The host's loader of training batches.
@@ -54,7 +58,7 @@ class ShardDataModule(WebdatasetDataModule):
             ValueError: there are too few samples for a batch.
         """
         self._check("train")
-        return super().train_dataloader()
+        return with_such_workers(super().train_dataloader(), self.worker_timeout)
 
     def val_dataloader(self) -> Any:
         """The host's loader of validation batches.
@@ -63,7 +67,7 @@ class ShardDataModule(WebdatasetDataModule):
             ValueError: the split is empty.
         """
         self._check("val")
-        return super().val_dataloader()
+        return with_such_workers(super().val_dataloader(), self.worker_timeout)
 
     def test_dataloader(self) -> Any:
         """The host's loader of test batches.
@@ -72,7 +76,7 @@ class ShardDataModule(WebdatasetDataModule):
             ValueError: the split is empty.
         """
         self._check("test")
-        return super().test_dataloader()
+        return with_such_workers(super().test_dataloader(), self.worker_timeout)
 
     def _check(self, split: str) -> None:
         if self._empty.get(split):
