@@ -31,8 +31,8 @@ SMALL = {
     "examples": [],
     "SAVi": ["experiment.dim=8", "experiment.n_frames=2"],
     "projects": [
-        "experiment.encoder={name: vit_tiny_patch16_224, dim: 192, n_patches: 196}",
-        "experiment.slots={number: 3, dim: 8, hidden_dim: 8}",
+        "experiment.backbone={name: vit_tiny_patch16_224, dim: 192, n_patches: 196}",
+        "experiment.grouping={number: 3, dim: 8, hidden_dim: 8}",
     ],
 }
 EXPERIMENTS = {  # one of each kind, and what its losses are called
@@ -58,6 +58,7 @@ PARAMETERS = {  # of every experiment, as counted in OCLF
     ],
     923_204: ["examples/slot_masking"],
     922_563: ["slot_attention/movi_c_optical_flow"],
+    902_794: ["occluded_slot_attention/clevr6"],
     23_058_756: [
         f"{folder}slot_attention/{data}"
         for folder in ("", f"{BRIDGING}/")
@@ -113,13 +114,17 @@ def coco(index):
     if index == 0:  # an image without objects
         return {"image": pixels(30, 40, 3)}
     masks = RNG.integers(0, 2, (index, 30, 40, 1), dtype=np.uint8)
-    return {"image": pixels(30, 40, 3), "instance_mask": masks, "instance_category": np.arange(index) + 1}
+    boxes = np.tile(np.float32([1, 2, 3, 4]), (index, 1))  # x, y, width, height
+    categories = np.arange(index) + 1
+    return {"image": pixels(30, 40, 3), "instance_mask": masks, "instance_category": categories, "instance_bbox": boxes}
 
 
 def voc(index):
     instances = np.where(RNG.random((30, 40, 1)) < 0.1, 255, RNG.integers(0, index + 2, (30, 40, 1))).astype(np.uint8)
     classes = np.where(instances < 255, instances + 3 * (instances > 0), 255).astype(np.uint8)
-    return {"image": pixels(30, 40, 3), "segmentation-instance": instances, "segmentation-class": classes}
+    boxes = np.float32([[0.1, 0.2, 0.3, 0.4]])  # relative, row first
+    masks = {"segmentation-instance": instances, "segmentation-class": classes}
+    return {"image": pixels(30, 40, 3), "objects.bbox": boxes, **masks}
 
 
 SAMPLES = {
@@ -234,6 +239,39 @@ def test_a_community_experiment_trains_and_is_evaluated(experiment, compose, mon
     for metrics in report.values():
         assert {*losses, *config.evaluation_metrics} <= set(metrics)
         assert all(math.isfinite(value) for value in metrics.values())
+
+
+EVALUATIONS = {  # of OCLF's names, by the experiment whose run they score, and how many scores they have
+    DINOSAUR: {"metrics_coco": 7, "metrics_coco_20k": 7, "metrics_voc2012_masks": 8, "metrics_voc2012_bboxes": 2},
+    f"{BRIDGING}/dinosaur/movi_c_feat_rec": {"metrics_movi_c": 4, "outputs_movi": 0},
+}
+
+
+@pytest.mark.parametrize("experiment", EVALUATIONS)
+def test_evaluations_by_the_names_of_oclf_score_runs(experiment, compose, shards, tmp_path):
+    config = compose(experiment)
+    (tmp_path / "config").mkdir()
+    OmegaConf.save(config, tmp_path / "config" / "config.yaml")
+    ocl.cli.train.train(config)
+    for name, count in EVALUATIONS[experiment].items():
+        data = "voc2012_trainaug" if "voc" in name else "movi_c" if "movi" in name else "coco"
+        own = "movi" not in name
+        overrides = [f"train_config_path={tmp_path}", *([f"dataset.val_shards={shards[data]}"] if own else [])]
+        overrides += ["n_samples_to_store=2"] if name == "outputs_movi" else []
+        evaluation = hydra_compose(f"evaluation/{BRIDGING}/{name}", overrides)
+        ocl.cli.eval.evaluate(evaluation)
+        metrics = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val"]
+        losses = {"mse"}
+        assert len(metrics) == count + len(losses), (name, metrics)
+        assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_every_evaluation_by_the_names_of_oclf_composes(monkeypatch):
+    monkeypatch.setenv("DATASET_PREFIX", "/unused")
+    for path in (CONFIGS / "evaluation").glob("**/*.yaml"):
+        if not path.name.startswith("_"):
+            name = path.relative_to(CONFIGS).with_suffix("").as_posix()
+            hydra_compose(name, ["train_config_path=/unused"])
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
