@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Optional, Tuple, cast
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ocl_msf.autoencoder import VQVAE
@@ -123,3 +124,20 @@ class FrozenGuidance(Frozen):
         """Features (b, d, h, w) of the guiding scale -> images (b, 3, h, w) at the size of scale 1."""
         image = self.vae.decode([features])[0]
         return F.interpolate(image, scale_factor=2 ** (self.scale - 1)) if self.scale > 1 else image
+
+
+class GuidanceTokens(nn.Module):
+    """The guidance as tokens, for a decoder of patches to reconstruct."""
+
+    def forward(self, guidance: torch.Tensor, beside: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Flatten a feature map, and put it behind other features of the same patches.
+
+        Args:
+            guidance: (b, d, h, w).
+            beside: (b, n, e), n = h * w, such as the features of a frozen ViT.
+
+        Returns:
+            (b, n, d), or (b, n, e + d).
+        """
+        tokens = guidance.flatten(2).transpose(1, 2)  # b n d
+        return tokens if beside is None else torch.cat([beside, tokens], dim=-1)

@@ -1,4 +1,4 @@
-"""MSF composed into the community's SLATE experiments: one override swaps what guides them."""
+"""MSF composed into the community's experiments: one override swaps what their slots reconstruct."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 from hydra import initialize_config_module
 from ocl.cli.train import build_model_from_config
 from ocl.cli.train import train as train_config
-from ocl.decoding import AutoregressivePatchDecoder, DVAEDecoder
+from ocl.decoding import AutoregressivePatchDecoder, DVAEDecoder, SlotAttentionDecoder
 from ocl.feature_extractors import DVAEFeatureExtractor
 from omegaconf import OmegaConf
 
@@ -35,6 +35,7 @@ TINY = [
     "training_vis_frequency=1",
     "seed=0",
 ]
+DECODERS = ("experiment.encoder=", "experiment.decoder=")
 MASKS = {
     "data_shapes": {"image": [40, 40, 3], "mask": [3, 40, 40, 1]},
     "data_types": {"image": "image", "mask": "mask"},
@@ -43,13 +44,20 @@ INSTANCES = {
     "data_shapes": {"image": [40, 40, 3], "instance_mask": [3, 40, 40, 1], "instance_category": [3]},
     "data_types": {"image": "image", "instance_mask": "mask", "instance_category": "categorical_1_9"},
 }
-FIELDS = {"clevr6": MASKS, "movi_c": MASKS, "movi_e": MASKS, "coco": INSTANCES}
+VIDEOS = {
+    "data_shapes": {"image": [8, 64, 64, 3], "mask": [8, 3, 64, 64, 1]},
+    "data_types": {"image": "image", "mask": "binary"},
+}
+SLATE = {**{f"slate/{data}": MASKS for data in ("clevr6", "movi_c", "movi_e")}, "slate/coco": INSTANCES}
+PIXELS = {"slot_attention/clevr10_lds": MASKS, "slot_attention/coco": INSTANCES, "SAVi/cater": VIDEOS}
+FEATURES = {"projects/bridging/dinosaur/movi_c_feat_rec": MASKS}
+FIELDS = {**SLATE, **PIXELS, **FEATURES}
 
 
-def guided(data, *overrides):
-    """The command that guides the community's SLATE on random samples by MSF."""
-    fields = [f"+dataset.{name}={json.dumps(value)}".replace('"', "") for name, value in FIELDS[data].items()]
-    return [f"+experiment=slate/{data}", "+msf=guidance", "dataset=dummy_dataset", *fields, *TINY, *overrides]
+def guided(experiment, *overrides, msf="guidance"):
+    """The command that brings MSF to a community experiment on random samples."""
+    fields = [f"+dataset.{name}={json.dumps(value)}".replace('"', "") for name, value in FIELDS[experiment].items()]
+    return [f"+experiment={experiment}", f"+msf={msf}", "dataset=dummy_dataset", *fields, *TINY, *overrides]
 
 
 def compose(*overrides):
@@ -78,9 +86,9 @@ def launch(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("data", FIELDS)
-def test_msf_guides_a_community_slate(data, vae_checkpoint, launch):
-    config = compose(*guided(data, "experiment.data=any", f"experiment.vae_checkpoint={vae_checkpoint}"))
+@pytest.mark.parametrize("experiment", [*SLATE, *PIXELS])
+def test_msf_guides_a_community_experiment(experiment, vae_checkpoint, launch):
+    config = compose(*guided(experiment, "experiment.data=any", f"experiment.vae_checkpoint={vae_checkpoint}"))
     config.trainer.logger = OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "."})
     train_config(config)
 
@@ -88,7 +96,9 @@ def test_msf_guides_a_community_slate(data, vae_checkpoint, launch):
     header, *rows = (run / "metrics.csv").read_text().splitlines()
     logged = {name: x for row in rows for name, x in zip(header.split(","), row.split(",")) if x}
     scores = {f"val/{name}" for name in config.evaluation_metrics}
-    assert {"train/tokens", "val/tokens", *scores} <= set(logged)
+    others = {"train/lds"} if "lds" in experiment else set()
+    assert {"train/tokens", "val/tokens", *scores, *others} <= set(logged)
+    assert not {"train/mse", "train/vq_ce", "train/vq_mse"} & set(logged)
     assert all(math.isfinite(float(x)) for x in logged.values())
 
     (path,) = run.glob("checkpoints/*step=1.ckpt")
@@ -100,9 +110,9 @@ def test_msf_guides_a_community_slate(data, vae_checkpoint, launch):
         assert torch.equal(trained[name.replace("models.vqvae", "models.guidance.vae")], x), name
 
 
-@pytest.mark.parametrize("data", FIELDS)
-def test_nothing_of_the_discrete_vae_is_left(data):
-    model = build_model_from_config(compose(*guided(data)))
+@pytest.mark.parametrize("experiment", SLATE)
+def test_nothing_of_the_discrete_vae_is_left(experiment):
+    model = build_model_from_config(compose(*guided(experiment)))
     assert not [name for name, _ in model.named_modules() if "dvae" in name]
     theirs = (DVAEFeatureExtractor, DVAEDecoder, AutoregressivePatchDecoder)
     assert not [module for module in model.modules() if isinstance(module, theirs)]
@@ -111,30 +121,100 @@ def test_nothing_of_the_discrete_vae_is_left(data):
     assert isinstance(model.models["guidance"].vae.quantizer, MultiScaleFusion)
 
 
-def test_slots_and_optimiser_stay_the_communitys():
-    plain = compose("+experiment=slate/movi_c")
-    swapped = compose("+experiment=slate/movi_c", "+msf=guidance")
+@pytest.mark.parametrize("experiment", PIXELS)
+def test_nothing_of_the_pixel_decoder_is_left_and_the_encoder_stays(experiment):
+    plain = build_model_from_config(compose(f"+experiment={experiment}", "models.conditioning.n_slots=3"))
+    model = build_model_from_config(compose(*guided(experiment)))
+    theirs = (SlotAttentionDecoder,)
+    assert [module for module in plain.modules() if isinstance(module, theirs)]
+    assert not [module for module in model.modules() if isinstance(module, theirs)]
+    assert set(model.losses) == {"tokens"} | (set(plain.losses) - {"mse"})
+    states = [it.models.state_dict().items() for it in (plain, model)]
+    shapes = [{name: x.shape for name, x in state if torch.is_tensor(x)} for state in states]
+    kept = {name for name in shapes[0] if not name.startswith("object_decoder.")}
+    assert kept and all(shapes[1][name] == shapes[0][name] for name in kept)
+    added = {name.split(".")[0] for name in set(shapes[1]) - kept}
+    assert added == {"guidance", "decoder"}
+
+
+@pytest.mark.parametrize("experiment", ["slate/movi_c", *PIXELS])
+def test_slots_data_scores_and_optimiser_stay_the_communitys(experiment):
+    plain = compose(f"+experiment={experiment}")
+    swapped = compose(f"+experiment={experiment}", "+msf=guidance")
     assert swapped.models.conditioning == plain.models.conditioning
-    assert swapped.models.perceptual_grouping.ff_mlp == plain.models.perceptual_grouping.ff_mlp
+    assert swapped.models.perceptual_grouping == plain.models.perceptual_grouping
     for part in ("dataset", "trainer", "evaluation_metrics"):
         assert OmegaConf.to_container(swapped[part]) == OmegaConf.to_container(plain[part])
     assert swapped.optimizers.opt0.lr_scheduler == plain.optimizers.opt0.lr_scheduler
     assert swapped.optimizers.opt0.optimizer == plain.optimizers.opt0.optimizer
 
 
+def test_sizes_are_found(launch):
+    sizes = {
+        "SAVi/cater": (64, 16, 128),
+        "slot_attention/clevr10_lds": (128, 32, 64),
+        "slot_attention/coco": (128, 32, 256),
+    }
+    for experiment, expected in sizes.items():
+        found = compose(f"+experiment={experiment}", "+msf=guidance", "experiment.data=any").experiment
+        assert (found.guidance_image_size, found.guidance_size, found.slots.dim) == expected, experiment
+
+
+SMALL_VIT = [  # of 4 x 4 patches of 16 x 16
+    "models.feature_extractor.model_name=vit_tiny_patch16_224",
+    "models.perceptual_grouping.positional_embedding._args_.1.input_dim=192",
+    "models.object_decoder.decoder.features=[8]",
+]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_dinosaur_reconstructs_codes_of_msf(beside, vae_checkpoint, launch, monkeypatch):
+    (experiment,) = FEATURES
+    monkeypatch.setenv("RUNNING_TESTS", "true")
+    sizes = ["models.object_decoder.num_patches=196", "models.object_decoder.output_dim=192", *SMALL_VIT]
+    overrides = [*sizes, "experiment.data=any", f"experiment.vae_checkpoint={vae_checkpoint}", "trainer.logger=false"]
+    overrides += ["experiment.targets_beside=feature_extractor.features"] if beside else []
+    plain = compose(f"+experiment={experiment}")
+    config = compose(*(x for x in guided(experiment, *overrides, msf="targets") if not x.startswith(DECODERS)))
+    assert (config.experiment.guidance_scale, config.experiment.guidance_image_size) == (3, 224)
+    assert config.models.conditioning.object_dim == plain.models.conditioning.object_dim
+    assert config.losses.mse == plain.losses.mse and config.evaluation_metrics == plain.evaluation_metrics
+    model = build_model_from_config(config)
+    assert list(model.models["object_decoder"].parameters())
+    train_config(config)
+
+    model.models["guidance"].load({k: v for k, v in model.models["guidance"].vae.state_dict().items()})
+    tree = {"input": {"image": torch.randn(2, 3, 224, 224), "batch_size": 2}}
+    output = model.eval().models(inputs=tree)
+    output = output if "targets" in output else tree
+    codes = output["guidance"].features.flatten(2).transpose(1, 2)
+    features = output["feature_extractor"].features
+    expected = torch.cat([features, codes], -1) if beside else codes
+    torch.testing.assert_close(output["object_decoder"].target, expected)
+    assert output["object_decoder"].reconstruction.shape == expected.shape
+    pixels = output["normalized_image"] * 0.5 + 0.5
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(pixels, tree["input"]["image"] * std + mean)
+
+
+def test_targets_are_refused_where_pixels_are_reconstructed():
+    with pytest.raises(Exception, match=r"take \+msf=guidance"):
+        build_model_from_config(compose("+experiment=slot_attention/clevr6", "+msf=targets", "experiment.data=any"))
+
+
 def test_variants_and_scales_can_still_be_chosen():
-    model = build_model_from_config(compose(*guided("movi_c", "msf/variant=gdr")))
+    model = build_model_from_config(compose(*guided("slate/movi_c", "msf/variant=gdr")))
     assert isinstance(model.models["guidance"].vae.quantizer, GroupedQuantizer)
-    model = build_model_from_config(compose(*guided("movi_c", "msf/guidance=both")))
+    model = build_model_from_config(compose(*guided("slate/movi_c", "msf/guidance=both")))
     assert set(model.losses) == {"tokens", "tokens_2"}
 
 
 def test_a_preset_behind_the_guidance_keeps_the_communitys_slots_and_images(launch):
-    plain = compose(*guided("movi_c", "experiment.data=any"))
+    plain = compose(*guided("slate/movi_c", "experiment.data=any"))
     config = compose("+experiment=slate/movi_c", "+msf=guidance", "+msf/preset=cpu", "experiment.data=any")
     assert config.trainer.devices == 1
     assert (config.experiment.token_dim, config.dataset.eval_batch_size) == (64, 8)
-    for name in ("experiment.slots.dim", "experiment.image_size", "experiment.guidance_size"):
+    for name in ("experiment.slots.dim", "experiment.guidance_image_size", "experiment.guidance_size"):
         assert OmegaConf.select(config, name) == OmegaConf.select(plain, name), name
     decoder = build_model_from_config(config).models["decoder"].eval()
     tree = {"perceptual_grouping": {"objects": torch.randn(2, 11, 192), "is_empty": None}}
@@ -162,7 +242,7 @@ def test_the_shards_of_a_small_conversion_are_those_of_its_summary(shards, monke
 
 def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint, run_program, tmp_path):
     checkpoint = f"experiment.vae_checkpoint={vae_checkpoint}"
-    command = guided("movi_c", checkpoint, "+dataset.eval_batch_size=2")
+    command = guided("slate/movi_c", checkpoint, "+dataset.eval_batch_size=2")
     done = run_program("ocl.cli.train", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("outputs/slate/movi_c/*")
@@ -174,6 +254,6 @@ def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint,
 
 
 def test_without_a_vae_the_message_names_the_data_of_the_experiment(run_program, tmp_path):
-    done = run_program("ocl.cli.train", *guided("movi_e"), cwd=tmp_path)
+    done = run_program("ocl.cli.train", *guided("slate/movi_e"), cwd=tmp_path)
     assert done.returncode != 0
     assert "+experiment=msf/vqvae_movi_e msf/variant=msf" in done.stdout + done.stderr

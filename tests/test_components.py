@@ -32,7 +32,16 @@ INNER = {
         "DecoderBlock",
         "DilatedBlock",
     ),
-    *("Factor", "FactorMemory", "Frozen", "FrozenViT", "Instrument", "InvertibleProjection", "Quantizer"),
+    *(
+        "Factor",
+        "FactorMemory",
+        "Frozen",
+        "FrozenViT",
+        "GuidanceTokens",
+        "Instrument",
+        "InvertibleProjection",
+        "Quantizer",
+    ),
 }
 IN_TURN = [part for part in COMPONENTS if part.group != "fusion"]  # those have a pyramid around them
 ROUNDS = zip_longest(*(list(parts) for _, parts in groupby(sorted(IN_TURN, key=lambda x: x.group), lambda x: x.group)))

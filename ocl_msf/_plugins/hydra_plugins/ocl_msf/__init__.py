@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_method, to_absolute_path
 from hydra_plugins.ocl_msf import components
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 FORMER_DATASETS = {
     **{f"movi_{variant}_boxes": f"movi dataset.name=movi_{variant}" for variant in "cde"},
@@ -29,6 +29,12 @@ CACHES = {
         {"guidance": {"codes_path": "input.codes"}, "feature_extractor": {"tokens_path": "input.tokens"}},
     ),
 }
+COMMUNITY_DATA = {  # of our host's experiments: data set, and the fragment that prepares it
+    "clevr6": ("clevr6", "clevr"),
+    "clevr10": ("clevr", "clevr"),
+    "cater": ("cater_image", "frames"),
+    "cater6": ("cater6_image", "frames"),
+}
 FORMER_SETTINGS = {"experiment.dino": "experiment.vit.name", "experiment.dino_weights": "experiment.vit.weights"}
 
 
@@ -42,7 +48,12 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_run_folder", run_folder, replace=True)
         OmegaConf.register_new_resolver("msf_former", refuse, replace=True)
         OmegaConf.register_new_resolver("msf_setting", setting, replace=True)
-        OmegaConf.register_new_resolver("msf_before_preset", before_preset, replace=True)
+        OmegaConf.register_new_resolver("msf_image_size", image_size, replace=True)
+        OmegaConf.register_new_resolver("msf_if_video", if_video, replace=True)
+        OmegaConf.register_new_resolver("msf_vae_data", vae_data, replace=True)
+        OmegaConf.register_new_resolver("msf_vae_size", vae_size, replace=True)
+        OmegaConf.register_new_resolver("msf_scale_of_patches", scale_of_patches, replace=True)
+        OmegaConf.register_new_resolver("msf_normalization", normalization, replace=True)
         OmegaConf.register_new_resolver("msf_shards", converted_shards, replace=True)
         OmegaConf.register_new_resolver("msf_text", text, replace=True)
         store = ConfigStore.instance().store
@@ -52,6 +63,12 @@ class MSFSearchPathPlugin(SearchPathPlugin):
             store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")
         for name, (parts, models) in CACHES.items():
             store(name, cache(parts, models), group="msf/cache", package="_global_", provider="ocl-msf")
+        for name, (dataset, fragment) in COMMUNITY_DATA.items():
+            defaults: List[Any] = [{"/msf/model": "vqvae"}, {"/dataset": dataset}, f"/experiment/_data/{fragment}"]
+            defaults += ["_self_", {"override /msf/data": None}]
+            numbers = {"data": name, "interpolation": "BILINEAR", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+            leaf_config = {"defaults": defaults, "experiment": numbers}
+            store(f"vqvae_{name}", leaf_config, group="experiment/msf", package="_global_", provider="ocl-msf")
         for name in FORMER_DATASETS:
             former = {"defaults": ["_converted", "_self_"], "name": f"${{msf_former:{name}}}"}
             store(name, former, group="dataset", provider="ocl-msf")
@@ -106,10 +123,75 @@ def text(key: str, *, _root_: DictConfig) -> str:
 
 def before_preset(value: Any, *, _root_: DictConfig) -> Any:
     """The value, in `+msf=guidance`, unless a preset stands before it: the defaults would replace its numbers."""
+
+
+def image_size(*, _root_: DictConfig) -> int:
+    """Height and width of the images of a community experiment, for `+msf=guidance`.
+
+    Our host's experiments have it as `experiment.image_size`, OCLF's in what they do with images before evaluation:
+    the last size there. Without one, it is what the decoder gives: 64 for the small one of SAVi, else 128.
+
+    Raises:
+        ValueError: a preset stands before `+msf=guidance`, which would replace its numbers.
+    """
     name = OmegaConf.select(_root_, "experiment.preset_name")
     if name and not _root_.experiment.preset:  # set by the preset, then replaced
         raise ValueError(f"+msf/preset={name} must stand behind +msf=guidance on the command line.")
-    return value
+    size = OmegaConf.select(_root_, "experiment.image_size")
+    if size is not None:
+        return size
+    transforms = OmegaConf.to_container(_root_.dataset.get("eval_transforms") or OmegaConf.create(), resolve=False)
+    images = [step.get("transforms", {}).get("image", {}) for _, step in sorted(transforms.items())]  # type: ignore
+    sizes = [step["size"] for image in images for step in image.get("transforms", []) if "size" in step]
+    decoder = OmegaConf.select(_root_, "models.object_decoder.decoder") or {}
+    small = str(decoder.get("_target_")).endswith("savi_decoder_backbone") and not decoder.get("larger_input_arch")
+    return ([64 if small else 128] + [max(size) if isinstance(size, list) else size for size in sizes])[-1]
+
+
+def vae_data(experiment: str) -> str:
+    """The data set of a community experiment, as the experiments of stage 1 call it; else the end of its name."""
+    name = experiment.split("/")[-1]
+    leaves = [path.stem[6:] for path in (configs() / "experiment" / "msf").glob("vqvae_*.yaml")]
+    return next((data for data in sorted([*leaves, *COMMUNITY_DATA], reverse=True) if name.startswith(data)), name)
+
+
+def vae_size(size: int, *, _root_: DictConfig) -> str:
+    """What the command that trains stage 1 needs to say of the size of images, if it is not its own."""
+    default = OmegaConf.select(_root_, "experiment.preset_image_size") or 128
+    return "" if size == default else f" experiment.image_size={size}"
+
+
+def scale_of_patches(size: int, *, _root_: DictConfig) -> int:
+    """The scale, 1 the finest, that has as many tokens as an experiment has patches in an image.
+
+    Raises:
+        ValueError: the decoder of the experiment has no patches, or no scale has as many.
+    """
+    num_patches = OmegaConf.select(_root_, "models.object_decoder.num_patches")
+    if num_patches is None or "decoder_dvae" in _root_.models:
+        raise ValueError("+msf=targets is for experiments that reconstruct features; for this one take +msf=guidance.")
+    for scale in range(1, 8):
+        if (size // 2 ** (scale + 1)) ** 2 == num_patches:
+            return scale
+    raise ValueError(f"+msf=targets: no scale of MSF has {num_patches} tokens in images of {size}x{size}.")
+
+
+def normalization(which: str, *, _root_: DictConfig) -> ListConfig:
+    """The `mean` or `std` that take images from the normalization of an experiment to [-1, 1].
+
+    Our host's experiments have theirs as `experiment.image_mean` and `image_std`, OCLF's in that of their pictures.
+    """
+    theirs = OmegaConf.select(_root_, "visualizations.input.denormalization")
+    theirs = theirs if OmegaConf.is_dict(theirs) else {}
+    mean, std = (
+        OmegaConf.select(_root_, f"experiment.image_{x}") or theirs.get(x) or [0.5] * 3 for x in ("mean", "std")
+    )
+    return OmegaConf.create([((0.5 - m) if which == "mean" else 0.5) / s for m, s in zip(mean, std)])
+
+
+def if_video(video: Any, images: Any, *, _root_: DictConfig) -> Any:
+    """The first of two values if slots run through the frames of a video, else the second."""
+    return video if str(_root_.models.perceptual_grouping.get("_target_")).endswith(".Recurrent") else images
 
 
 def converted_shards(prefix: str, name: str, split: str) -> List[str]:
