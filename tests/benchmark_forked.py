@@ -6,17 +6,19 @@ steps of a new process take: tests of the tables look at neither.
 
 import multiprocessing
 import runpy
-from multiprocessing.context import ForkProcess
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 
 
-class Forked(ForkProcess):
-    """A fork for whose target and arguments a new interpreter would do as well."""
+def forked(target, args):
+    """A fork for whose target and arguments a new interpreter would do as well; pools start theirs as they do."""
+    *given, last = args
+    if not isinstance(last, Connection):
+        return SpawnProcess(target=target, args=args)
+    ForkingPickler.loads(ForkingPickler.dumps((target, given)))  # the pipe is sent by the start alone
+    return ForkProcess(target=target, args=args)
 
-    def __init__(self, target, args):
-        ForkingPickler.loads(ForkingPickler.dumps((target, args[:-1])))  # the last is a pipe, sent by the start alone
-        super().__init__(target=target, args=args)
 
-
-multiprocessing.context.SpawnContext.Process = Forked
+multiprocessing.context.SpawnContext.Process = staticmethod(forked)
 runpy.run_module("benchmark", run_name="__main__", alter_sys=True)
