@@ -125,8 +125,8 @@ def test_the_numbers_of_the_paper(compose, variant, slots):
 def test_shapes_and_masks_that_sum_to_one_over_the_slots_with_a_box(steve):
     out = steve.eval()(little_batch())
     grouping = out["recurrence"]["corrector"]
-    assert grouping.objects.shape == (2, 3, 5, 8)
-    assert out["perceptual_grouping"].objects.shape == (6, 5, 8)
+    assert grouping.objects.shape == (2, 3, 5, 8 + 3)  # with their frames
+    assert out["perceptual_grouping"].objects.shape == (6, 5, 8 + 3)
     assert out["masks"].shape == (2, 3, 5, 32, 32)
     assert out["decoder"].logits[0].shape == (6, 64, 64)
     torch.testing.assert_close(out["masks"].sum(2), torch.ones(2, 3, 32, 32))
