@@ -140,15 +140,7 @@ def _bytes(name: str, fields: Dict[str, Any], key: str) -> bytes:
 
 def _encode_clevrtex(name: str, fields: Dict[str, Any], size: int) -> Dict[str, bytes]:
     image, numbers, box = _read_picture(name, fields)
-    if numbers.max() > clevrtex.MAX_OBJECTS:
-        raise Rejected(f"mask has an object above {clevrtex.MAX_OBJECTS}", name, f"{numbers.max()}")
-    numbers = crop_mask(numbers, box, size)
-    masks = (numbers == np.arange(clevrtex.MAX_OBJECTS + 1)[:, None, None]).astype(np.uint8)[..., None]
-    return {
-        "image.png": crop_image(image, box, size),
-        "mask.npy.gz": encode_array(masks),
-        "visibility.npy.gz": encode_array(masks.any(axis=(1, 2, 3)).astype(np.float32)),
-    }
+    return clevrtex.encode_files(name, "segment", image, numbers, box, size)
 
 
 def _encode_coco(name: str, fields: Dict[str, Any], size: int) -> Dict[str, bytes]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
+from PIL import Image
 
-from ocl_msf.data.raw._images import central_square, crop_image, crop_mask, read_image
+from ocl_msf.data.raw._images import Box, central_square, crop_image, crop_mask, read_image
 from ocl_msf.data.raw._sources import READ_ERRORS, AnySource, Source
 from ocl_msf.data.raw._tars import SUFFIXES, list_members
 from ocl_msf.data.shards import Conversion, Sample, encode_array
@@ -169,15 +170,26 @@ def encode_scene(crop: float, size: int, scene: RawScene) -> Sample:
     mask = read_image(name, "mask", scene.mask, image.size, formats=("PNG",))
     if mask.mode not in ("P", "L"):
         raise Rejected("mask is neither a palette nor a grey image of 8 bits", name, f"{scene.mask}: {mask.mode}")
-    numbers = np.asarray(mask)
-    if numbers.max() > MAX_OBJECTS:
-        raise Rejected(f"mask has an object above {MAX_OBJECTS}", name, f"{scene.mask}: {numbers.max()}")
     box = central_square(*image.size, crop)
+    return f"{scene.index:06d}", encode_files(name, str(scene.mask), image, np.asarray(mask), box, size)
+
+
+def encode_files(
+    name: str, source: str, image: Image.Image, numbers: np.ndarray, box: Box, size: int
+) -> Dict[str, bytes]:
+    """The files of `encode_scene`, of an image, the numbers of its objects (H, W), and the square to crop.
+
+    For messages there are the name of the scene and the source of the numbers.
+
+    Raises:
+        Rejected: there is an object above `MAX_OBJECTS`.
+    """
+    if numbers.max() > MAX_OBJECTS:
+        raise Rejected(f"mask has an object above {MAX_OBJECTS}", name, f"{source}: {numbers.max()}")
     numbers = crop_mask(numbers, box, size)
     masks = (numbers == np.arange(MAX_OBJECTS + 1)[:, None, None]).astype(np.uint8)[..., None]
-    files = {
+    return {
         "image.png": crop_image(image, box, size),
         "mask.npy.gz": encode_array(masks),
         "visibility.npy.gz": encode_array(masks.any(axis=(1, 2, 3)).astype(np.float32)),
     }
-    return f"{scene.index:06d}", files
