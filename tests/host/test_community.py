@@ -9,12 +9,16 @@ from pathlib import Path
 import hydra
 import numpy as np
 import ocl.cli.eval
+import ocl.cli.eval_cluster_metrics
 import ocl.cli.train
 import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from ocl._coco_classes import SUPERCLASSES
 from ocl.cli import cli_utils
+from ocl.utils.routing import Combined
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -29,6 +33,7 @@ SMALL = {
     "slate": ["experiment.image_size=16", "experiment.dim=8", "experiment.vocab_size=12"],
     "slot_attention": ["models.conditioning.n_slots=2"],
     "examples": [],
+    "clip": [],
     "SAVi": ["experiment.dim=8", "experiment.n_frames=2"],
     "projects": [
         "experiment.backbone={name: vit_tiny_patch16_224, dim: 192, n_patches: 196}",
@@ -79,6 +84,7 @@ PARAMETERS = {  # of every experiment, as counted in OCLF
     31_808_640: [f"{BRIDGING}/dinosaur/movi_{x}_feat_rec_auto" for x in "ce"],
     118_945_345: [f"{FEATURES_OR_IMAGE}/coco_feat_rec_dino_base16_resnet_scratch"],
     184_047_105: [f"{FEATURES_OR_IMAGE}/coco_feat_rec_dino_base16_scratch"],
+    102_007_136: ["clip/coco_finetuning"],
     88_423_172: [f"{FEATURES_OR_IMAGE}/coco_image_rec_base16_{x}" for x in ("fine", "frozen", "scratch")],
 }
 RNG = np.random.default_rng(0)
@@ -111,12 +117,14 @@ def movi(index):
 
 
 def coco(index):
+    stuff = RNG.choice([0, 89, 91, 181, 255], (30, 40, 1)).astype(np.uint8)
+    sample = {"image": pixels(30, 40, 3), "stuffthings_mask": stuff.repeat(3, -1), "caption": [f"image {index}", "one"]}
     if index == 0:  # an image without objects
-        return {"image": pixels(30, 40, 3)}
+        return sample
     masks = RNG.integers(0, 2, (index, 30, 40, 1), dtype=np.uint8)
     boxes = np.tile(np.float32([1, 2, 3, 4]), (index, 1))  # x, y, width, height
     categories = np.arange(index) + 1
-    return {"image": pixels(30, 40, 3), "instance_mask": masks, "instance_category": categories, "instance_bbox": boxes}
+    return {**sample, "instance_mask": masks, "instance_category": categories, "instance_bbox": boxes}
 
 
 def voc(index):
@@ -139,6 +147,8 @@ def encode(name, value):
     if name == "image" and value.ndim == 3:
         Image.fromarray(value).save(buffer, "png")
         return "image.png", buffer.getvalue()
+    if isinstance(value, list):
+        return f"{name}.json", json.dumps(value).encode()
     np.save(buffer, value)
     return f"{name}.npy", buffer.getvalue()
 
@@ -266,12 +276,51 @@ def test_evaluations_by_the_names_of_oclf_score_runs(experiment, compose, shards
         assert all(math.isfinite(value) for value in metrics.values())
 
 
+CLUSTERINGS = {  # the name of the clusters, the number of classes, and whether background is one
+    "clustering_coco": ("kmeans172_l2", 80, True),
+    "clustering_coco_cls": ("kmeans172_l2", 80, True),
+    "clustering_coco_20k": ("kmeans172_l2", 80, True),
+    "clustering_coco_27": ("kmeans27_l2", 27, False),
+    "clustering_coco_thingsandstuff": ("kmeans172_l2", 171 + 1, False),
+    "clustering_voc2012": ("kmeans105_l2", 20, True),
+}
+
+
+def test_clusterings_by_the_names_of_oclf_score_runs(compose, shards, tmp_path):
+    config = compose(DINOSAUR)
+    (tmp_path / "config").mkdir()
+    OmegaConf.save(config, tmp_path / "config" / "config.yaml")
+    ocl.cli.train.train(config)
+    for name, (clusters, classes, has_background) in CLUSTERINGS.items():
+        data = shards["voc2012_trainaug" if "voc" in name else "coco"]
+        overrides = [f"train_config_path={tmp_path}", f"dataset.val_shards={data}"]
+        overrides += [f"clusterings.{clusters}={{n_clusters:4,clustering_kwargs:{{n_init:1}}}}"]
+        evaluation = hydra_compose(f"evaluation/{BRIDGING}/{name}", overrides)
+        ocl.cli.eval_cluster_metrics.evaluate(evaluation)
+        report = json.loads((tmp_path / "clustering_metrics.json").read_text())
+        for matching in ("hungarian", "majority"):
+            result = report[f"{clusters}_{matching}"]
+            assert len(result["iou_per_class"]) == classes + has_background, name
+            assert 0 <= result["iou_mean"] <= 1 and 0 <= result["accuracy"] <= 1
+
+
+def test_classes_are_named_as_preprocessing_numbers_them():
+    named = hydra_compose(f"evaluation/{BRIDGING}/clustering_coco_27", []).class_name_by_category_id
+    assert list(named.values())[1:] == list(SUPERCLASSES)
+
+
 def test_every_evaluation_by_the_names_of_oclf_composes(monkeypatch):
     monkeypatch.setenv("DATASET_PREFIX", "/unused")
     for path in (CONFIGS / "evaluation").glob("**/*.yaml"):
         if not path.name.startswith("_"):
             name = path.relative_to(CONFIGS).with_suffix("").as_posix()
             hydra_compose(name, ["train_config_path=/unused"])
+
+
+@pytest.mark.parametrize("schema", ["training_config", "evaluation_config", "evaluation_clustering_config"])
+def test_keys_that_a_config_does_not_have_are_an_error(schema):
+    with pytest.raises(ConfigCompositionException, match="plugins"):
+        hydra_compose(schema, ["plugins={}"])
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
@@ -284,6 +333,22 @@ def test_community_models_are_shaped_as_in_oclf(size, monkeypatch):
     assert sum(parameter.numel() for parameter in built.parameters()) == size
     grids = [buffer.shape for name, buffer in built.named_buffers() if name.endswith(".grid")]
     assert all(shape in {(8, 8, 2), (16, 16, 2)} for shape in grids)
+
+
+def test_clip_compares_images_with_their_captions(compose):
+    config = compose("clip/coco_finetuning")
+    data = ocl.cli.train.instantiate(config.dataset)
+    data.setup("fit")
+    with torch.device("meta"):
+        models, losses = (ocl.cli.train.instantiate(config[part]) for part in ("models", "losses"))
+        models = Combined(**models)
+    for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))):
+        assert all(text == "one" or text.startswith("image ") for text in batch["caption_str"])
+        assert batch["image"].shape == (2, 3, 224, 224) and batch["caption"].shape == (2, 77)
+        tree = {"input": {name: batch[name].to("meta") for name in ("image", "caption")}, "model": None}
+        tree.update(models(inputs=tree))
+        loss, further = losses["clip"](inputs=tree)
+        assert loss.shape == () and further["similarities"].shape == (2, 2)
 
 
 def test_the_vision_transformer_is_pretrained_but_in_tests(compose, monkeypatch):

@@ -85,7 +85,7 @@ class _Extractor:
         further = {
             RepresentationType.SLOTS: [config.slots_path],
             RepresentationType.MASK_WEIGHTED_FEATURES: [config.features_path],
-            RepresentationType.CLS_ON_MASKED_INPUT: ["input.image"],
+            RepresentationType.CLS_ON_MASKED_INPUT: ["input.image", "object_decoder.masks_as_image"],
         }
         self.paths = list(dict.fromkeys([*self.paths, *further.get(self.kind, [])]))
 
@@ -94,16 +94,21 @@ class _Extractor:
         scores, flat = data[config.masks_path].flatten(0, -4), data[config.masks_flat_path].flatten(0, -3)
         is_top = (flat == flat.amax(dim=1, keepdim=True)) & (flat > 0)
         kept = {
-            "masks": (scores > config.mask_threshold if config.use_mask_threshold else _winners(scores)).byte(),
+            "masks": self._choose(scores),
             "targets": data[config.target_masks_path],
             "ignore": data[config.ignore_masks_path] if config.use_ignore_masks else None,
             "empty": (is_top.sum(-1) < config.n_min_mask_pixels) | (flat.amax(-1) < config.n_min_max_mask_values),
         }
         if self.kind != RepresentationType.NONE:
-            kept["objects"] = self._represent(data, flat, kept["masks"])
+            kept["objects"] = self._represent(data, flat)
         return kept | {name: data[path] for name, path in (config.model_clusterings or {}).items()}
 
-    def _represent(self, data: dict[str, Any], flat: Tensor, masks: Tensor) -> Tensor:
+    def _choose(self, scores: Tensor) -> Tensor:
+        """Return whose each pixel is (b, k, h, w)."""
+        threshold = self.config.mask_threshold
+        return (scores > threshold if self.config.use_mask_threshold else _winners(scores)).byte()
+
+    def _represent(self, data: dict[str, Any], flat: Tensor) -> Tensor:
         """Return what is clustered (b, k, d)."""
         if self.kind == RepresentationType.SLOTS:
             return data[self.config.slots_path].flatten(0, -3)
@@ -114,6 +119,7 @@ class _Extractor:
         extractors: list[Any] = [part for part in self.model.modules() if isinstance(part, TimmFeatureExtractor)]
         if not extractors:
             raise ValueError("CLS_ON_MASKED_INPUT needs a TimmFeatureExtractor in the model, and there is none.")
+        masks = self._choose(data["object_decoder.masks_as_image"].flatten(0, -4))  # of the image that the model saw
         parts = (masks.unsqueeze(2) * data["input.image"].unsqueeze(1)).flatten(0, 1)
         extractor = extractors[-1].eval()
         with torch.no_grad():

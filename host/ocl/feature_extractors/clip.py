@@ -14,7 +14,8 @@ from ocl.typing import ImageData, TextData
 def _create(model_type: str, reset_weights: bool) -> Any:
     """Build a CLIP model by the name that OpenAI or open_clip gives it, `ViT-B/32` or `ViT-B-32`."""
     open_clip, name = require("open_clip", "clip"), model_type.replace("/", "-")
-    return open_clip.create_model(name, None if reset_weights else "openai", force_quick_gelu=True)
+    weights, device = None if reset_weights else "openai", torch.get_default_device()
+    return open_clip.create_model(name, weights, device=device, force_quick_gelu=True)
 
 
 class _ClipModel(nn.Module):
