@@ -18,7 +18,8 @@ class GaussianQueries(nn.Module):
     Args:
         object_dim: channels of a slot.
         n_slots: number of slots.
-        sigma: standard deviation in training, a number or a schedule of the host (1 -> 0 in the paper).
+        sigma: standard deviation in training, a number or a schedule of the host (1 -> 0 in the paper), or "learned":
+            one for each channel of each slot, at the start object_dim^-1/2, as in the authors' later code.
         shared: instead, all slots are drawn from one Gaussian with a learned mean and deviation (Locatello et al.,
             2020), so that no slot can stand for a place or a colour in every image; sigma is ignored. In evaluation
             mode they are the same draws for every image.
@@ -32,7 +33,7 @@ class GaussianQueries(nn.Module):
         self,
         object_dim: int,
         n_slots: int,
-        sigma: Union[float, nn.Module] = 1.0,
+        sigma: Union[float, str, nn.Module] = 1.0,
         shared: bool = False,
         mean_std: Union[float, str] = 1.0,
     ):
@@ -52,6 +53,8 @@ class GaussianQueries(nn.Module):
                     nn.init.xavier_uniform_(self.mean[0])
                 else:
                     self.mean.mul_(float(mean_std))
+            if sigma == "learned":
+                self.log_deviation = nn.Parameter(torch.full_like(self.mean, object_dim**-0.5).log())
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return queries (batch_size, n_slots, object_dim)."""
@@ -60,7 +63,8 @@ class GaussianQueries(nn.Module):
             return mean + self.log_deviation.exp() * (torch.randn_like(mean) if self.training else self.draws)
         if not self.training:
             return mean
-        return mean + float(self.sigma) * torch.randn_like(mean)
+        deviation = self.log_deviation.exp() if self.sigma == "learned" else float(self.sigma)
+        return mean + deviation * torch.randn_like(mean)
 
 
 @dataclass

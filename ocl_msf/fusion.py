@@ -28,6 +28,8 @@ class MultiScaleFusion(CodebookQuantizer):
     Args:
         dim: c, channels of the maps and of the codes.
         codebook_size: m, codes in each codebook; two codes together name m * m combinations.
+        halve_per_scale: whether the scale-variant codebook of scale n has m / 2^(n-1) codes, as in the authors' later
+            recipe.
         num_scales: N.
         inter_scale: module that fuses the scale-invariant parts of all scales, called like `Vote`: `Vote()` (Eq. 4, the
             default), `Separate()`, or the naive fusions `Sum()` and `Concat(dim, num_scales)` (Table 6).
@@ -40,7 +42,7 @@ class MultiScaleFusion(CodebookQuantizer):
 
     Attributes:
         project: W, `weight` (2c, c); its first c rows belong to the scale-invariant part.
-        codebooks: 1 + N codebooks, `weight` (m, c): the scale-invariant one first, then one for each scale.
+        codebooks: 1 + N codebooks, `weight` (m, c), the scale-invariant one first, then one for each scale.
 
     Raises:
         TypeError: an argument is given as in earlier versions; the message says what to write.
@@ -57,6 +59,7 @@ class MultiScaleFusion(CodebookQuantizer):
         residual: Schedule = 0.0,
         anneal_commitment: bool = False,
         utilization: bool = False,
+        halve_per_scale: bool = False,
         **codebook: Any,
     ):
         refuse_old_arguments("ocl_msf.fusion.MultiScaleFusion", inter_scale=inter_scale, **codebook)
@@ -66,7 +69,8 @@ class MultiScaleFusion(CodebookQuantizer):
         self.project = InvertibleProjection(dim, 2 if intra_scale else 1)
         self.inter_scale = Vote() if inter_scale is None else inter_scale
         variant_codebooks = (num_scales if per_scale_codebooks else 1) if intra_scale else 0
-        self.codebooks = nn.ModuleList(Codebook(codebook_size, dim, **codebook) for _ in range(1 + variant_codebooks))
+        sizes = [codebook_size] + [codebook_size >> scale * halve_per_scale for scale in range(variant_codebooks)]
+        self.codebooks = nn.ModuleList(Codebook(size, dim, **codebook) for size in sizes)
 
     def match(self, maps: List[torch.Tensor]) -> Tuple[List[MatchedGroup], Diagnostics]:
         """See CodebookQuantizer: the scale-invariant group, then the scale-variant one.

@@ -123,7 +123,8 @@ class FrozenGuidance(Frozen):
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """Features (b, d, h, w) of the guiding scale -> images (b, 3, h, w) at the size of scale 1."""
         image = self.vae.decode([features])[0]
-        return F.interpolate(image, scale_factor=2 ** (self.scale - 1)) if self.scale > 1 else image
+        size = [side * cast(int, self.vae.encoder.stride) * 2 ** (self.scale - 1) for side in features.shape[2:]]
+        return image if list(image.shape[2:]) == size else F.interpolate(image, size)
 
 
 class GuidanceTokens(nn.Module):

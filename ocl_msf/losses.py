@@ -17,8 +17,13 @@ class PyramidLoss(nn.Module):
     """Sum over scales of the mean squared error between images and their reconstructions (section 3.2)."""
 
     def forward(self, reconstructions: Sequence[torch.Tensor], pyramid: Sequence[torch.Tensor]) -> torch.Tensor:
-        """N reconstructions (b, c, h_n, w_n) and N images of the same shapes -> scalar."""
-        return reduce(torch.add, [F.mse_loss(made, image) for made, image in zip(reconstructions, pyramid)])
+        """N reconstructions (b, c, h_n, w_n) and N images, resized to them (bicubic) if they are larger -> scalar."""
+        return reduce(torch.add, [F.mse_loss(made, _fit(image, made)) for made, image in zip(reconstructions, pyramid)])
+
+
+def _fit(image: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    size = made.shape[2:]
+    return image if image.shape[2:] == size else F.interpolate(image, size, mode="bicubic", align_corners=False)
 
 
 class WeightedLoss(nn.Module):

@@ -1,9 +1,11 @@
 """Transforms of single fields that OCLF lacks; configs compose them with those of `ocl.preprocessing`."""
 
-from typing import Any, Dict, Optional
+import math
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 
 class OneHotMasks:
@@ -113,3 +115,56 @@ class FramesToBatch:
     def __call__(self, videos: torch.Tensor) -> torch.Tensor:
         """Map (b t c h w) to (b*t c h w)."""
         return videos.flatten(0, 1)
+
+
+class RandomCropAndFlip:
+    """A random crop, resized to a square, which half of the time is flipped; frames of a video and boxes alike.
+
+    Args:
+        size: side of the square in pixels.
+        scale: least and largest area of the crop, as shares of the largest square in the image.
+        ratio: least and largest width of the crop per height.
+    """
+
+    def __init__(self, size: int, scale: Tuple[float, float] = (0.75, 1.0), ratio: Tuple[float, float] = (0.75, 4 / 3)):
+        self.size, self.scale, self.ratio = size, scale, ratio
+
+    def __call__(self, sample: Dict[str, Any]) -> Dict[str, Any]:
+        """Replace `image`, uint8 (h w c) or (t h w c), and `boxes` (... 4), if there are any.
+
+        Boxes are corners x, y, x, y in [0, 1]; those that the crop leaves out become zeros, which is no box.
+        """
+        image = np.asarray(sample["image"])
+        rows, columns = image.shape[-3:-1]
+        top, left, height, width = self._draw(rows, columns)
+        flips = bool(torch.rand(()) < 0.5)
+        cropped = image[..., top : top + height, left : left + width, :]
+        sample = {**sample, "image": self._resize(cropped[..., ::-1, :] if flips else cropped)}
+        if "boxes" in sample:
+            boxes = np.asarray(sample["boxes"]) * np.array([columns, rows] * 2)
+            boxes = ((boxes - np.array([left, top] * 2)) / np.array([width, height] * 2)).clip(0, 1)  # ... 4
+            if flips:
+                boxes = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
+            seen = (boxes[..., 2:] > boxes[..., :2]).all(-1, keepdims=True)
+            sample["boxes"] = np.where(seen, boxes, 0).astype(np.float32)
+        return sample
+
+    def _draw(self, rows: int, columns: int) -> Tuple[int, int, int, int]:
+        """Top, left, height and width of a crop; after ten that do not fit, the largest square in the middle."""
+        side = min(rows, columns)
+        for _ in range(10):
+            area = side**2 * torch.empty(()).uniform_(*self.scale).item()
+            ratio = math.exp(torch.empty(()).uniform_(*map(math.log, self.ratio)).item())
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if width <= columns and height <= rows:
+                top, left = (int(torch.randint(room + 1, ())) for room in (rows - height, columns - width))
+                return top, left, height, width
+        return (rows - side) // 2, (columns - side) // 2, side, side
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        frames = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3).float()  # (t) c h w
+        batch = frames if frames.dim() == 4 else frames[None]
+        size = (self.size, self.size)
+        batch = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
+        frames = batch if frames.dim() == 4 else batch[0]
+        return frames.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()

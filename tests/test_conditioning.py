@@ -14,6 +14,15 @@ def test_in_training_queries_are_gaussian_around_a_mean_of_each_slot():
     torch.testing.assert_close(drawn.std(0), torch.full((4, 3), 0.5), atol=0.02, rtol=0)
 
 
+def test_a_learned_deviation_starts_as_that_of_a_unit_vector_and_belongs_to_each_channel():
+    torch.manual_seed(0)
+    queries = GaussianQueries(4, 3, sigma="learned", mean_std="xavier")
+    torch.testing.assert_close(queries(20000).std(0), torch.full((3, 4), 0.5), atol=0.02, rtol=0)
+    queries(2).square().sum().backward()
+    assert (queries.log_deviation.grad != 0).all()
+    assert torch.equal(queries.eval()(2), queries.mean.expand(2, -1, -1))
+
+
 def test_shared_queries_are_drawn_from_one_gaussian_and_fixed_in_evaluation():
     torch.manual_seed(0)
     queries = GaussianQueries(3, 4, shared=True)

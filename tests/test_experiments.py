@@ -177,6 +177,38 @@ def test_every_leaf_trains_a_step(compose, experiment):
     check_step(config, *step(config))
 
 
+RECIPE = [  # of the authors' later code, with a small ViT and a small tiny autoencoder
+    "msf/preset=dinov2" if override == "+msf/preset=cpu" else override
+    for override in TINY
+    if not override.startswith(("experiment.image_size", "experiment.token_dim"))
+]
+RECIPE = ["+" + RECIPE[0], *RECIPE[1:], "trainer.accelerator=cpu", "experiment.image_size=64", "experiment.vae.dim=8"]
+RECIPE += [
+    "experiment.vae.pretrained=false",
+    "experiment.encoder.hidden_dim=8",
+    "experiment.patch_decoder.features=[8]",
+]
+RECIPE += ["experiment.vit={name:vit_tiny_patch16_224,grid:4}"]
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        *("vqvae_coco", "vqvae_movi_c", "slate_coco", "slotdiffusion_clevrtex", "dinosaur_voc", "steve_movi_c"),
+        *("slotdiffusion_movi_d", "sysbinder_movi_e"),
+    ],
+)
+def test_the_recipe_with_a_frozen_vit_trains_every_model_a_step(compose, experiment):
+    config = hydra.compose("training_config", overrides=[f"+experiment=msf/{experiment}", *RECIPE])
+    before, model, logged = step(config)
+    check_step(config, before, model, logged)
+    if "feature_extractor" in model.models:
+        assert [name for name, _ in model.models["feature_extractor"].named_children()] == ["vit"]
+    if experiment == "slate_coco":
+        made = model.models["guidance"].decode(torch.zeros(1, 8, 4, 4))
+        assert made.shape == (1, 3, 64, 64), "reconstructions at half size are enlarged"
+
+
 EVALUATIONS = {  # report, modules, metrics and batch size
     "separability": (
         "separability.json",

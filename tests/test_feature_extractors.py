@@ -284,3 +284,31 @@ def test_contrast_makes_what_is_common_to_an_image_small():
     torch.testing.assert_close(
         inside, 0.5 * x.std((2, 3)) + x.std((2, 3)) / x.var((2, 3), unbiased=False).sqrt(), rtol=1e-3, atol=0
     )
+
+
+def test_the_vit_alone_gives_its_tokens_as_features():
+    torch.manual_seed(0)
+    alone = ViTWithCNN(vit=TINY, pretrained=False, cnn=False, grid=4)
+    output = alone(torch.rand(2, 3, 70, 70) * 2 - 1)
+    assert output.features.shape == (2, 16, 192) and output.positions.shape == (16, 2) and alone.feature_dim == 192
+    assert torch.equal(output.features, output.aux_features["tokens"])
+    assert not [name for name, x in alone.named_parameters() if x.requires_grad]
+    with pytest.raises(ValueError, match="needs a CNN or a ViT"):
+        ViTWithCNN(vit=None, cnn=False)
+
+
+def test_a_grid_resizes_images_and_takes_tables_of_any_grid():
+    weights = random_vit().state_dict()
+    plain, on_grid, small = FrozenViT(TINY), FrozenViT(TINY, grid=14), FrozenViT(TINY, grid=4)
+    for vit in (plain, on_grid, small):
+        vit.load(weights)
+    image = torch.rand(1, 3, 224, 224) * 2 - 1
+    assert torch.equal(on_grid(image), plain(image)), "its own grid changes nothing"
+    assert small(image).shape == (1, 192, 4, 4) and vit_num_patches(TINY, 224, grid=4) == 16
+    resized = torch.nn.functional.interpolate(image, (64, 64), mode="bicubic")
+    torch.testing.assert_close(small(image), small(resized))
+    again = FrozenViT(TINY, grid=4)
+    again.load_state_dict(small.state_dict())  # as a checkpoint of the whole model
+    assert torch.equal(again(image), small(image))
+    table = small.network.pos_embed
+    assert table.shape == (1, 17, 192) and torch.equal(table[:, 0], weights["pos_embed"][:, 0])

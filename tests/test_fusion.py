@@ -303,3 +303,8 @@ class Codes(torch.nn.Module):
     def forward(self, maps):
         output = self.fusion(list(maps))
         return output.quantized, output.indices
+
+
+def test_codebooks_can_halve_from_scale_to_scale():
+    quantizer = MultiScaleFusion(4, 16, 3, halve_per_scale=True)
+    assert [len(book.weight) for book in quantizer.codebooks] == [16, 16, 8, 4]

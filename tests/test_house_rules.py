@@ -43,7 +43,9 @@ MAY_IMPORT = {
     "indices": {"torch"},
     "composition": {"hydra", "ocl_msf._renamed"},
     "chunks": {"torch"},
-    "frozen": {"torch"},
+    "frozen": {"torch", "safetensors"},
+    "vit": NETWORKS | {"ocl_msf.frozen"},
+    "tiny_autoencoder": {"torch", "diffusers", "ocl_msf.frozen"},
     "transformer": MATHS,
     "preprocessing": {"torch", "numpy"},
     "codebook": MATHS,
@@ -59,8 +61,14 @@ MAY_IMPORT = {
     "dilated": MATHS,
     "grid_fusion": {"torch", "ocl_msf.frozen", "ocl_msf.quantization"},
     "feature_extractors": NETWORKS
-    | {"safetensors", "ocl_msf._renamed", "ocl_msf.chunks", "ocl_msf.dilated", "ocl_msf.frozen"}
-    | {"ocl_msf.grid_fusion", "ocl_msf.pyramid"},
+    | {
+        "ocl_msf._renamed",
+        "ocl_msf.chunks",
+        "ocl_msf.dilated",
+        "ocl_msf.grid_fusion",
+        "ocl_msf.pyramid",
+        "ocl_msf.vit",
+    },
     "conditioning": NETWORKS | {"ocl_msf.frames"},
     "perceptual_grouping": NETWORKS | {"ocl_msf.frames"},
     "frames": {"torch"},
@@ -84,6 +92,7 @@ MAY_IMPORT = {
         "ocl_msf.training",
         "ocl_msf.experiments",
         "ocl_msf.files",
+        "ocl_msf.tiny_autoencoder",
     },
     "experiments": HOST
     | {"hydra_plugins"}

@@ -12,6 +12,12 @@ def test_pyramid_loss_adds_the_scales():
     torch.testing.assert_close(PyramidLoss()(made, images), expected)
 
 
+def test_pyramid_loss_resizes_images_to_smaller_reconstructions():
+    made, images = ([torch.randn(2, 3, s, s) for s in sizes] for sizes in ((4, 2), (8, 4)))
+    half = [F.interpolate(x, scale_factor=0.5, mode="bicubic") for x in images]
+    torch.testing.assert_close(PyramidLoss()(made, images), PyramidLoss()(made, half))
+
+
 def test_weighted_scales_a_loss():
     assert WeightedLoss(0.25)(torch.tensor(2.0)) == 0.5
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ocl_msf.preprocessing import FramesToBatch, ObjectMasks, OneHotMasks, SampleFrames, SegmentAreas, VoidMask
+from ocl_msf.preprocessing import (
+    FramesToBatch,
+    ObjectMasks,
+    OneHotMasks,
+    RandomCropAndFlip,
+    SampleFrames,
+    SegmentAreas,
+    VoidMask,
+)
 
 IDS = np.array([[0, 1, 2], [5, 255, 1]], dtype=np.uint8)[None, ..., None]  # a frame of 2 x 3 pixels
 
@@ -47,3 +55,31 @@ def test_frames_are_left_out_and_join_the_batch():
     assert apply(SampleFrames(4), np.arange(24)).tolist() == [0, 4, 8, 12, 16, 20]
     videos = torch.arange(2 * 3 * 4).view(2, 3, 1, 2, 2)
     assert torch.equal(apply(FramesToBatch(), videos), torch.cat([*videos]))
+
+
+def test_crops_and_flips_take_frames_and_boxes_with_them():
+    """Every frame shows one rectangle; behind the transform its box still surrounds it."""
+    torch.manual_seed(0)
+    video = np.zeros((2, 60, 80, 3), np.uint8)
+    video[:, 12:36, 20:30] = 255
+    boxes = np.array([[20 / 80, 12 / 60, 30 / 80, 36 / 60], [0, 0, 0, 0]])[None].repeat(2, 0)
+    lefts = set()
+    for _ in range(20):
+        made = apply(RandomCropAndFlip(96), {"image": video, "boxes": boxes, "label": 3})
+        assert made["image"].shape == (2, 96, 96, 3) and made["image"].dtype == np.uint8 and made["label"] == 3
+        assert (made["image"][0] == made["image"][1]).all() and (made["boxes"][0] == made["boxes"][1]).all()
+        rows, columns = np.nonzero(made["image"][0, ..., 0] > 127)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0] * 4
+        np.testing.assert_allclose(made["boxes"][0, 0] * 96, found, atol=1)
+        assert (made["boxes"][:, 1] == 0).all(), "no box stays none"
+        lefts.add(found[0])
+    assert len(lefts) > 5
+
+
+def test_a_crop_of_everything_is_the_image_or_its_mirror_image():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    made = [RandomCropAndFlip(16, (1, 1), (1, 1))({"image": image})["image"] for _ in range(8)]
+    flipped = [bool((x == image[:, ::-1]).all()) for x in made]
+    assert all((x == (image[:, ::-1] if mirrored else image)).all() for x, mirrored in zip(made, flipped))
+    assert 0 < sum(flipped) < 8

@@ -20,6 +20,7 @@ QUANTIZERS = {  # and how many codes a super-pixel has
     "vq": (lambda: VectorQuantizer(6, 16, **AIDS), 1),
     "gdr": (lambda: GroupedQuantizer(6, 8, 2, **AIDS), 2),
     "msf": (lambda: MultiScaleFusion(6, 8, 3, **AIDS), 2),
+    "halved": (lambda: MultiScaleFusion(6, 8, 3, halve_per_scale=True, **AIDS), 2),
     "fsq": (lambda: FiniteScalarQuantizer(6, [8, 5, 2]), 1),
 }
 

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from ocl_msf._renamed import refuse_old_names
 from ocl_msf.experiments.checkpoints import read_weights
 from ocl_msf.experiments.runs import find_finished, step_of
+from ocl_msf.tiny_autoencoder import read_tiny_autoencoder
 
 __getattr__ = refuse_old_names(__name__)
 
@@ -103,6 +104,38 @@ class LoadViT(LoadFrozen):
         """Take the file, or what timm has."""
         path = Path(to_absolute_path(self.weights)) if self.weights else None
         return str(path or "timm's cache"), frozen.find_weights(path)
+
+
+class LoadTinyAutoencoder(Callback):
+    """Start the VAE of stage 1 from the weights of the tiny autoencoder, before any data are loaded.
+
+    A run that resumes, stage 2 and an evaluation take them from checkpoints.
+
+    Args:
+        weights: a file of them, relative to the launch directory; by default the hub or its cache.
+    """
+
+    def __init__(self, weights: Optional[str] = None):
+        self.weights = weights
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load, unless there is no VAE to train or a checkpoint of it has been restored.
+
+        Raises:
+            FileNotFoundError: there are no weights within reach.
+            ValueError: they are damaged, or of another network.
+        """
+        models: Any = pl_module.models
+        halves = [models["vqvae"].encoder, models["vqvae"].decoder] if "vqvae" in models else []
+        if all(half.loaded for half in halves):
+            return
+        path = Path(to_absolute_path(self.weights)) if self.weights else None
+        weights = read_tiny_autoencoder(path)
+        try:
+            for half in halves:
+                half.load(weights)
+        except RuntimeError as error:
+            raise ValueError(f"The weights in {path or 'the hub'} do not fit the tiny autoencoder: {error}") from error
 
 
 class SaveFinished(Callback):
