@@ -12,6 +12,7 @@ from torch import nn
 from ocl_msf._renamed import refuse_old_keywords, refuse_old_names
 from ocl_msf.chunks import evaluate_in_chunks
 from ocl_msf.indices import unravel_codes
+from ocl_msf.patch_orders import NUM_ORDERS, patch_orders
 from ocl_msf.transformer import BlockCache, DecoderBlock, start_as_slate
 
 __getattr__ = refuse_old_names(__name__)
@@ -189,10 +190,16 @@ class TokenDecoder(CodeDecoder):
             variance, the first block's input is normalised, and layers start as `start_as_slate` says; embeddings of
             codes are features of unit variance here, behind a map. With the plain start positions have a deviation of
             0.02, features the scale that the VAE gives them, and layers start as torch's do.
+        permutations: in training, tokens of each batch are written in one of nine orders, drawn at random, so that
+            neighbours that have been written explain less and slots more (patch-order permutation, SPOT, Kakogeorgiou
+            et al., 2024). Each order has a beginning of its own; a token keeps its place's positional embedding.
+            Evaluation and generation are in raster order.
 
     Raises:
         ValueError: start is neither of the two.
     """
+
+    orders: torch.Tensor
 
     def __init__(
         self,
@@ -207,6 +214,7 @@ class TokenDecoder(CodeDecoder):
         token_dropout: float = 0.0,
         joint: bool = False,
         start: str = "plain",
+        permutations: bool = False,
     ):
         super().__init__()
         if start not in ("plain", "slate"):
@@ -227,12 +235,16 @@ class TokenDecoder(CodeDecoder):
         self.normalize_tokens = start == "slate"
         if start == "slate":
             self._start_as_slate()
+        self.further_begins: Optional[nn.Parameter] = None
+        if permutations:
+            self.further_begins = nn.Parameter(self.begin.detach().repeat(NUM_ORDERS - 1, 1, 1))
+            self.register_buffer("orders", patch_orders(*self.size), persistent=False)
 
     @evaluate_in_chunks
     def forward(
         self, slots: torch.Tensor, guidance: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
     ) -> TokenDecoderOutput:
-        """Predict every token of the guidance from the slots and the tokens before it, in raster order.
+        """Predict every token of the guidance from the slots and the tokens before it.
 
         Arguments as for `Decoder.forward`.
 
@@ -242,11 +254,20 @@ class TokenDecoder(CodeDecoder):
         height, width = guidance.shape[2:]
         self._check_size(height, width)
         tokens = self._embed(rearrange(guidance, "b d h w -> b (h w) d"))  # b n d
-        x = torch.cat([self.begin.expand(len(tokens), -1, -1), self._hide(tokens[:, :-1])], 1)  # b n d
-        x = self.norm_input(self.dropout(x + self.positions))  # b n d
+        begin: torch.Tensor = self.begin  # 1 1 d
+        positions: torch.Tensor = self.positions  # 1 n d
+        order = None  # n
+        if self.further_begins is not None and self.training:
+            drawn = int(torch.randint(NUM_ORDERS, ()))
+            begin, order = torch.cat([begin, self.further_begins])[drawn : drawn + 1], self.orders[drawn]
+            tokens, positions = tokens[:, order], positions[:, order]  # b n d, 1 n d
+        x = torch.cat([begin.expand(len(tokens), -1, -1), self._hide(tokens[:, :-1])], 1)  # b n d
+        x = self.norm_input(self.dropout(x + positions))  # b n d
         slots, visible = self._project_slots(slots, slot_mask)  # b k d, b 1 1 k
         for block in self.blocks:
             x = block(x, slots, visible)  # b n d
+        if order is not None:
+            x = x[:, order.argsort()]  # b n d, in raster order again
         logits = self._predict(x)  # g times b n m
         indices = self._to_codes([p.argmax(-1) for p in logits])  # b g n
         tokens = torch.arange(height * width, device=x.device).expand(len(x), -1)  # b n

@@ -94,11 +94,11 @@ class ViTWithCNN(NaiveCNN):
         dilations: of the CNN, see `NaiveCNN`.
         vit: the ViT's name in timm; None for the CNN alone, the ablation's encoder.
         pretrained: false for a random ViT; otherwise it waits for `vit.load`, or for a checkpoint of the whole model.
-        cnn: false for the ViT alone: features are its tokens, and feature_dim, stride and dilations have no effect.
+        cnn: false for the ViT alone: features are its tokens of feature_dim channels; stride has no effect.
         grid: of the ViT, see `FrozenViT`.
 
     Raises:
-        ValueError: there is neither a CNN nor a ViT.
+        ValueError: there is neither a CNN nor a ViT, or the ViT alone has other channels.
     """
 
     def __init__(
@@ -121,8 +121,9 @@ class ViTWithCNN(NaiveCNN):
     def _take_vit_alone(self) -> None:
         if self.vit is None:
             raise ValueError("An encoder needs a CNN or a ViT: with experiment.encoder.cnn=false name experiment.vit.")
+        if self.vit.dim != self.feature_dim:
+            raise ValueError(f"Tokens of {self.vit.model_name} have {self.vit.dim} channels: experiment.encoder.dim.")
         self.layers = None  # type: ignore[assignment]
-        self._feature_dim = self.vit.dim
 
     def forward(self, image: torch.Tensor, tokens: Optional[torch.Tensor] = None) -> FeatureExtractorOutput:
         """See `NaiveCNN`.

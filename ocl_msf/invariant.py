@@ -7,11 +7,10 @@ from torch import nn
 
 from ocl_msf._host import require_host
 from ocl_msf.frames import RELATIVE_FEATURES, fit_frames, relative_features, split_frames, unlimited_frames
+from ocl_msf.iterations import iterate, iterations_of
 
 with require_host():
     from ocl.typing import FeatureExtractorOutput, PerceptualGroupingOutput
-
-from ocl_msf.perceptual_grouping import iterate
 
 
 class InvariantSlotAttentionGrouping(nn.Module):
@@ -37,7 +36,8 @@ class InvariantSlotAttentionGrouping(nn.Module):
         min_scale: the smallest scale of a frame, in halves of an image.
         focus: how fast the attention of an untrained slot falls with the squared distance in units of its scale.
         eps: added to the attention, so that the weights of no slot sum to zero.
-        gradients: "all", "last" or "straight_through", see `perceptual_grouping.iterate`.
+        gradients: "all", "last" or "straight_through", see `iterations.iterate`.
+        later_iters: see `perceptual_grouping.TruncatedSlotAttentionGrouping`.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class InvariantSlotAttentionGrouping(nn.Module):
         focus: float = 0.1,
         eps: float = 1e-6,
         gradients: str = "all",
+        later_iters: Optional[int] = None,
     ):
         super().__init__()
         self.object_dim = object_dim
-        self.iters, self.gradients = iters, gradients
+        self.iters, self.gradients, self.later_iters = iters, gradients, later_iters
         self.min_scale, self.eps = min_scale, eps
         self.positional_embedding, self.ff_mlp = positional_embedding, ff_mlp
         self.norm_features, self.norm_slots = nn.LayerNorm(feature_dim), nn.LayerNorm(object_dim)
@@ -70,7 +71,11 @@ class InvariantSlotAttentionGrouping(nn.Module):
             self.to_coefficients.bias[2] = -focus  # of r^2
 
     def forward(
-        self, feature: FeatureExtractorOutput, conditioning: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+        self,
+        feature: FeatureExtractorOutput,
+        conditioning: torch.Tensor,
+        slot_mask: Optional[torch.Tensor] = None,
+        previous_slots: Optional[torch.Tensor] = None,
     ) -> PerceptualGroupingOutput:
         """Group features.
 
@@ -78,6 +83,7 @@ class InvariantSlotAttentionGrouping(nn.Module):
             feature: features (b, n, feature_dim) with positions (n, 2) in [0, 1].
             conditioning: initial slots (b, k, object_dim), or with frames (b, k, object_dim + 3).
             slot_mask: (b, k), bool, True where a slot is off and gets no feature.
+            previous_slots: those of the frame before, if there is one; only whether there is counts.
 
         Returns:
             Slots with their frames (b, k, object_dim + 3), `slot_mask`, and the attention (b, k, n) of the last
@@ -100,7 +106,7 @@ class InvariantSlotAttentionGrouping(nn.Module):
 
         if conditioning.shape[-1] == self.object_dim:
             conditioning = torch.cat([conditioning, unlimited_frames(conditioning)], -1)  # b k d+3
-        slots, attention = iterate(step, conditioning, self.iters, self.gradients)
+        slots, attention = iterate(step, conditioning, iterations_of(self, previous_slots), self.gradients)
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
 
     def _iterate(

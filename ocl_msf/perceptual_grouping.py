@@ -1,12 +1,13 @@
 """Perceptual grouping that the host lacks: a temporal predictor, slot attention for videos, and block slots."""
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import nn
 
 from ocl_msf._host import require_host
 from ocl_msf.frames import split_frames
+from ocl_msf.iterations import iterate, iterations_of
 
 with require_host():
     from ocl.perceptual_grouping import SlotAttentionGrouping
@@ -71,36 +72,6 @@ class TemporalPredictor(nn.Module):
         return self.norm_output(self.block(self.norm_input(slots), src_key_padding_mask=slot_mask))  # b k d
 
 
-def iterate(
-    step: Callable[[torch.Tensor], Tuple[torch.Tensor, torch.Tensor]], queries: torch.Tensor, iters: int, gradients: str
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Refine slots by iterations, through which gradients flow or not. The values are the same.
-
-    Args:
-        step: slots (b, k, d) -> slots of the next iteration, and the attention (b, k, n) that led to them.
-        queries: the slots to start from, (b, k, d).
-        iters: number of iterations, 1 or more.
-        gradients: "all": through all iterations (Locatello et al., 2020). "last": through the last one alone, and not
-            to the queries (implicit slot attention, Chang et al., 2022). "straight_through": like "last", and the
-            queries get the gradient of the slots that enter the last iteration (Jia et al., 2023).
-
-    Returns:
-        Slots (b, k, d) and the attention (b, k, n) of the last iteration.
-
-    Raises:
-        ValueError: gradients is none of the three.
-    """
-    if gradients not in ("all", "last", "straight_through"):
-        raise ValueError(f"gradients must be all, last or straight_through, got {gradients!r}.")
-    slots = queries if gradients == "all" else queries.detach()
-    with torch.set_grad_enabled(torch.is_grad_enabled() and gradients == "all"):
-        for _ in range(iters - 1):
-            slots, _ = step(slots)
-    if gradients == "straight_through":
-        slots = slots + (queries - queries.detach())
-    return step(slots)
-
-
 class TruncatedSlotAttentionGrouping(SlotAttentionGrouping):
     """The host's slot attention, with a choice of the iterations through which gradients flow.
 
@@ -111,6 +82,8 @@ class TruncatedSlotAttentionGrouping(SlotAttentionGrouping):
         ff_mlp: applied to slots at the end of an iteration.
         positional_embedding: applied to features.
         gradients: "all", "last" or "straight_through", see `iterate`.
+        later_iters: iterations for frames of a video behind the first, whose queries have seen the video already; by
+            default `iters`. SmoothSA (Zhao et al., 2026) takes one.
     """
 
     def __init__(
@@ -121,20 +94,25 @@ class TruncatedSlotAttentionGrouping(SlotAttentionGrouping):
         ff_mlp: Optional[nn.Module] = None,
         positional_embedding: Optional[nn.Module] = None,
         gradients: str = "all",
+        later_iters: Optional[int] = None,
     ):
-        steps = iters if gradients == "all" else 1  # of one call of the host's
+        steps = iters if gradients == "all" and later_iters is None else 1  # of one call of the host's
         super().__init__(feature_dim, object_dim, iters=steps, ff_mlp=ff_mlp, positional_embedding=positional_embedding)
-        self.gradients, self.iters = gradients, iters
+        self.gradients, self.iters, self.later_iters = gradients, iters, later_iters
 
     def forward(
-        self, feature: FeatureExtractorOutput, conditioning: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+        self,
+        feature: FeatureExtractorOutput,
+        conditioning: torch.Tensor,
+        slot_mask: Optional[torch.Tensor] = None,
+        previous_slots: Optional[torch.Tensor] = None,
     ) -> PerceptualGroupingOutput:
         """Group features; arguments and output as of `BlockSlotAttentionGrouping.forward`.
 
         Raises:
             ValueError: gradients is none of the three.
         """
-        if self.gradients == "all":
+        if self.gradients == "all" and self.later_iters is None:
             return super().forward(feature, conditioning, slot_mask)
         features = feature.features
         if self.positional_embedding is not None:
@@ -143,7 +121,8 @@ class TruncatedSlotAttentionGrouping(SlotAttentionGrouping):
         def step(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
             return self.slot_attention(features, slots, slot_mask)  # b k d, b k n
 
-        slots, attention = iterate(step, conditioning, self.iters, self.gradients)
+        iters = iterations_of(self, previous_slots)
+        slots, attention = iterate(step, conditioning, iters, self.gradients)
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
 
 
@@ -163,6 +142,7 @@ class VideoSlotAttentionGrouping(TruncatedSlotAttentionGrouping):
         positional_embedding: applied to features.
         keep_bias: initial value added to the update gate's bias: 2 keeps 88 % of a slot in each iteration.
         gradients: "all", "last" or "straight_through", see `iterate`.
+        later_iters: see `TruncatedSlotAttentionGrouping`.
     """
 
     def __init__(
@@ -174,8 +154,9 @@ class VideoSlotAttentionGrouping(TruncatedSlotAttentionGrouping):
         positional_embedding: Optional[nn.Module] = None,
         keep_bias: float = 2.0,
         gradients: str = "all",
+        later_iters: Optional[int] = None,
     ):
-        super().__init__(feature_dim, object_dim, iters, ff_mlp, positional_embedding, gradients)
+        super().__init__(feature_dim, object_dim, iters, ff_mlp, positional_embedding, gradients, later_iters)
         with torch.no_grad():  # gates are in the order reset, update, new
             self.slot_attention.gru.bias_ih[object_dim : 2 * object_dim] += keep_bias
 
@@ -256,6 +237,7 @@ class BlockSlotAttentionGrouping(nn.Module):
         positional_embedding: applied to features and positions first.
         normalize_memory: the memory of SysBinder, see FactorMemory.
         gradients: "all", "last" or "straight_through", see `iterate`.
+        later_iters: see `TruncatedSlotAttentionGrouping`.
 
     Raises:
         ValueError: object_dim is not divisible by num_blocks.
@@ -273,12 +255,13 @@ class BlockSlotAttentionGrouping(nn.Module):
         positional_embedding: Optional[nn.Module] = None,
         normalize_memory: bool = False,
         gradients: str = "all",
+        later_iters: Optional[int] = None,
     ):
         super().__init__()
         if object_dim % num_blocks:
             raise ValueError(f"Slots of {object_dim} channels cannot be split into {num_blocks} equal blocks.")
         self.object_dim = object_dim
-        self.iters, self.gradients = iters, gradients
+        self.iters, self.gradients, self.later_iters = iters, gradients, later_iters
         self.eps = eps
         self.positional_embedding = positional_embedding
         self.norm_features, self.norm_slots = nn.LayerNorm(feature_dim), nn.LayerNorm(object_dim)
@@ -290,7 +273,11 @@ class BlockSlotAttentionGrouping(nn.Module):
         self.ff_mlp = ff_mlp
 
     def forward(
-        self, feature: FeatureExtractorOutput, conditioning: torch.Tensor, slot_mask: Optional[torch.Tensor] = None
+        self,
+        feature: FeatureExtractorOutput,
+        conditioning: torch.Tensor,
+        slot_mask: Optional[torch.Tensor] = None,
+        previous_slots: Optional[torch.Tensor] = None,
     ) -> PerceptualGroupingOutput:
         """Group features.
 
@@ -298,6 +285,7 @@ class BlockSlotAttentionGrouping(nn.Module):
             feature: features (b, n, feature_dim) with positions.
             conditioning: initial slots (b, k, object_dim).
             slot_mask: (b, k), bool, True where a slot is off and gets no feature.
+            previous_slots: those of the frame before, if there is one; only whether there is counts.
 
         Returns:
             Objects (b, k, object_dim), `slot_mask`, and the attention (b, k, n) of the last iteration.
@@ -311,7 +299,8 @@ class BlockSlotAttentionGrouping(nn.Module):
         def step(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
             return self._iterate(slots, keys, values, slot_mask)  # b k d, b k n
 
-        slots, attention = iterate(step, conditioning, self.iters, self.gradients)
+        iters = iterations_of(self, previous_slots)
+        slots, attention = iterate(step, conditioning, iters, self.gradients)
         return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
 
     def _iterate(

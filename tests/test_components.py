@@ -40,6 +40,8 @@ INNER = {
         "GuidanceTokens",
         "Instrument",
         "InvertibleProjection",
+        "PreheatingLoss",
+        "Pretrained",
         "Quantizer",
     ),
 }

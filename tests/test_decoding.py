@@ -9,6 +9,7 @@ from scipy.stats import chisquare, truncnorm
 from ocl_msf.decoding import Decoder, TokenDecoder, sample_codes
 from ocl_msf.diffusion import DiffusionDecoder
 from ocl_msf.mixture import MixtureDecoder
+from ocl_msf.patch_orders import patch_orders
 from ocl_msf.transformer import ROWS, attend_to_past
 
 
@@ -106,6 +107,55 @@ def test_token_dropout_hides_past_tokens_in_training_alone(decoder, slots):
     first = [decoder(slots, guidance).logits[0][:, 1] for _ in range(200)]  # token 1 sees one past token, or none
     hidden = torch.stack([(x - hidden_past[:, 1]).abs().amax(-1) < 1e-6 for x in first]).float().mean()
     assert 0.4 < hidden < 0.6
+
+
+def permuted(decoder, lookup):
+    """The same decoder, with permutations; beginnings of the other orders are that of raster order."""
+    options = {"dim": 16, "num_layers": 2, "num_heads": 4, "dropout": 0.0, "permutations": True}
+    other = TokenDecoder(6, 5, [7, 4], size=(3, 4), start="slate" if decoder.normalize_tokens else "plain", **options)
+    missing = other.load_state_dict(decoder.state_dict(), strict=False)
+    assert missing.missing_keys == ["further_begins"] and not missing.unexpected_keys
+    other.further_begins.data = other.begin.data.repeat(8, 1, 1)
+    other.lookup = lookup
+    return other
+
+
+def test_in_evaluation_permutations_change_nothing(decoder, slots, lookup):
+    other, guidance = permuted(decoder, lookup).eval(), torch.randn(2, 5, 3, 4)
+    assert torch.equal(other(slots, guidance).logits[0], decoder(slots, guidance).logits[0])
+    assert torch.equal(other.generate_codes(slots), decoder.generate_codes(slots))
+
+
+def test_with_permutations_a_token_sees_those_before_it_in_the_order_of_the_batch(decoder, slots, lookup):
+    """Of every order, one and only one of which is drawn for a batch; its tokens come back in raster order."""
+    other, guidance = permuted(decoder, lookup).train(), torch.randn(2, 5, 3, 4, requires_grad=True)
+    seen = set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        logits = other(slots, guidance).logits[0]
+        counts = []
+        for token in range(12):
+            (gradient,) = torch.autograd.grad(logits[:, token].square().sum(), guidance, retain_graph=True)
+            counts.append(int((gradient.abs().amax((0, 1)) > 0).sum()))
+        seen.add(tuple(torch.tensor(counts).argsort().tolist()))
+        assert sorted(counts) == list(range(12))
+    assert seen == {tuple(order) for order in patch_orders(3, 4).tolist()}
+    other(slots, guidance).logits[0].sum().backward()
+    assert all(x.grad is not None for x in other.parameters() if x is not other.heads[1].weight)
+
+
+def test_the_nine_orders_are_those_of_spot():
+    assert patch_orders(3, 3).tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 7, 8],
+        [2, 1, 0, 5, 4, 3, 8, 7, 6],
+        [8, 7, 6, 5, 4, 3, 2, 1, 0],
+        [6, 7, 8, 3, 4, 5, 0, 1, 2],
+        [0, 3, 6, 1, 4, 7, 2, 5, 8],
+        [2, 5, 8, 1, 4, 7, 0, 3, 6],
+        [8, 5, 2, 7, 4, 1, 6, 3, 0],
+        [6, 3, 0, 7, 4, 1, 8, 5, 2],
+        [4, 1, 0, 3, 6, 7, 8, 5, 2],
+    ]
 
 
 def test_gradients_reach_the_slots(decoder, slots):

@@ -188,7 +188,7 @@ RECIPE += [
     "experiment.encoder.hidden_dim=8",
     "experiment.patch_decoder.features=[8]",
 ]
-RECIPE += ["experiment.vit={name:vit_tiny_patch16_224,grid:4}"]
+RECIPE += ["experiment.vit={name:vit_tiny_patch16_224,grid:4}", "experiment.encoder.dim=192"]
 
 
 @pytest.mark.parametrize(
@@ -300,6 +300,13 @@ def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
 
 
 CHOICES = [
+    ("slate_clevrtex", ["+msf/queries=preheated"], {"sparsity", "tokens", "preheating"}),
+    ("steve_movi_c", ["+msf/queries=preheated_boxes", "experiment.slots.later_iters=2"], {"tokens", "preheating"}),
+    (
+        "sysbinder_clevrtex",
+        ["experiment.decoder.target=routed.ocl_msf.decoding.TokenDecoder", "experiment.decoder.permutations=true"],
+        {"tokens"},
+    ),
     ("slate_clevrtex", ["msf/guidance=scale_2"], {"sparsity", "tokens"}),
     ("slate_clevrtex", ["msf/guidance=both"], {"sparsity", "tokens", "tokens_2"}),
     ("steve_movi_c", ["msf/variant=gdr"], {"tokens"}),

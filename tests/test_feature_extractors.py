@@ -288,13 +288,15 @@ def test_contrast_makes_what_is_common_to_an_image_small():
 
 def test_the_vit_alone_gives_its_tokens_as_features():
     torch.manual_seed(0)
-    alone = ViTWithCNN(vit=TINY, pretrained=False, cnn=False, grid=4)
+    alone = ViTWithCNN(192, vit=TINY, pretrained=False, cnn=False, grid=4)
     output = alone(torch.rand(2, 3, 70, 70) * 2 - 1)
     assert output.features.shape == (2, 16, 192) and output.positions.shape == (16, 2) and alone.feature_dim == 192
     assert torch.equal(output.features, output.aux_features["tokens"])
     assert not [name for name, x in alone.named_parameters() if x.requires_grad]
     with pytest.raises(ValueError, match="needs a CNN or a ViT"):
         ViTWithCNN(vit=None, cnn=False)
+    with pytest.raises(ValueError, match="192 channels: experiment.encoder.dim"):
+        ViTWithCNN(64, vit=TINY, pretrained=False, cnn=False)
 
 
 def test_a_grid_resizes_images_and_takes_tables_of_any_grid():

@@ -74,6 +74,7 @@ DECODER = {
 }
 TOKENS = {**DECODER, "codebook_sizes": CODES, "dim": _shared("decoder.dim", 256)}
 QUANTIZER = {"dim": CHANNELS, "maps_path": "vqvae.encodings"}
+DECODED = {"features_path": "guidance.features"}
 VAE_PART = {"dim": CHANNELS, "hidden_dim": _shared("vae.hidden_dim", 64)}
 FUSION = _part("fusion.MultiScaleFusion", dim=CHANNELS, codebook_size=64, num_scales=SCALES)
 VAE = {
@@ -101,6 +102,26 @@ LOAD_QUANTIZER = {
     "target": "feature_extractor.fusion.quantizer",
     "source": "models.vqvae.quantizer",
 }
+
+PREHEATED = {
+    "object_dim": SLOT,
+    "feature_dim": _shared("encoder.dim", 64),
+    "features_path": "feature_extractor.features",
+    "detach": {
+        "_target_": "ocl.scheduling.StepHPScheduler",
+        "start_value": 1.0,
+        "end_value": 0.0,
+        "switch_step": "${eval_lambda:'lambda steps: steps // 10',${trainer.max_steps}}",
+    },
+}
+COLD = _part("conditioning.GaussianQueries", **QUERIES, shared=True)
+COLD_BOXES = _part("conditioning.BoxQueries", **QUERIES)
+PREHEATING = {
+    "_target_": "routed.ocl_msf.preheating.PreheatingLoss",
+    "preheated_path": "conditioning.preheated",
+    "slots_path": "perceptual_grouping.objects",
+}
+OF_FRAMES = {"slots_path": "recurrence.corrector.objects", "is_empty_path": "conditioning.is_empty"}
 
 _MODELS: List[Tuple[str, str, str, str, Dict[str, Any]]] = [
     ("encoder", "naive_cnn", "feature_extractor", "feature_extractors.NaiveCNN", ENCODER),
@@ -150,6 +171,8 @@ _MODELS: List[Tuple[str, str, str, str, Dict[str, Any]]] = [
     ("vae", "vqvae", "vqvae", "autoencoder.VQVAE", {**VAE, **IMAGE}),
     ("vae", "encoder", "vae_encoder", "autoencoder.Encoder", {**VAE_PART, "input_path": "input.image"}),
     ("vae", "decoder", "vae_decoder", "autoencoder.Decoder", {**VAE_PART, "input_path": "guidance.features"}),
+    ("vae", "tiny_encoder", "vae_encoder", "tiny_autoencoder.TinyEncoder", {**VAE_PART, "image_path": "input.image"}),
+    ("vae", "tiny_decoder", "vae_decoder", "tiny_autoencoder.TinyDecoder", {**VAE_PART, **DECODED}),
     ("vae", "frozen", "guidance", "guidance.FrozenGuidance", {"vae": _part("autoencoder.VQVAE", **VAE), **IMAGE}),
 ]
 
@@ -186,6 +209,19 @@ COMPONENTS: List[Component] = [
         {"num_scales": 3},
         {"models": {"_target_": "ocl_msf.composition.pyramid_models", "_recursive_": False}},
         {"fusion": "sum"},
+    ),
+    Component(
+        *("queries", "preheated", "models.conditioning", "routed.ocl_msf.preheating.PreheatedQueries"),
+        {**PREHEATED, "queries": COLD},
+        {
+            "models": {"perceptual_grouping": {"conditioning_path": "conditioning.queries"}},
+            "losses": {"preheating": PREHEATING},
+        },
+    ),
+    Component(
+        *("queries", "preheated_boxes", "models.conditioning", "routed.ocl_msf.preheating.PreheatedQueries"),
+        {**PREHEATED, "queries": COLD_BOXES, "boxes_path": "input.boxes"},
+        {"losses": {"preheating": {**PREHEATING, **OF_FRAMES}}},
     ),
     Component("fusion", "finest", "models.pyramid.fusion", "ocl_msf.grid_fusion.FinestScale"),
     Component("fusion", "sum", "models.pyramid.fusion", "ocl_msf.grid_fusion.SumScales"),
