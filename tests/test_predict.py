@@ -16,7 +16,8 @@ from ocl_msf.data.shards import read_shard
 from ocl_msf.files import DataError
 from ocl_msf.inference.inputs import OUTSIDE, read_picture
 from ocl_msf.inference.model import Model
-from ocl_msf.results.predict import draw_overlay, predict
+from ocl_msf.results.finding import draw_overlay
+from ocl_msf.results.predict import predict
 
 pytestmark = [pytest.mark.needs_host, pytest.mark.oclf]
 

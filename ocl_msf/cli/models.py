@@ -57,6 +57,7 @@ def export(
     "predict",
     "ocl-msf predict pretrained:scenes photos clip.mp4 --out predictions",
     "ocl-msf predict hf://OWNER/NAME cat.jpg 'photos/**/*.png' data/coco/val/*.tar --out predictions --fit stretch",
+    "ocl-msf predict outputs/msf/slate_coco/TIME photos --devices all",
 )
 def predict(
     model: Model,
@@ -71,6 +72,9 @@ def predict(
     out: Annotated[Path, Option(help="A new folder, or that of an earlier call.")] = Path("predictions"),
     batch_size: Annotated[int, Option(min=1, help="Pictures at a time.")] = 16,
     device: Annotated[Optional[str], Option(metavar="NAME", help="Such as cuda:1; by default a GPU if any.")] = None,
+    devices: Annotated[
+        Optional[str], Option(metavar="N|all|0,1", help="How many GPUs share the work, or which; a process for each.")
+    ] = None,
     fit: Annotated[
         Literal["crop", "stretch"], Option(help="Show the model the central square, or all in a square.")
     ] = "crop",
@@ -81,10 +85,11 @@ def predict(
     and overlays/KEY.png; for each video masks/KEY/FRAME.png and overlays/KEY.mp4; for all of them slots.safetensors
     (n, k, d), index.csv with their rows, and contact.png. Videos are read by PyAV (pip install av).
     Repeat the command after an interruption to continue. Inputs that cannot be read are named, and left out.
+    Several devices take batches of pictures, and videos, by turns; --device cpu --devices 2 are two processes.
     """
     from ocl_msf.results.predict import predict as find
 
-    tally = find(model, inputs, out, batch_size, device, fit)
+    tally = find(model, inputs, out, batch_size, device, fit, devices)
     done = [counted(tally.pictures, "picture")] if tally.pictures or not tally.videos else []
     done += [counted(tally.videos, "video")] if tally.videos else []
     before = f", and {tally.kept} of before" if tally.kept else ""

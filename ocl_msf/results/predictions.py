@@ -47,42 +47,16 @@ def stamp_of(source: Source) -> Stamp:
     return {"source": source.source, "modified": str(modified)}
 
 
-class Predictions:
-    """A folder of predictions; for its layout see the module.
+class Files:
+    """The files of a folder of predictions, for the layout see the module; several processes can write some of them.
 
     Args:
-        folder: a new one, or one of an earlier call.
+        folder: where they are.
         record: what makes the predictions: model, weights and fit.
-
-    Attributes:
-        known: where the slots that it holds come from, by key.
-        begun: the same of videos that were interrupted.
-
-    Raises:
-        DataError: it holds something else, or predictions of another model or fit.
     """
 
     def __init__(self, folder: Path, record: Stamp):
         self.folder, self.record = folder, record
-        self.known: Dict[str, Stamp] = {}
-        self.begun: Dict[str, Stamp] = {}
-        path = folder / RECORD
-        self.is_new = not path.exists()
-        if self.is_new:
-            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-                raise DataError(f"{folder} holds something else. Choose a new folder.")
-            return
-        try:
-            earlier = decode_json(path.read_text(encoding="utf-8"))
-            differing = [name for name in ("weights", "fit") if earlier[name] != record[name]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error!r}). Choose a new folder.") from error
-        if differing:
-            made = f"with other {' and '.join(differing)} ({earlier.get('model')}, {earlier['fit']})"
-            raise DataError(f"{folder} holds predictions made {made}. Choose a new folder.")
-        self.known = {key: _stamp(self.path("slots", key)) for key in self._keys()}
-        parts = folder / "parts"
-        self.begun = {path.parent.relative_to(parts).as_posix(): _stamp(path) for path in parts.rglob("*.safetensors")}
 
     def path(self, kind: str, key: str) -> Path:
         """The file of a picture: of its masks, overlays or slots; of a video, without suffix, the folder."""
@@ -100,6 +74,89 @@ class Predictions:
         """Say in the folder what it is for."""
         if not (self.folder / RECORD).exists():
             write(self.folder / RECORD, encode_json(self.record, indent=1))
+
+    def write_slots(self, key: str, slots: np.ndarray, stamp: Stamp) -> None:
+        """Write the slots (t, k, d) of a picture or video, which is done with them."""
+        _write_slots(self.path("slots", key), slots.shape, [slots], stamp)
+
+    def remove(self, key: str) -> None:
+        """Remove all that there is of a video."""
+        for kind in ("slots", "masks", "overlays"):
+            with contextlib.suppress(FileNotFoundError):
+                self.path(kind, key).unlink()
+        with contextlib.suppress(FileNotFoundError):
+            self.path_of_overlays(key).unlink()
+        for kind in ("masks", "overlays", "parts"):
+            shutil.rmtree(self.folder / kind / key, ignore_errors=True)
+
+    def write_part(self, key: str, first: int, slots: np.ndarray, state: Tensors, stamp: Stamp) -> None:
+        """Write slots (t, k, d) of a video from a frame on, and what its model goes on with after them."""
+        content = save({"slots": slots, **{f"state.{name}": x for name, x in state.items()}}, metadata=_metadata(stamp))
+        write(self.folder / "parts" / key / f"{first:08d}.safetensors", content)
+
+    def resume(self, key: str, stamp: Stamp) -> Tuple[int, Dict[str, np.ndarray]]:
+        """How many frames of a video are there, and what its model goes on with; what is of another one is removed."""
+        count, state = 0, {}
+        for path in self._parts(key):
+            with _open(path) as (slots, its), safe_open(str(path), framework="np") as file:
+                if its != stamp:
+                    count = 0
+                    break
+                count += slots.get_shape()[0]
+                state = {name[len("state.") :]: file.get_tensor(name) for name in file.keys() if name != "slots"}
+        if not count:
+            self.remove(key)
+            return 0, {}
+        return count, state
+
+    def finish(self, key: str, stamp: Stamp) -> None:
+        """Join the slots of a video."""
+        paths = self._parts(key)
+        shapes = [_shape(path) for path in paths]
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        _write_slots(self.path("slots", key), shape, itertools.chain.from_iterable(map(_chunks, paths)), stamp)
+        shutil.rmtree(self.folder / "parts" / key)
+
+    def _parts(self, key: str) -> List[Path]:
+        return sorted((self.folder / "parts" / key).glob("*.safetensors"))
+
+
+class Predictions(Files):
+    """A folder of predictions; for its layout see the module.
+
+    Args:
+        folder: a new one, or one of an earlier call.
+        record: what makes the predictions: model, weights and fit.
+
+    Attributes:
+        known: where the slots that it holds come from, by key.
+        begun: the same of videos that were interrupted.
+
+    Raises:
+        DataError: it holds something else, or predictions of another model or fit.
+    """
+
+    def __init__(self, folder: Path, record: Stamp):
+        super().__init__(folder, record)
+        self.known: Dict[str, Stamp] = {}
+        self.begun: Dict[str, Stamp] = {}
+        path = folder / RECORD
+        self.is_new, self.was_there = not path.exists(), folder.exists()
+        if self.is_new:
+            if self.was_there and not (folder.is_dir() and not any(folder.iterdir())):
+                raise DataError(f"{folder} holds something else. Choose a new folder.")
+            return
+        try:
+            earlier = decode_json(path.read_text(encoding="utf-8"))
+            differing = [name for name in ("weights", "fit") if earlier[name] != record[name]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error!r}). Choose a new folder.") from error
+        if differing:
+            made = f"with other {' and '.join(differing)} ({earlier.get('model')}, {earlier['fit']})"
+            raise DataError(f"{folder} holds predictions made {made}. Choose a new folder.")
+        self.known = {key: _stamp(self.path("slots", key)) for key in self._keys()}
+        parts = folder / "parts"
+        self.begun = {path.parent.relative_to(parts).as_posix(): _stamp(path) for path in parts.rglob("*.safetensors")}
 
     def name(self, sources: Sequence[Source]) -> List[Tuple[str, Source]]:
         """Give each picture and video a key of its own, and that of before to one whose source is known."""
@@ -135,55 +192,19 @@ class Predictions:
         masks = sum(1 for _ in (self.folder / "masks" / key).glob("*.png"))
         return masks == count and self.path_of_overlays(key).is_file()
 
-    def write_slots(self, key: str, slots: np.ndarray, stamp: Stamp) -> None:
-        """Write the slots (t, k, d) of a picture or video, which is done with them."""
-        _write_slots(self.path("slots", key), slots.shape, [slots], stamp)
-
-    def remove(self, key: str) -> None:
-        """Remove all that there is of a video."""
-        for kind in ("slots", "masks", "overlays"):
-            with contextlib.suppress(FileNotFoundError):
-                self.path(kind, key).unlink()
-        with contextlib.suppress(FileNotFoundError):
-            self.path_of_overlays(key).unlink()
-        for kind in ("masks", "overlays", "parts"):
-            shutil.rmtree(self.folder / kind / key, ignore_errors=True)
-        self.known.pop(key, None)
-
-    def write_part(self, key: str, first: int, slots: np.ndarray, state: Tensors, stamp: Stamp) -> None:
-        """Write slots (t, k, d) of a video from a frame on, and what its model goes on with after them."""
-        content = save({"slots": slots, **{f"state.{name}": x for name, x in state.items()}}, metadata=_metadata(stamp))
-        write(self.folder / "parts" / key / f"{first:08d}.safetensors", content)
-
-    def resume(self, key: str, stamp: Stamp) -> Tuple[int, Dict[str, np.ndarray]]:
-        """How many frames of a video are there, and what its model goes on with; what is of another one is removed."""
-        count, state = 0, {}
-        for path in self._parts(key):
-            with _open(path) as (slots, its), safe_open(str(path), framework="np") as file:
-                if its != stamp:
-                    count = 0
-                    break
-                count += slots.get_shape()[0]
-                state = {name[len("state.") :]: file.get_tensor(name) for name in file.keys() if name != "slots"}
-        if not count:
-            self.remove(key)
-            return 0, {}
-        return count, state
-
-    def finish(self, key: str, stamp: Stamp) -> None:
-        """Join the slots of a video."""
-        paths = self._parts(key)
-        shapes = [_shape(path) for path in paths]
-        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        _write_slots(self.path("slots", key), shape, itertools.chain.from_iterable(map(_chunks, paths)), stamp)
-        shutil.rmtree(self.folder / "parts" / key)
-        for folder in (self.folder / "parts" / key).parents:
-            if folder == self.folder or any(folder.iterdir()):
-                break
-            folder.rmdir()
+    def abandon(self) -> None:
+        """Remove a new folder in which nothing was done."""
+        done = itertools.chain(*((self.folder / kind).rglob("*.safetensors") for kind in ("slots", "parts")))
+        if self.is_new and not any(done):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.was_there:
+                self.folder.mkdir(exist_ok=True)
 
     def summarize(self) -> None:
         """Write what is about all pictures and videos, holding the slots of few of them in memory."""
+        for folder in sorted([self.folder / "parts", *(self.folder / "parts").rglob("*")], reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         paths = {key: self.path("slots", key) for key in self._keys()}
         shapes = [_shape(path) for path in paths.values()]
         shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -202,9 +223,6 @@ class Predictions:
         return sorted(
             path.relative_to(folder).as_posix()[: -len(path.suffix)] for path in folder.rglob("*.safetensors")
         )
-
-    def _parts(self, key: str) -> List[Path]:
-        return sorted((self.folder / "parts" / key).glob("*.safetensors"))
 
     @rc_context(style.STYLE)
     def _draw_sheet(self, keys: Sequence[str]) -> None:
