@@ -88,6 +88,7 @@ def test_a_process_that_dies_is_named_and_an_empty_folder_is_removed(slate_run, 
     monkeypatch.setattr(_Bars, "watch", kill)
     with pytest.raises(DataError, match="process on cpu ended with status -9, perhaps because memory ran out. Run the"):
         share(slate_run, inputs, tmp_path / "out")
+    monkeypatch.undo()
     with pytest.raises(DataError, match="Nothing could be read of 3 inputs"):
         predict(slate_run, [str(path) for path in inputs.rglob("broken.*")], tmp_path / "none", 2, "cpu", devices="2")
     assert not (tmp_path / "none").exists() and not multiprocessing.active_children()

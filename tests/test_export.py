@@ -147,6 +147,8 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the Hugging Face hub as one repository needs."""
 
     files: dict = {}
+    large: dict = {}  # by SHA-256: what is uploaded before the commit, by the basic transfer of Git LFS
+    verified: list = []
     commit = "1" * 40
 
     def log_message(self, *_):
@@ -185,17 +187,37 @@ class Hub(BaseHTTPRequestHandler):
         answer = {"url": url, "name": "me/model"}
         if "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
-            answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+            answer = {"files": [{"path": x, "uploadMode": modes[x], "shouldIgnore": False} for x in names]}
+        elif self.path.endswith("/me/model.git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for its in objects:
+                links = {step: f"http://{self.headers['Host']}/{step}/{its['oid']}" for step in ("upload", "verify")}
+                its["actions"] = {step: {"href": link} for step, link in links.items()}
+            answer = {"transfer": "basic", "objects": objects}
+        elif self.path.startswith("/verify/"):
+            its = json.loads(body)
+            self.verified.append(len(self.large[its["oid"]]) == its["size"])
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
+                its = line["value"]
                 if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                    self.files[its["path"]] = base64.b64decode(its["content"])
+                elif line["key"] == "lfsFile":
+                    self.files[its["path"]] = self.large[its["oid"]]
             answer = {"commitUrl": f"{url}/commit/{self.commit}", "commitOid": self.commit, "success": True}
         self.reply(json.dumps(answer).encode(), Content_Type="application/json")
 
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.large[hashlib.sha256(content).hexdigest()] = content
+        self.reply(b"")
+
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch):
+    for name, value in {"files": {}, "large": {}, "verified": []}.items():
+        monkeypatch.setattr(Hub, name, value)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -205,8 +227,13 @@ def hub():
 
 def test_a_model_is_pushed_and_downloaded(exported, hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False
+    )  # its servers are the hub's
     monkeypatch.setenv("HF_TOKEN", "none")
     assert push(exported, "me/model", endpoint=hub) == "hf://me/model"
+    (weights,) = Hub.large.values()  # the hub wants them by Git LFS
+    assert weights == (exported / "model.safetensors").read_bytes() and Hub.verified == [True]
     folder = download("me/model", endpoint=hub)
     for path in exported.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
