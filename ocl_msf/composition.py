@@ -188,6 +188,28 @@ def targeted_models(
     return guided_models(guidance_scales, **configs, **after)
 
 
+def community_vae(vqvae: Any, normalized_image: Any, **models: Any) -> Dict[str, Any]:
+    """Build stage 1 on the data of a community experiment, of whose own models none is left.
+
+    Args:
+        vqvae: config of the VAE.
+        normalized_image: config of the module that gives it its images; it takes those of videos from `frames`.
+        models: configs of the community's, which say where the videos are.
+    """
+    configs = {"normalized_image": normalized_image, "vqvae": vqvae}
+    if normalized_image["tensor_path"] == "frames":
+        video = models["feature_extractor"]["video_path"]
+        configs = {"frames": {"_target_": "routed.ocl_msf.video.FoldFrames", "video_path": video}, **configs}
+    return {name: instantiate(config, _convert_="all") for name, config in configs.items()}
+
+
+def without_others(models: Sequence[str], **parts: Any) -> Dict[str, Any]:
+    """Build the parts, such as losses, all of whose paths lead to some models."""
+    configs = drop_nulls(**parts)
+    kept = {name: part for name, part in configs.items() if _read_models(part) <= set(models)}
+    return {name: instantiate(part, _convert_="all") for name, part in kept.items()}
+
+
 def without_decoder(**parts: Any) -> Dict[str, Any]:
     """Build the parts, such as pictures, that take nothing from a community's decoder but masks."""
     return {name: instantiate(part, _convert_="all") for name, part in _without_decoder(parts).items()}

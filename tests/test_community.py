@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import hydra
 import pytest
@@ -253,7 +254,39 @@ def test_one_override_trains_and_is_scored_from_the_command_line(vae_checkpoint,
     assert {"tokens", "ari", "abo"} <= set(scores)
 
 
-def test_without_a_vae_the_message_names_the_data_of_the_experiment(run_program, tmp_path):
-    done = run_program("ocl.cli.train", *guided("slate/movi_e"), cwd=tmp_path)
-    assert done.returncode != 0
-    assert "+experiment=msf/vqvae_movi_e msf/variant=msf" in done.stdout + done.stderr
+def test_without_a_vae_the_message_is_a_command_that_trains_one(run_program, tmp_path):
+    command = guided("SAVi/cater", "+dataset.eval_batch_size=2")
+    done = run_program("ocl.cli.train", *command, cwd=tmp_path)
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "ocl_train" in line]
+    program, *stage_one = shlex.split(line[line.index("ocl_train") :])
+    assert {"+experiment=SAVi/cater", "+msf=vqvae", VAE} < set(stage_one)
+    assert not any("trainer" in word or "decoder" in word for word in stage_one)
+
+    steps = "experiment.pretraining={steps:1,warmup_steps:1,anneal_steps:1,validate_every:1}"
+    small = ["dataset.batch_size=1", "trainer.num_sanity_val_steps=0", "trainer.precision=32-true"]
+    done = run_program("ocl.cli.train", *stage_one, steps, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/msf/vqvae_cater/*"))) == 1
+    done = run_program("ocl.cli.train", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+VIT = "projects/bridging/dinosaur/movi_c_feat_rec"
+
+
+@pytest.mark.parametrize("experiment", ["SAVi/cater", "slot_attention/clevr10_lds", "slate/movi_c", VIT])
+def test_stage_one_of_a_community_experiment_has_its_data_and_no_other_model(experiment, monkeypatch):
+    monkeypatch.setenv("RUNNING_TESTS", "true")
+    monkeypatch.setenv("DATASET_PREFIX", "/unused")
+    plain, config = compose(f"+experiment={experiment}"), compose(f"+experiment={experiment}", "+msf=vqvae", VAE)
+    assert {**config.dataset, "batch_size": plain.dataset.batch_size} == plain.dataset
+    model = build_model_from_config(config)
+    is_video = experiment.startswith("SAVi")
+    assert list(model.models) == ["frames"] * is_video + ["normalized_image", "vqvae"]
+    assert set(model.losses) == {"reconstruction", "codebook", "commitment", "utilization", "norm"}
+    assert list(hydra.utils.instantiate(config.optimizers)) == ["vae"]
+    images = torch.randn(*([2, 3] if is_video else [2]), 3, 64, 64)
+    model.eval().models(inputs=(tree := {"input": {"image": images, "batch_size": 2}}))
+    assert tree["vqvae"].reconstructions[0].shape == (6 if is_video else 2, 3, 64, 64)
+    size = config.experiment.guidance_image_size
+    assert size == compose(f"+experiment={experiment}", "+msf=guidance").experiment.guidance_image_size

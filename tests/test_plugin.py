@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment/msf").glob("*.yaml"))
 LEAVES = {name for name in EXPERIMENTS if name[0] != "_"}
-OFFERED = sorted([*EXPERIMENTS, *(f"vqvae_{data}" for data in ("clevr6", "clevr10", "cater", "cater6"))])  # no files
+OFFERED = sorted(EXPERIMENTS)
 
 ASK_HYDRA = """
 import json, sys

@@ -33,11 +33,13 @@ class FreezeParameters(pl.Callback):
         self.parameter_groups = check_parameter_groups(parameter_groups)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Before distributed wrappers look at which parameters need gradients.
-        if stage == "fit":
-            for group in self.parameter_groups:
-                for parameter in select_parameters(pl_module, group):
-                    parameter.requires_grad_(False)
+        if stage == "fit":  # before distributed wrappers look at which parameters need gradients
+            self.on_fit_start(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for group in self.parameter_groups:
+            for parameter in select_parameters(pl_module, group):
+                parameter.requires_grad_(False)
 
 
 class RestoreParameterSubset(pl.Callback):

@@ -302,7 +302,11 @@ def find_finished(folder: Path, wanted: Dict[str, Any], command: str) -> Path:
     Raises:
         FileNotFoundError: there is none; the message lists the runs that there are and what to do.
     """
-    settings = {run: {name: run.setting(name) for name in wanted} for run in find_runs(folder)}
+    found = {"image_size": "guidance_image_size"}  # by a VAE on a community's data
+    settings = {
+        run: {name: run.setting(found.get(name, name)) or run.setting(name) for name in wanted}
+        for run in find_runs(folder)
+    }
     for run in settings:
         if run.finished and settings[run] == wanted:
             return run.checkpoint  # type: ignore[return-value]  # a finished run has one

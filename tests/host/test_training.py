@@ -247,6 +247,12 @@ def test_frozen_parameters_stay_and_others_learn(trainer):
         trainer(callbacks=[FreezeParameters([{"params": "models.c"}])]).fit(both, batches((2, 1.0)))
 
 
+def test_parameters_can_be_frozen_without_a_trainer():
+    layers = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    FreezeParameters([{"params": "0"}]).on_fit_start(None, layers)
+    assert [parameter.requires_grad for parameter in layers.parameters()] == [False, False, True, True]
+
+
 def test_restoring_a_part_matches_whole_names_and_leaves_resumed_runs_alone(trainer, tmp_path):
     state = {"models.vae.weight": torch.tensor(5.0), "models.vae2.weight": torch.tensor(6.0)}
     torch.save({"state_dict": state}, tmp_path / "source.ckpt")

@@ -4,11 +4,14 @@ import copy
 import functools
 import importlib.util
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any, Dict, List, NoReturn
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_method, to_absolute_path
 from hydra_plugins.ocl_msf import components
@@ -29,12 +32,10 @@ CACHES = {
         {"guidance": {"codes_path": "input.codes"}, "feature_extractor": {"tokens_path": "input.tokens"}},
     ),
 }
-COMMUNITY_DATA = {  # of our host's experiments: data set, and the fragment that prepares it
-    "clevr6": ("clevr6", "clevr"),
-    "clevr10": ("clevr", "clevr"),
-    "cater": ("cater_image", "frames"),
-    "cater6": ("cater6_image", "frames"),
-}
+# What a command of stage 2 says of its data and its VAE, and the command that trains that VAE repeats.
+OF_STAGE_ONE = re.compile(
+    r"\+*(experiment|dataset(\..*)?|msf/(variant|preset|shards)|experiment\.(data|image_size|num_scales|token_dim|vae(\..*)?))="
+)
 FORMER_SETTINGS = {"experiment.dino": "experiment.vit.name", "experiment.dino_weights": "experiment.vit.weights"}
 
 
@@ -51,7 +52,7 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_image_size", image_size, replace=True)
         OmegaConf.register_new_resolver("msf_if_video", if_video, replace=True)
         OmegaConf.register_new_resolver("msf_vae_data", vae_data, replace=True)
-        OmegaConf.register_new_resolver("msf_vae_size", vae_size, replace=True)
+        OmegaConf.register_new_resolver("msf_vae_command", vae_command, replace=True)
         OmegaConf.register_new_resolver("msf_scale_of_patches", scale_of_patches, replace=True)
         OmegaConf.register_new_resolver("msf_normalization", normalization, replace=True)
         OmegaConf.register_new_resolver("msf_shards", converted_shards, replace=True)
@@ -63,12 +64,6 @@ class MSFSearchPathPlugin(SearchPathPlugin):
             store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")
         for name, (parts, models) in CACHES.items():
             store(name, cache(parts, models), group="msf/cache", package="_global_", provider="ocl-msf")
-        for name, (dataset, fragment) in COMMUNITY_DATA.items():
-            defaults: List[Any] = [{"/msf/model": "vqvae"}, {"/dataset": dataset}, f"/experiment/_data/{fragment}"]
-            defaults += ["_self_", {"override /msf/data": None}]
-            numbers = {"data": name, "interpolation": "BILINEAR", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-            leaf_config = {"defaults": defaults, "experiment": numbers}
-            store(f"vqvae_{name}", leaf_config, group="experiment/msf", package="_global_", provider="ocl-msf")
         for name in FORMER_DATASETS:
             former = {"defaults": ["_converted", "_self_"], "name": f"${{msf_former:{name}}}"}
             store(name, former, group="dataset", provider="ocl-msf")
@@ -152,13 +147,21 @@ def vae_data(experiment: str) -> str:
     """The data set of a community experiment, as the experiments of stage 1 call it; else the end of its name."""
     name = experiment.split("/")[-1]
     leaves = [path.stem[6:] for path in (configs() / "experiment" / "msf").glob("vqvae_*.yaml")]
-    return next((data for data in sorted([*leaves, *COMMUNITY_DATA], reverse=True) if name.startswith(data)), name)
+    return next((data for data in sorted(leaves, reverse=True) if name.startswith(data)), name)
 
 
-def vae_size(size: int, *, _root_: DictConfig) -> str:
-    """What the command that trains stage 1 needs to say of the size of images, if it is not its own."""
-    default = OmegaConf.select(_root_, "experiment.preset_image_size") or 128
-    return "" if size == default else f" experiment.image_size={size}"
+def vae_command() -> str:
+    """The command that trains stage 1 on the data of the community experiment that runs, with what it says of these."""
+    if not HydraConfig.initialized():
+        return "ocl_train +experiment=NAME +msf=vqvae"
+    config = HydraConfig.get()
+    folders = [source.path for source in config.runtime.config_sources if source.provider == "command-line"]
+    given = [re.sub(r"^(\+*msf)=\w+$", r"\1=vqvae", override) for override in config.overrides.task]
+    chosen = [override for override in given if OF_STAGE_ONE.match(override) or override.endswith("msf=vqvae")]
+    if not any(override.endswith("msf=vqvae") for override in chosen):
+        chosen.append("msf=vqvae")  # a config of one's own chooses +msf=guidance itself
+    options = [word for folder in folders for word in ("--config-dir", folder)]
+    return " ".join(map(shlex.quote, ["ocl_train", *options, *chosen]))
 
 
 def scale_of_patches(size: int, *, _root_: DictConfig) -> int:
@@ -191,7 +194,8 @@ def normalization(which: str, *, _root_: DictConfig) -> ListConfig:
 
 def if_video(video: Any, images: Any, *, _root_: DictConfig) -> Any:
     """The first of two values if slots run through the frames of a video, else the second."""
-    return video if str(_root_.models.perceptual_grouping.get("_target_")).endswith(".Recurrent") else images
+    grouping = OmegaConf.select(_root_, "models.perceptual_grouping._target_")
+    return video if str(grouping).endswith(".Recurrent") else images
 
 
 def converted_shards(prefix: str, name: str, split: str) -> List[str]:
