@@ -67,8 +67,11 @@ class _Controls:
     def _add_picture(self, gr: Any, letter: str) -> None:
         names = self.page.library.names
         with gr.Row(equal_height=True):
-            choice = gr.Dropdown(names, value=None, label=f"Picture {letter}", visible=bool(names), min_width=150)
-            with gr.Column(min_width=150):
+            label, has_names = f"Picture {letter}", bool(names)
+            choice = gr.Dropdown(
+                names, value=None, label=label, visible=has_names, min_width=200, elem_classes="choice"
+            )
+            with gr.Column(min_width=200):  # both in a row, but on phones
                 file = gr.File(label=f"Or a file for {letter}", height=84, elem_classes="drop")
         self.choices.append(choice)
         self.files.append(file)

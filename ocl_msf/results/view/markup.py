@@ -53,6 +53,7 @@ STYLE = """
 .drop .wrap { flex-direction: row; flex-wrap: wrap; gap: 0 .4em; min-height: 0; padding: 26px 8px 0; font-size: .85rem;
   line-height: 1.3; }
 .drop .icon-wrap { display: none; }
+.choice input { padding-right: 2em !important; text-overflow: ellipsis; }
 footer { display: none !important; }
 """
 
