@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import webdataset
 from hydra.core.global_hydra import GlobalHydra
-from ocl.cli import cli_utils, training_config
+from ocl.cli import cli_utils, dump_movi_dataset, training_config
 from ocl.cli.compute_dataset_size import compute_size
 from ocl.cli.eval import list_metrics
 from ocl.cli.train import TrainerConf, instantiate
@@ -162,3 +162,29 @@ def test_the_size_of_a_dataset_counts_what_its_transforms_leave(tmp_path, caplog
 def test_scores_of_a_group_have_a_line_of_their_own():
     metrics = {"loss": 1.0, "ami/group_1/scale_1": 0.25, "inter": 2.0, "ami/all": float("nan")}
     assert list_metrics(metrics) == "loss 1, inter 2\n  ami: group_1/scale_1 0.25, all nan"
+
+
+def dump(data_shapes, tmp_path):
+    GlobalHydra.instance().clear()
+    types = {"image": "image", "mask": "mask"}
+    dataset = {"_target_": "ocl.datasets.DummyDataModule", "data_shapes": data_shapes, "data_types": types}
+    sizes = {"train_size": 3, "val_size": 2}
+    dump_movi_dataset.dump(OmegaConf.create({"dataset": {**dataset, **sizes}, "output_dir": str(tmp_path / "arrays")}))
+    return {path.name: np.load(path) for path in (tmp_path / "arrays").iterdir()}
+
+
+def test_images_and_masks_of_movi_are_dumped_as_arrays(tmp_path):
+    arrays = dump({"image": [8, 8, 3], "mask": [2, 8, 8, 1]}, tmp_path)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    images, masks = (8, 8, 3), (2, 8, 8, 1)
+    assert shapes == {"train_images.npy": (3, *images), "val_images.npy": (2, *images), "val_labels.npy": (2, *masks)}
+    assert arrays["val_labels.npy"].dtype == np.uint8
+
+
+def test_what_cannot_be_dumped_is_said(tmp_path, program):
+    with pytest.raises(ValueError, match="no field `mask`"):
+        dump({"image": [8, 8, 3]}, tmp_path)
+    with pytest.raises(ValueError, match="one array takes samples of one shape"):
+        samples = [{"image": np.zeros((size, 2, 3))} for size in (2, 4)]
+        dump_movi_dataset.write(tmp_path, samples, {"image": "images"}, "training")
+    assert "+dataset=movi_c_image" in program("dump_movi_dataset").stdout

@@ -1,1 +1,1 @@
-"""The command-line programs `ocl_train`, `ocl_eval` and `ocl_compute_dataset_size`."""
+"""The command-line programs, such as `ocl_train` and `ocl_eval`."""
