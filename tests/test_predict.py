@@ -164,6 +164,7 @@ def write_bad_inputs(folder):
     "chosen, name, message",
     [
         ("", "nothing", "nothing does not exist."),
+        ("", "", "An input is empty: give a path."),
         ("", "empty", r"empty holds no pictures or videos \(.avi, .*"),
         ("", "huge.png", "huge.png has more than 178,956,970 pixels, which can be a trap: make it smaller first."),
         ("nowhere", "one.png", "There is no nowhere. Give the folder of a run .*"),

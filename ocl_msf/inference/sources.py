@@ -125,6 +125,9 @@ def find_sources(inputs: Sequence[str], report: Callable[[str], None], leave_out
     found: List[Source] = []
     seen: Set[str] = set()
     for text in inputs:
+        if not text.strip():  # of a variable of the shell that is not set; it would mean the current folder
+            report("An input is empty: give a path.")
+            continue
         base, paths = _expand(text, leave_out.resolve())
         if not paths:
             suffixes = ", ".join(sorted(SUFFIXES))

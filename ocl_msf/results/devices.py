@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import sys
+import types
 from collections import deque
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
@@ -106,9 +107,11 @@ class _Worker:
         self.connection, its = context.Pipe()
         self.process = context.Process(target=_serve, args=(open_on, device, threads, its), daemon=True)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process
+        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")  # is not run again
         try:
             self.process.start()
         finally:
+            sys.modules["__main__"] = main
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             its.close()
 
