@@ -68,7 +68,7 @@ TARGETS = {
     "ocl_msf.decoding.choose": "ocl_msf.decoding.sample_codes",
     "ocl_msf.decoding.split": "ocl_msf.indices.unravel_codes",
     "ocl_msf.feature_extractors.BigLittle": "ocl_msf.feature_extractors.ViTWithCNN",
-    "ocl_msf.feature_extractors.read_dino": "ocl_msf.feature_extractors.read_vit",
+    "ocl_msf.feature_extractors.read_dino": "ocl_msf.vit.read_vit",
     "ocl_msf.sysbinder.BlockSlotAttentionGrouping": "ocl_msf.perceptual_grouping.BlockSlotAttentionGrouping",
     "ocl_msf.training.callbacks.LoadDino": "ocl_msf.training.callbacks.LoadViT",
     "ocl_msf.video.ChunkedBigLittle": "ocl_msf.feature_extractors.ViTWithCNN",

@@ -5,8 +5,9 @@ from safetensors.torch import save_file
 
 from ocl_msf.dilated import Contrast
 from ocl_msf.experiments.upgrade import rename_weights
-from ocl_msf.feature_extractors import FrozenViT, NaiveCNN, ViTWithCNN, vit_dim, vit_num_patches
+from ocl_msf.feature_extractors import NaiveCNN, ViTWithCNN
 from ocl_msf.training.callbacks import LoadViT
+from ocl_msf.vit import FrozenViT, vit_dim, vit_num_patches
 
 pytestmark = pytest.mark.needs_host
 

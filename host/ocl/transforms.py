@@ -10,46 +10,20 @@ from typing import Any, Optional, Union
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
 from ocl._loader.pipe import Pipe, get_field
+from ocl._transform import (  # noqa: F401  plugins look for the first one here
+    FieldTransform,
+    Sample,
+    StreamTransform,
+    Transform,
+    common_length,
+)
 
-Sample = dict[str, Any]
 Position = Union[int, slice]
 
 
-class Transform(abc.ABC):
-    """Maps a pipe to a new one by its operations `map`, `map_dict`, `filter`, `then` and `shuffle`.
-
-    Attributes:
-        is_batch_transform: whether the pipe gives batches instead of samples.
-        fields: names of the fields that the transform needs; other fields may not even be loaded.
-    """
-
-    is_batch_transform = False
-
-    @property
-    @abc.abstractmethod
-    def fields(self) -> tuple[str, ...]:
-        """Return the names of the needed fields."""
-
-    @abc.abstractmethod
-    def __call__(self, input_pipe: Pipe) -> Pipe:
-        """Return the transformed pipe."""
-
-
-class _FieldTransform(Transform):
-    """A transform with the given fields, of samples or of batches."""
-
-    def __init__(self, fields: Iterable[str], batch_transform: bool = False):
-        self._fields, self.is_batch_transform = tuple(fields), batch_transform
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return self._fields
-
-
-class SimpleTransform(_FieldTransform):
+class SimpleTransform(FieldTransform):
     """Apply a function to each named field.
 
     Args:
@@ -65,7 +39,7 @@ class SimpleTransform(_FieldTransform):
         return input_pipe.map_dict(self.transforms)
 
 
-class Map(_FieldTransform):
+class Map(FieldTransform):
     """Apply a function to whole samples.
 
     Args:
@@ -82,7 +56,7 @@ class Map(_FieldTransform):
         return input_pipe.map(self.transform)
 
 
-class Filter(_FieldTransform):
+class Filter(FieldTransform):
     """Keep the samples for which `predicate(*values of the fields)` holds."""
 
     def __init__(self, predicate: Callable[..., bool], fields: Iterable[str]):
@@ -96,7 +70,7 @@ class Filter(_FieldTransform):
         return self.predicate(*(get_field(sample, field) for field in self.fields))
 
 
-class DuplicateFields(_FieldTransform):
+class DuplicateFields(FieldTransform):
     """Give fields a second name.
 
     Args:
@@ -115,34 +89,7 @@ class DuplicateFields(_FieldTransform):
         return {**sample, **{copy: get_field(sample, field) for field, copy in self.mapping.items()}}
 
 
-class _StreamTransform(_FieldTransform):
-    """Replace each sample by those that `process` yields.
-
-    Each pass over the data has its own random generator, seeded by the worker or else by torch's seed.
-    """
-
-    def __call__(self, input_pipe: Pipe) -> Pipe:
-        return input_pipe.then(self._process_stream)
-
-    @abc.abstractmethod
-    def process(self, sample: Sample, rng: random.Random) -> Iterator[Sample]:
-        """Yield what a sample becomes."""
-
-    def _process_stream(self, stream: Iterator[Sample]) -> Iterator[Sample]:
-        worker = get_worker_info()
-        rng = random.Random(torch.initial_seed() if worker is None else worker.seed)
-        for sample in stream:
-            yield from self.process(sample, rng)
-
-
-def _common_length(sample: Sample, lengths: Mapping[str, int]) -> int:
-    """Return the length that all named fields of a sample have, or raise a `ValueError`."""
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"Sample {sample['__key__']!r} has fields that differ in length: {lengths}.")
-    return next(iter(lengths.values()))
-
-
-class _SlicingTransform(_StreamTransform):
+class _SlicingTransform(StreamTransform):
     """Replace each sample by slices of the named fields, with keys `"{key}_{index of the slice}"`."""
 
     def __init__(self, fields: Iterable[str], dim: int, shuffle_buffer_size: int = 1):
@@ -159,7 +106,7 @@ class _SlicingTransform(_StreamTransform):
 
     def process(self, sample: Sample, rng: random.Random) -> Iterator[Sample]:
         key, values = sample["__key__"], {field: get_field(sample, field) for field in self.fields}
-        length = _common_length(sample, {field: value.shape[self.dim] for field, value in values.items()})
+        length = common_length(sample, {field: value.shape[self.dim] for field, value in values.items()})
         for index, part in self.choose(key, length, rng):
             sliced = {field: _slice(value, part, self.dim) for field, value in values.items()}
             yield {**sample, **sliced, "__key__": f"{key}_{index}"}
@@ -273,7 +220,7 @@ class SampleConsecutive(SplitConsecutive):
         return [rng.choice(windows)]
 
 
-class VideoDecoder(_StreamTransform):
+class VideoDecoder(StreamTransform):
     """Decode whole videos; needs the package `decord`.
 
     Each field becomes a uint8 tensor (frames, height, width, 3); the field `decoded_indices` holds the numbers of the
@@ -301,7 +248,7 @@ class VideoDecoder(_StreamTransform):
         from decord import VideoReader
 
         readers = {field: VideoReader(get_field(sample, field), **self.video_reader_kwargs) for field in self.fields}
-        n_frames = _common_length(sample, {field: len(reader) for field, reader in readers.items()})
+        n_frames = common_length(sample, {field: len(reader) for field, reader in readers.items()})
         indices = list(self.choose_frames(n_frames, rng))
         decoded = {field: value for field, value in sample.items() if field not in readers}
         for field, reader in readers.items():
@@ -343,7 +290,7 @@ class DecodeRandomStridedWindow(DecodeRandomWindow):
     aligned = True
 
 
-class SpatialSlidingWindow(_FieldTransform):
+class SpatialSlidingWindow(FieldTransform):
     """Cut images and masks into windows, row by row; the key of each is `<key>_<column>_<row>` of its corner.
 
     Args:
