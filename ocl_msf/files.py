@@ -13,6 +13,15 @@ class DataError(Exception):
 
 
 @contextlib.contextmanager
+def explain_missing(advice: str) -> Iterator[None]:
+    """Wrap the import of a package that an extra brings; without it, raise a DataError of this text."""
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(advice) from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; it appears under its name only when it is complete.
 

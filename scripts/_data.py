@@ -3,32 +3,20 @@
 import argparse
 import functools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, Tuple
 
 import numpy as np
 import torch
+from _rates import print_rates, rates_in_turns
 from ocl.transforms import SimpleTransform
 from PIL import Image
 
 from ocl_msf.data import LMDBDataModule, ShardDataModule
 from ocl_msf.data.synthetic.scenes import make_scenes
-
-
-def rates_in_turns(runs: Dict[str, Callable[[], int]], repeat: int) -> Dict[str, List[float]]:
-    """Measure images per second; the runs, which return numbers of images, take turns `repeat` times."""
-    rates: Dict[str, List[float]] = {name: [] for name in runs}
-    for _ in range(repeat):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            count = run()
-            rates[name].append(count / (time.perf_counter() - start))
-    return rates
 
 
 def make_raw(folder: Path, count: int, size: Tuple[int, int], distinct: int = 48, workers: int = 2) -> None:
@@ -96,17 +84,12 @@ def data(options: argparse.Namespace) -> None:
         }
         rates = rates_in_turns(converters, options.repeat)
         rates.update(rates_in_turns(loaders(folder, options), options.repeat))
-    print("| | images per second |\n|---|---|")
-    for row, values in rates.items():
-        print(f"| {row} | {statistics.median(values):.0f} |")
-
-    def ratio(one: str, other: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates[one], rates[other]))
-
-    for form in ("webdataset", "lmdb"):
-        speedup = ratio(f"convert to {form}, 2 workers", f"convert to {form}, 1 workers")
-        print(f"\ntwo workers / one, {form}: {speedup:.2f}")
-    print(f"\nread LMDB / decode raw files by PIL: {ratio('read LMDB', 'decode raw files by PIL'):.2f}")
+    speedups = {
+        f"two workers / one, {form}": (f"convert to {form}, 2 workers", f"convert to {form}, 1 workers")
+        for form in ("webdataset", "lmdb")
+    }
+    readers = ("read LMDB", "decode raw files by PIL")
+    print_rates(rates, "images", {**speedups, " / ".join(readers): readers})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,16 +1,16 @@
 """The benchmark `loader`: the host's reading of shards against plain webdataset."""
 
 import argparse
+import functools
 import io
-import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable
 
 import numpy as np
 import torch
 import webdataset
+from _rates import print_rates, rates_in_turns
 from ocl.data_decoding import decode_field
 from ocl.datasets import WebdatasetDataModule
 from ocl.transforms import SimpleTransform
@@ -68,22 +68,18 @@ def build_loaders(shards: str, options: argparse.Namespace) -> Dict[str, Iterabl
     return {"ours": ours.train_dataloader(), "plain webdataset": theirs}
 
 
+def count_samples(batches: Iterable) -> int:
+    """Read an epoch, and return its number of samples."""
+    return sum(len(batch["__key__"]) for batch in batches)
+
+
 def loader(options: argparse.Namespace) -> None:
     """Images per second of whole epochs, the loaders taking turns; the ratio is the median over the turns."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = build_loaders(write_shards(Path(folder), options), options)
-        rates: Dict[str, List[float]] = {name: [] for name in loaders}
-        for _ in range(options.warmup + options.repeat):
-            for name, batches in loaders.items():
-                begin = time.perf_counter()
-                count = sum(len(batch["__key__"]) for batch in batches)
-                rates[name].append(count / (time.perf_counter() - begin))
-    rates = {name: values[options.warmup :] for name, values in rates.items()}
-    print("| | images per second |\n|---|---|")
-    for name, values in rates.items():
-        print(f"| {name} | {statistics.median(values):.0f} |")
-    ratio = statistics.median(a / b for a, b in zip(*rates.values()))
-    print(f"\nours / plain webdataset: {ratio:.2f}")
+        runs = {name: functools.partial(count_samples, batches) for name, batches in loaders.items()}
+        rates = rates_in_turns(runs, options.repeat, options.warmup)
+    print_rates(rates, "images", {"ours / plain webdataset": ("ours", "plain webdataset")})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

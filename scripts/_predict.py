@@ -4,14 +4,14 @@ import argparse
 import functools
 import logging
 import os
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from _data import make_raw, rates_in_turns
+from _data import make_raw
+from _rates import print_rates, rates_in_turns
 from hydra.core.global_hydra import GlobalHydra
 from ocl.cli import eval as evaluation
 from ocl.cli.train import build_model_from_config
@@ -74,11 +74,7 @@ def predict(options: argparse.Namespace) -> None:
 
         runs = {"predict": command, "evaluation": functools.partial(evaluate, folder / "run", folder, options)}
         rates = rates_in_turns(runs, options.repeat)
-    print("| | pictures per second |\n|---|---|")
-    for row, values in rates.items():
-        print(f"| {row} | {statistics.median(values):.0f} |")
-    ratio = statistics.median(a / b for a, b in zip(*rates.values()))
-    print(f"\npredict / evaluation: {ratio:.2f}")
+    print_rates(rates, "pictures", {"predict / evaluation": ("predict", "evaluation")})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
-from ocl_msf.files import DataError
+from ocl_msf.files import explain_missing
 
 
 class Event(NamedTuple):
@@ -30,10 +30,8 @@ def read_log(folder: Path) -> Log:
     versions = sorted({path.parent for path in folder.glob("*/*/events.out.tfevents.*")})
     if not versions:
         return {}
-    try:  # the run had it, but figures may be drawn elsewhere
+    with explain_missing(f"The log in {folder} needs TensorBoard: pip install tensorboard"):  # the run had it
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise DataError(f"The log in {folder} needs TensorBoard: pip install tensorboard") from error
     log: Log = {}
     for version in versions:
         logged = EventAccumulator(str(version), size_guidance={"scalars": 0, "images": 1}).Reload()

@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterable, Iterator
 
 import numpy as np
 
-from ocl_msf.files import DataError, replacing
+from ocl_msf.files import DataError, explain_missing, replacing
 
 VIDEOS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ogv .wmv .flv .mts .m2ts".split())
 INSTALL = "Videos are read by PyAV, which is not installed: pip install av"
@@ -24,11 +24,9 @@ def require_pyav() -> Any:
     Raises:
         DataError: it is not installed.
     """
-    try:
+    with explain_missing(INSTALL):
         import av
         import av.error
-    except ImportError as error:
-        raise DataError(INSTALL) from error
     return av
 
 

@@ -21,7 +21,7 @@ from ocl_msf.data.raw._images import Box, bounding_box, central_square, crop_ima
 from ocl_msf.data.raw._pickles import UnsafePickle, loads
 from ocl_msf.data.shards import Conversion, Sample, encode_array
 from ocl_msf.data.workers import Rejected
-from ocl_msf.files import DataError
+from ocl_msf.files import DataError, explain_missing
 
 SPLITS = ("train", "val", "test")
 
@@ -200,10 +200,8 @@ def _encode_movi(most: int, name: str, fields: Dict[str, Any], size: int) -> Dic
 
 
 def _read_video(name: str, fields: Dict[str, Any], key: str, form: str) -> np.ndarray:
-    try:
+    with explain_missing("The authors' videos are AVI files, which need PyAV: pip install av"):
         import av
-    except ImportError as error:
-        raise DataError("The authors' videos are AVI files, which need PyAV: pip install av") from error
     try:
         with av.open(io.BytesIO(_bytes(name, fields, key)), format="avi") as container:
             return np.stack([frame.to_ndarray(format=form) for frame in container.decode(video=0)])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, List
 
-from ocl_msf.files import DataError
+from ocl_msf.files import explain_missing
 from ocl_msf.results.view.editor import DROP, SWAP, State, go_to, reset
 from ocl_msf.results.view.markup import LETTERS, SCRIPT, intro
 from ocl_msf.results.view.page import Change, Page, read_click
@@ -19,10 +19,8 @@ def require_gradio() -> Any:
     Raises:
         DataError: it is not installed.
     """
-    try:
+    with explain_missing(INSTALL):
         import gradio
-    except ImportError as error:
-        raise DataError(INSTALL) from error
     return gradio
 
 
