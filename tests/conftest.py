@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: waiting threads would take the cores
 TESTS = Path(__file__).parent
 SERVER = runpy.run_path(str(TESTS / "program_server.py"))
+runpy.run_path(str(TESTS / "kept_configs.py"))["keep_configs"]()
 FOLDERS = {TESTS / "host": {"needs_host"}, TESTS / "host" / "contract": {"needs_host", "oclf"}}
 
 

@@ -14,13 +14,17 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import hydra_zen  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import pytorch_lightning  # noqa: F401
+import sklearn.cluster  # noqa: F401
 import timm  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import torchmetrics  # noqa: F401
+from diffusers import UNet2DConditionModel  # noqa: F401
+from kept_configs import keep_configs
 
 LIMIT = 900  # seconds
 
@@ -71,6 +75,7 @@ def serve():
     return None
 
 
+keep_configs((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 gc.freeze()  # leaves what is imported out of collections, which would copy its memory
 if program := serve():
     become(**program)

@@ -7,10 +7,10 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn
+from typing import Any, Dict, List, NoReturn, Optional
 
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_method, to_absolute_path
@@ -57,16 +57,40 @@ class MSFSearchPathPlugin(SearchPathPlugin):
         OmegaConf.register_new_resolver("msf_normalization", normalization, replace=True)
         OmegaConf.register_new_resolver("msf_shards", converted_shards, replace=True)
         OmegaConf.register_new_resolver("msf_text", text, replace=True)
-        store = ConfigStore.instance().store
-        components.register(store)
-        for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
-            scores = {"defaults": ["/evaluation/msf/scores"]}
-            store(leaf.stem, scores, group="evaluation/msf", package="_global_", provider="ocl-msf")
-        for name, (parts, models) in CACHES.items():
-            store(name, cache(parts, models), group="msf/cache", package="_global_", provider="ocl-msf")
-        for name in FORMER_DATASETS:
-            former = {"defaults": ["_converted", "_self_"], "name": f"${{msf_former:{name}}}"}
-            store(name, former, group="dataset", provider="ocl-msf")
+        store_configs()
+
+
+class SharedNode(ConfigNode):
+    """A config of which copies of the store are no copies: Hydra copies the store for every composition.
+
+    What it loads from a store it copies once more, and changes that alone.
+    """
+
+    def __deepcopy__(self, memo: Any) -> "SharedNode":
+        return self
+
+
+def store(name: str, node: Dict[str, Any], group: str, package: Optional[str] = None) -> None:
+    """Store a config as a choice of a group."""
+    ConfigStore.instance().store(name, node, group=group, package=package, provider="ocl-msf")
+    stored: Any = ConfigStore.instance().repo
+    for part in group.split("/"):
+        stored = stored[part]
+    stored[f"{name}.yaml"] = SharedNode(**vars(stored[f"{name}.yaml"]))
+
+
+@functools.lru_cache(maxsize=None)
+def store_configs() -> None:
+    """Store what is no file, once in a process: parts by name, evaluations of experiments, caches and former names."""
+    components.register(store)
+    for leaf in (configs() / "experiment" / "msf").glob("[!_]*.yaml"):
+        scores = {"defaults": ["/evaluation/msf/scores"]}
+        store(leaf.stem, scores, group="evaluation/msf", package="_global_")
+    for name, (parts, models) in CACHES.items():
+        store(name, cache(parts, models), group="msf/cache", package="_global_")
+    for name in FORMER_DATASETS:
+        former = {"defaults": ["_converted", "_self_"], "name": f"${{msf_former:{name}}}"}
+        store(name, former, group="dataset")
 
 
 def configs() -> Path:

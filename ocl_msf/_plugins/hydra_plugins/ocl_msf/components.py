@@ -277,19 +277,19 @@ COMPONENTS: List[Component] = [
 
 
 def register(store: Any) -> None:
-    """Store a config for every component, for `ConfigStore.store`; it clears its place before."""
+    """Call `store(name, config, group, package)` for every component; each clears its place before."""
     for part in COMPONENTS:
         node: Dict[str, Any] = dict(part.also)
         _set(node, part.place, {"_target_": part.target, **part.settings})
         empty: Dict[str, Any] = {}
         _set(empty, part.place, None)
         cleared = part.place.replace(".", "_")
-        store(cleared, empty, group="msf/cleared", package="_global_", provider="ocl-msf")
+        store(cleared, empty, group="msf/cleared", package="_global_")
         choices = [{f"/msf/{group}": name} for group, name in part.choices.items()]
         node["defaults"] = [f"/msf/cleared/{cleared}", "_self_", *choices]
-        store(part.name, node, group=f"msf/{part.group}", package="_global_", provider="ocl-msf")
+        store(part.name, node, group=f"msf/{part.group}", package="_global_")
     pyramid = {"defaults": [{"/msf/encoder": "pyramid"}]}
-    store("pyramid", pyramid, group="msf", package="_global_", provider="ocl-msf")
+    store("pyramid", pyramid, group="msf", package="_global_")
 
 
 def _set(config: Dict[str, Any], place: str, value: Any) -> None:
