@@ -36,6 +36,7 @@ class Codebook(nn.Module):
             largest for vectors far from all codes, so that extreme vectors are the most confident ones. Divided,
             confidence falls with the distance to the nearest code, whatever the scale of vectors and codes is, and the
             nearest code remains the nearest.
+        spread: the unit of distances in the softmax of Eq. 1 and where codes are sampled.
 
     Attributes:
         weight: (m, d), the codes.
@@ -55,6 +56,7 @@ class Codebook(nn.Module):
         replace_below: float = 0.0,
         usage_decay: float = 0.9,
         relative_confidence: bool = False,
+        spread: float = 1.0,
     ):
         super().__init__()
         if codebook_size < 1 or dim < 1:
@@ -64,6 +66,7 @@ class Codebook(nn.Module):
         self.replace_below = replace_below
         self.usage_decay = usage_decay
         self.relative_confidence = relative_confidence
+        self.spread = spread
         self.register_buffer("usage", torch.full((codebook_size,), 1.0 / codebook_size))
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
@@ -83,7 +86,7 @@ class Codebook(nn.Module):
         Returns:
             Indices (...), int64, and confidences (...). Ties go to the lower index.
         """
-        distance = torch.cdist(features.flatten(0, -2), self.weight)  # (l, m)
+        distance = self._distance(features.flatten(0, -2))  # (l, m)
         nearest, indices = distance.min(-1)  # (l,), both
         behind = nearest.unsqueeze(-1) - distance  # (l, m), at most 0
         if self.relative_confidence:
@@ -107,10 +110,16 @@ class Codebook(nn.Module):
         """
         rows = features.flatten(0, -2)  # (l, d)
         if self._is_sampling():
-            indices = self._draw(torch.cdist(rows, self.weight))  # (l,)
+            indices = self._draw(self._distance(rows))  # (l,)
         else:
-            indices = torch.addmm(self.weight.square().sum(-1), rows, self.weight.T, alpha=-2).argmin(-1)  # (l,)
+            codes = self.weight  # (m, d)
+            indices = torch.addmm(codes.square().sum(-1), rows, codes.T, alpha=-2).argmin(-1)  # (l,)
         return indices.view(features.shape[:-1])
+
+    def _distance(self, rows: torch.Tensor) -> torch.Tensor:
+        """(l, d) -> (l, m), in units of `spread`."""
+        distance = torch.cdist(rows, self.weight)
+        return distance if self.spread == 1.0 else distance / self.spread
 
     def _is_sampling(self) -> bool:
         return self.training and float(self.temperature) > 0

@@ -180,6 +180,10 @@ class CodebookQuantizer(Quantizer):
     def codebook_of(self, scale: int, group: int) -> Codebook:
         """Return the codebook of channel `group` of the indices of `scale`, both counted from 0."""
 
+    def loss_pairs(self, groups: Sequence[MatchedGroup]) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+        """Return features and codes (b, h_n, w_n, c) that the two losses compare, of every scale as often."""
+        return [pair for group in groups for pair in zip(group.features, group.codes)]
+
     def down_weight(self, group: int) -> Optional[torch.Tensor]:
         """Return W_g (c, d), which projects the codes of a group down to the encoder's channels; None: identity."""
         return None
@@ -188,13 +192,14 @@ class CodebookQuantizer(Quantizer):
         """See Quantizer."""
         groups, diagnostics = self.match(maps)  # g x N x (b, h_n, w_n, c)
         quantized = [self._straight_through_scale(groups, scale) for scale in range(len(maps))]  # N x (b, h_n, w_n, d)
-        losses = [quantization_losses(f, c) for group in groups for f, c in zip(group.features, group.codes)]
+        losses = [quantization_losses(features, codes) for features, codes in self.loss_pairs(groups)]
         commitment = (1 - self._passed_share()) ** 2 if self.anneal_commitment else 1.0
+        count = len(losses) / len(maps)  # of losses for each scale
         output = QuantizerOutput(
             quantized=tuple(rearrange(x, "b h w d -> b d h w") for x in quantized),
             indices=tuple(torch.stack(indices, 1) for indices in zip(*(group.indices for group in groups))),
-            codebook_loss=reduce(torch.add, [loss for loss, _ in losses]) / len(groups),
-            commitment_loss=reduce(torch.add, [loss for _, loss in losses]) * (commitment / len(groups)),
+            codebook_loss=reduce(torch.add, [loss for loss, _ in losses]) / count,
+            commitment_loss=reduce(torch.add, [loss for _, loss in losses]) * (commitment / count),
             diagnostics={name: tuple(index_maps) for name, index_maps in diagnostics.items()},
         )
         if self.training and self.utilization:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ocl_msf.frozen import Pretrained, read_state_dict
 
 NAME = "madebyollin/taesd"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation
 FROZEN_LAYERS = 11  # of the encoder; the decoder learns as a whole
 
 
@@ -47,11 +48,18 @@ def describe_missing(reason: str) -> str:
 class _Tiny(Pretrained):
     """Some layers of the tiny autoencoder, as diffusers numbers them, in `layers`."""
 
+    offset: (
+        torch.Tensor
+    )  # of pixels in [0, 1]: (pixels - offset) / factor is what the layers take and give, from -1 to 1
+    factor: torch.Tensor
     part: str
     layers: nn.ModuleDict
 
-    def __init__(self, channels: int, pretrained: bool, start: int, stop: int):
+    def __init__(self, channels: int, pretrained: bool, imagenet: bool, start: int, stop: int):
         super().__init__(loaded=not pretrained)
+        offset, factor = [torch.tensor(x).view(3, 1, 1) for x in (IMAGENET if imagenet else ((0.5,) * 3,) * 2)]
+        self.register_buffer("offset", offset, persistent=False)
+        self.register_buffer("factor", factor, persistent=False)
         widths = (channels,) * 4
         whole: Any = AutoencoderTiny(encoder_block_out_channels=widths, decoder_block_out_channels=widths)
         chosen = getattr(whole, self.part).layers[start:stop]
@@ -93,6 +101,8 @@ class TinyEncoder(_Tiny):
         dim: channels at the bottleneck.
         hidden_dim: channels of the tiny autoencoder, 64 for the weights that there are.
         pretrained: wait for pretrained weights; False: start from random ones.
+        imagenet: the tiny autoencoder takes and gives images normalised by mean and deviation of ImageNet, instead of
+            those that it was made for, as in the authors' checkpoints. Images here are in [-1, 1] in either case.
 
     Attributes:
         stride: pixels of the image per super-pixel, along each side.
@@ -101,8 +111,8 @@ class TinyEncoder(_Tiny):
     stride = 16
     part = "encoder"
 
-    def __init__(self, dim: int = 256, hidden_dim: int = 64, pretrained: bool = True):
-        super().__init__(hidden_dim, pretrained, 0, 14)
+    def __init__(self, dim: int = 256, hidden_dim: int = 64, pretrained: bool = True, imagenet: bool = False):
+        super().__init__(hidden_dim, pretrained, imagenet, 0, 14)
         for layer in list(self.layers.values())[:FROZEN_LAYERS]:
             layer.requires_grad_(False)
         self.norm = nn.GroupNorm(1, hidden_dim)
@@ -111,7 +121,8 @@ class TinyEncoder(_Tiny):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Encode images, see above."""
         half = F.interpolate(image, scale_factor=0.5, mode="bicubic", align_corners=False)  # b 3 h/2 w/2
-        return self.project(self.norm(self.run(half * 0.5 + 0.5)))  # b dim h/16 w/16
+        scaled = (half * 0.5 + 0.5 - self.offset) / self.factor  # b 3 h/2 w/2
+        return self.project(self.norm(self.run(scaled * 0.5 + 0.5)))  # b dim h/16 w/16
 
 
 class TinyDecoder(_Tiny):
@@ -122,11 +133,12 @@ class TinyDecoder(_Tiny):
 
     part = "decoder"
 
-    def __init__(self, dim: int = 256, hidden_dim: int = 64, pretrained: bool = True):
-        super().__init__(hidden_dim, pretrained, 2, 19)
+    def __init__(self, dim: int = 256, hidden_dim: int = 64, pretrained: bool = True, imagenet: bool = False):
+        super().__init__(hidden_dim, pretrained, imagenet, 2, 19)
         self.project = nn.Conv2d(dim, hidden_dim, 1)
         self.norm = nn.GroupNorm(1, hidden_dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Decode features, see above."""
-        return self.run(self.norm(self.project(features))) * 2 - 1  # b 3 8h 8w
+        scaled = self.run(self.norm(self.project(features))) * 2 - 1  # b 3 8h 8w
+        return (scaled * self.factor + self.offset) * 2 - 1  # b 3 8h 8w

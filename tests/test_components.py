@@ -40,6 +40,7 @@ INNER = {
         "GuidanceTokens",
         "Instrument",
         "InvertibleProjection",
+        "PreciseCodebook",
         "PreheatingLoss",
         "Pretrained",
         "Quantizer",

@@ -280,6 +280,8 @@ def test_every_variant_trains_both_stages(compose, variant):
 
 GROUPED = {"gdr", "msf", "msf_n2", "msf_n4", "msf_n5", "no_fusion", "no_inter", "no_intra", "shared", "sum", "concat"}
 
+LATER = {"msf_tae", "gdr_tae"}  # of the authors' later code
+
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
@@ -288,10 +290,10 @@ def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
     config = hydra.compose("training_config", overrides=chosen)
     quantizer, weights = config.experiment.quantizer, config.experiment.loss_weights
     aids = {"residual", "temperature", "anneal_commitment"} & set(quantizer)
-    assert len(aids) == (3 if variant in GROUPED else 2 if variant == "vq_aided" else 0)
+    assert len(aids) == (3 if variant in GROUPED else 2 if variant in {"vq_aided", *LATER} else 0)
     assert quantizer.get("replace_below", 0) == (0.1 if variant in GROUPED - {"gdr"} | {"vq_aided"} else 0)
     assert config.models.vqvae.normalize == (variant in GROUPED)
-    assert config.losses.norm.weight == weights.norm == (0.1 if variant in GROUPED else 0)
+    assert config.losses.norm.weight == weights.norm == (0.1 if variant in GROUPED | LATER else 0)
     assert config.losses.utilization.weight == weights.utilization == (0.1 if variant == "gdr" else 0)
     assert quantizer.get("utilization", False) == (variant == "gdr")
     assert not quantizer.get("relative_confidence", False)  # Eq. 1 as it stands

@@ -45,6 +45,9 @@ MAY_IMPORT = {
     "chunks": {"torch"},
     "frozen": {"torch", "safetensors"},
     "vit": NETWORKS | {"ocl_msf.frozen"},
+    "tae": MATHS
+    | HOST
+    | {"ocl_msf.codebook", "ocl_msf.decoding", "ocl_msf.fusion", "ocl_msf.iterations", "ocl_msf.quantization"},
     "tiny_autoencoder": {"torch", "diffusers", "ocl_msf.frozen"},
     "transformer": MATHS,
     "preprocessing": {"torch", "numpy"},

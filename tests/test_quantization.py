@@ -65,6 +65,7 @@ def test_relative_confidence_is_that_of_distances_in_units_of_their_mean():
 
 
 def test_relative_confidence_falls_with_the_distance_to_the_nearest_code_where_eq_1_rises():
+    torch.manual_seed(0)
     codes, directions = torch.randn(64, 16), torch.randn(500, 16)
     features = directions * torch.linspace(1, 5, 500).unsqueeze(1)  # from amid the codes to far outside
     correlations = []

@@ -8,7 +8,7 @@ from typing import List, Optional
 from typer import Argument, Option
 from typing_extensions import Annotated, Literal
 
-from ocl_msf.cli._app import command
+from ocl_msf.cli._app import command, new_group
 
 
 def counted(number: int, noun: str) -> str:
@@ -126,3 +126,39 @@ def view(
         from ocl_msf.results.view.server import view as serve
 
         serve(model, folder, host, port, fit, device)
+
+
+import_app = new_group(
+    "import",
+    "Make runs of models that others trained.",
+    "ocl-msf import authors slate_r_vqvae-coco-msf.pth --experiment slate_coco --vae vqvae-coco-c256-msf.pth",
+)
+
+
+@command(
+    "authors",
+    "ocl-msf import authors slate_r_vqvae-coco-msf.pth --experiment slate_coco --vae vqvae-coco-c256-msf.pth",
+    group=import_app,
+)
+def import_authors(
+    checkpoint: Annotated[Path, Argument(help="Theirs, of stage 2.", show_default=False)],
+    experiment: Annotated[
+        str, Option(metavar="NAME", help="Ours of the same model and data, such as slate_coco.", show_default=False)
+    ],
+    vae: Annotated[
+        Optional[Path], Option(metavar="CKPT", help="Theirs of stage 1, whose decoder draws pictures; else all black.")
+    ] = None,
+    out: Annotated[Optional[Path], Option(help="A new folder; by default outputs/msf/NAME/CKPT.")] = None,
+    settings: Annotated[
+        Optional[List[str]], Option("--set", metavar="KEY=VALUE", help="Further overrides of the experiment.")
+    ] = None,
+) -> None:
+    """Make a run of a model that MSF's authors trained.
+
+    Takes SLATE, SlotDiffusion and DINOSAUR of Genera1Z/MultiScaleFusion and Genera1Z/VQ-VFM-OCL, plain or with MSF or
+    GDR. The run is evaluated, exported, shown and used for predictions like any other. Checkpoints are never unpickled.
+    """
+    from ocl_msf.experiments.authors import import_checkpoint
+
+    folder = out or Path("outputs", "msf", experiment, checkpoint.stem)
+    print(import_checkpoint(checkpoint, experiment, folder, vae, settings or []))

@@ -143,6 +143,7 @@ _MODELS: List[Tuple[str, str, str, str, Dict[str, Any]]] = [
     ("grouping", "blocks", "perceptual_grouping", "perceptual_grouping.BlockSlotAttentionGrouping", GROUPING),
     ("grouping", "invariant", "perceptual_grouping", "invariant.InvariantSlotAttentionGrouping", GROUPING),
     ("grouping", "video_invariant", "perceptual_grouping", "invariant.VideoInvariantSlotAttentionGrouping", GROUPING),
+    ("grouping", "tae", "perceptual_grouping", "tae.TaeSlotAttentionGrouping", GROUPING),
     (
         *("predictor", "temporal", "predictor", "perceptual_grouping.TemporalPredictor"),
         {"object_dim": SLOT, "normalize": True, "slots_path": "perceptual_grouping.objects"},
@@ -152,6 +153,7 @@ _MODELS: List[Tuple[str, str, str, str, Dict[str, Any]]] = [
         *("decoder", "tokens", "decoder", "decoding.TokenDecoder"),
         {**TOKENS, "num_layers": _shared("decoder.num_layers", 8), "num_heads": _shared("decoder.num_heads", 8)},
     ),
+    ("decoder", "tae", "decoder", "tae.TaeTokenDecoder", {**TOKENS, "guidance_dim": SLOT, "dim": SLOT}),
     ("decoder", "mixture", "decoder", "mixture.MixtureDecoder", TOKENS),
     ("decoder", "framed_mixture", "decoder", "mixture.FramedMixtureDecoder", TOKENS),
     (
@@ -168,6 +170,8 @@ _MODELS: List[Tuple[str, str, str, str, Dict[str, Any]]] = [
     ("quantizer", "vq", "quantizer", "quantization.VectorQuantizer", QUANTIZER),
     ("quantizer", "gdr", "quantizer", "quantization.GroupedQuantizer", QUANTIZER),
     ("quantizer", "fsq", "quantizer", "finite_scalar.FiniteScalarQuantizer", QUANTIZER),
+    ("quantizer", "msf_tae", "quantizer", "tae.TaeFusion", {**QUANTIZER, "num_scales": SCALES}),
+    ("quantizer", "gdr_tae", "quantizer", "tae.TaeGroups", QUANTIZER),
     ("vae", "vqvae", "vqvae", "autoencoder.VQVAE", {**VAE, **IMAGE}),
     ("vae", "encoder", "vae_encoder", "autoencoder.Encoder", {**VAE_PART, "input_path": "input.image"}),
     ("vae", "decoder", "vae_decoder", "autoencoder.Decoder", {**VAE_PART, "input_path": "guidance.features"}),
