@@ -1,12 +1,13 @@
 """The VQ-VAE that guides object-centric learning: SLATE's convolutions around a quantiser, over an image pyramid."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ocl_msf.activations import Mish
 from ocl_msf.pyramid import ImagePyramid, check_divisible
 from ocl_msf.quantization import Quantizer, QuantizerOutput
 
@@ -18,7 +19,7 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - stride + 1) // 2),
             nn.GroupNorm(1, out_channels),
-            nn.Mish(),
+            Mish(),
         )
 
 
@@ -54,6 +55,15 @@ class Decoder(nn.Sequential):
             *self._upsampling(hidden_dim),  # (b, hidden_dim, 4h, 4w)
             nn.Conv2d(hidden_dim, image_channels, 1),  # (b, image_channels, 4h, 4w)
         )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as in torch
+        """See the class; the last convolution comes before the last shuffle, which then moves few channels."""
+        *layers, shuffle, last = self
+        output = cast(nn.Conv2d, last)
+        for layer in layers:
+            input = layer(input)  # (b, hidden_dim * 4, 2h, 2w) in the end  # noqa: A001
+        weight = torch.kron(output.weight.flatten(1), torch.eye(4).to(output.weight))  # (c * 4, hidden_dim * 4)
+        return shuffle(F.conv2d(input, weight[..., None, None], cast(torch.Tensor, output.bias).repeat_interleave(4)))
 
     @staticmethod
     def _upsampling(channels: int) -> List[nn.Module]:
@@ -166,7 +176,7 @@ class VQVAE(nn.Module):
         (height, width), scales = image.shape[-2:], self.pyramid.num_scales
         divisor = self.encoder.stride * 2 ** (scales - 1)
         check_divisible(height, width, divisor, f"{self.encoder.stride}-pixel patches at {scales} scales")
-        return self.pyramid(image)
+        return self.pyramid(image.contiguous(memory_format=torch.channels_last))
 
     def _encode(self, pyramid: List[torch.Tensor]) -> List[torch.Tensor]:
         return [self.encoder(image) for image in pyramid]

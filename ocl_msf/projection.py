@@ -5,6 +5,8 @@ from typing import List, Sequence
 import torch
 from torch import nn
 
+from ocl_msf.tracing import is_traced
+
 
 class InvertibleProjection(nn.Module):
     """Project up by pinv(W), project down by W (Eq. 3 and 5): W (groups * dim, dim) has full column rank, no bias.
@@ -31,7 +33,7 @@ class InvertibleProjection(nn.Module):
         w = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
         factor, info = torch.linalg.cholesky_ex(w.T @ w)
         pivots = factor.diagonal()
-        checked = self.training or not _is_compiling()
+        checked = self.training or not is_traced()
         if checked and (info.item() or not pivots.min() > 4 * torch.finfo(w.dtype).eps ** 0.5 * pivots.max()):
             raise ValueError(
                 f"The projection matrix W ({w.shape[0]} x {w.shape[1]}) has nearly lost its full column rank, or "
@@ -46,8 +48,3 @@ class InvertibleProjection(nn.Module):
     def down_weight(self, group: int) -> torch.Tensor:
         """Return W_g (dim, dim), the rows of W that project a group down: X . W = sum over groups of X_g . W_g."""
         return self.weight.chunk(self.groups)[group]
-
-
-def _is_compiling() -> bool:
-    is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # from torch 2.1 on
-    return is_compiling is not None and is_compiling()

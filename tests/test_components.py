@@ -40,6 +40,7 @@ INNER = {
         "GuidanceTokens",
         "Instrument",
         "InvertibleProjection",
+        "Mish",
         "PreciseCodebook",
         "PreheatingLoss",
         "Pretrained",
