@@ -18,7 +18,7 @@ def check_divisible(height: int, width: int, divisor: int, reason: str) -> None:
 
 
 class ImagePyramid(nn.Module):
-    """Bilinear image pyramid T_1 ... T_N with T_n = T downsampled by 2^(n-1) (section 3.2).
+    """Bilinear image pyramid T_1, T_2 to T_N with T_n = T downsampled by 2^(n-1) (section 3.2).
 
     Args:
         num_scales: N.

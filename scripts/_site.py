@@ -64,9 +64,13 @@ def _help(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 def list_components() -> str:
     """A table of the parts that a config can take by name."""
-    rows = [(f"`{x.choice}`", f"`{x.place}`", f"[`{x.target}`][{x.target}]", _escape(x.line)) for x in COMPONENTS]
-    lines = [("choice", "where it goes", "class", "what it is"), ("---",) * 4, *rows]
+    rows = [(f"`{x.choice}`", f"{_escape(x.line)}: {_link(x.target)} at `{x.place}`") for x in COMPONENTS]
+    lines = [("choice", "what it is: its class, and where it goes"), ("---",) * 2, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _link(target: str) -> str:
+    return f"[`{target.rpartition('.')[2]}`][{target}]"
 
 
 def describe_configs() -> str:
