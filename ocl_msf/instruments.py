@@ -211,7 +211,8 @@ class Instrument(torchmetrics.Metric):
 
     Args:
         name: of the number, as the module says.
-        size: shape of its sums.
+        size: shape of its sums, if all codebooks are alike; where they halve per scale, or groups have fewer channels,
+            it is that of the first batch.
     """
 
     full_state_update = False
@@ -226,7 +227,10 @@ class Instrument(torchmetrics.Metric):
     def update(self, sums: Optional[Mapping[str, torch.Tensor]] = None) -> None:
         """Add the sums of a batch; nothing, if it has none of this name."""
         if sums is not None and self.name in sums:
-            self.total += sums[self.name].to(self.total.device)
+            found = sums[self.name].to(self.total.device)
+            if found.shape != self.total.shape and not self.total.any():
+                self.total = torch.zeros_like(found)  # the first batch says more than the config
+            self.total += found
 
     def compute(self) -> torch.Tensor:
         """The number, float64; NaN if it is not defined."""

@@ -34,7 +34,7 @@ class Line(pl.LightningModule):
 
 def of_an_experiment():
     """The callback as the experiments have it."""
-    config = yaml.safe_load((CONFIGS / "experiment/msf/_training.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((CONFIGS / "experiment/msf/_optimization.yaml").read_text(encoding="utf-8"))
     return instantiate(config["experiment"]["callbacks"]["environment"])
 
 

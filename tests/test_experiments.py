@@ -298,7 +298,9 @@ def test_aids_of_training_belong_to_grouped_codebooks(compose, variant):
     assert quantizer.get("utilization", False) == (variant == "gdr")
     assert not quantizer.get("relative_confidence", False)  # Eq. 1 as it stands
     small = hydra.compose("training_config", overrides=[*chosen, "+msf/preset=cpu"])
-    assert small.experiment.quantizer.get("replace_below") == (None if variant == "fsq" else 0.1)
+    assert small.experiment.quantizer.get("replace_below") == (
+        None if variant in ("fsq", "gdr_tae", "msf_tae") else 0.1
+    )
     assert not (small.models.vqvae.normalize or small.losses.norm.weight or small.experiment.anneal_commitment)
 
 
