@@ -107,7 +107,7 @@ def test_an_interrupted_export_leaves_what_was_there(exported, slate_run, tmp_pa
         ({"format": None}, "describes no model"),
         ({"extra": 1}, "is damaged"),
         ({"image_transform": {"_target_": "subprocess.run", "args": ["false"]}}, "would build subprocess.run"),
-        ({"image_transform": {"_target_": "routed.ocl_msf.frozen.Path"}}, "is not ocl_msf"),
+        ({"image_transform": {"_target_": "routed.ocl_msf.vit.Path"}}, "is not ocl_msf"),
         ({"image_transform": {"_target_": "ocl_msf.feature_extractors.timm.create_model"}}, "would build ocl_msf.feat"),
         ({"image_transform": {"_target_": "ocl_msf.decoding.Nothing"}}, "does not have"),
         ({"image_transform": {"x": ["${oc.env:HOME}"]}}, "filled in from this machine"),

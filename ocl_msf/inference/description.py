@@ -21,9 +21,9 @@ FORMAT = 1
 TRUSTED = frozenset(
     """
     ocl_msf.autoencoder ocl_msf.codebook ocl_msf.composition ocl_msf.conditioning ocl_msf.decoding ocl_msf.diffusion
-    ocl_msf.dilated ocl_msf.feature_extractors ocl_msf.finite_scalar ocl_msf.fusion ocl_msf.guidance ocl_msf.invariant
-    ocl_msf.mixture ocl_msf.perceptual_grouping ocl_msf.projection ocl_msf.pyramid ocl_msf.quantization
-    ocl_msf.transformer ocl_msf.video
+    ocl_msf.dilated ocl_msf.feature_extractors ocl_msf.finite_scalar ocl_msf.fusion ocl_msf.grid_fusion ocl_msf.guidance
+    ocl_msf.invariant ocl_msf.mixture ocl_msf.perceptual_grouping ocl_msf.preheating ocl_msf.projection ocl_msf.pyramid
+    ocl_msf.quantization ocl_msf.tae ocl_msf.tiny_autoencoder ocl_msf.transformer ocl_msf.video ocl_msf.vit
     ocl.conditioning ocl.decoding ocl.feature_extractors ocl.neural_networks ocl.neural_networks.extensions
     ocl.neural_networks.positional_embedding ocl.neural_networks.slate ocl.neural_networks.wrappers
     ocl.perceptual_grouping ocl.preprocessing ocl.scheduling ocl.utils.masking ocl.utils.resizing ocl.utils.routing
