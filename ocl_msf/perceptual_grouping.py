@@ -107,7 +107,7 @@ class TruncatedSlotAttentionGrouping(SlotAttentionGrouping):
         slot_mask: Optional[torch.Tensor] = None,
         previous_slots: Optional[torch.Tensor] = None,
     ) -> PerceptualGroupingOutput:
-        """Group features; arguments and output as of `BlockSlotAttentionGrouping.forward`.
+        """Group features; arguments and output as of `SlotCompetition.forward`.
 
         Raises:
             ValueError: gradients is none of the three.
@@ -219,58 +219,46 @@ class Factor(nn.Module):
         return self.memory(block + self.mlp(block))  # b k d
 
 
-class BlockSlotAttentionGrouping(nn.Module):
-    """Block slots: slot attention whose slots are made of factors (SysBinder, Singh et al., 2023).
-
-    It has the interface of the host's grouping. Slots compete for features as in slot attention. The update of a slot
-    is split into blocks, and each block is updated by its factor alone. The competitor SysBinder@2 of the paper's
-    tables has two factors.
+class SlotCompetition(nn.Module):
+    """Slots that compete for features, with the interface of the host's grouping; subclasses say how they change.
 
     Args:
         feature_dim: channels of the features, behind the positional embedding.
-        object_dim: channels of a slot, all blocks together.
-        num_blocks: number of factors.
-        num_prototypes: number of prototypes in the memory of each factor.
+        object_dim: channels of a slot.
         iters: number of iterations.
-        eps: added to the attention, so that the weights of no slot sum to zero.
-        ff_mlp: applied to whole slots after every iteration; None keeps factors independent.
+        eps: keeps the weights of a slot that gets nothing from being divided by zero.
         positional_embedding: applied to features and positions first.
-        normalize_memory: the memory of SysBinder, see FactorMemory.
         gradients: "all", "last" or "straight_through", see `iterate`.
         later_iters: see `TruncatedSlotAttentionGrouping`.
-
-    Raises:
-        ValueError: object_dim is not divisible by num_blocks.
     """
 
     def __init__(
         self,
         feature_dim: int,
         object_dim: int,
-        num_blocks: int = 2,
-        num_prototypes: int = 64,
-        iters: int = 3,
-        eps: float = 1e-8,
-        ff_mlp: Optional[nn.Module] = None,
-        positional_embedding: Optional[nn.Module] = None,
-        normalize_memory: bool = False,
-        gradients: str = "all",
-        later_iters: Optional[int] = None,
+        iters: int,
+        eps: float,
+        positional_embedding: Optional[nn.Module],
+        gradients: str,
+        later_iters: Optional[int],
     ):
         super().__init__()
-        if object_dim % num_blocks:
-            raise ValueError(f"Slots of {object_dim} channels cannot be split into {num_blocks} equal blocks.")
-        self.object_dim = object_dim
+        self.object_dim, self.eps = object_dim, eps
         self.iters, self.gradients, self.later_iters = iters, gradients, later_iters
-        self.eps = eps
         self.positional_embedding = positional_embedding
         self.norm_features, self.norm_slots = nn.LayerNorm(feature_dim), nn.LayerNorm(object_dim)
         self.to_query = nn.Linear(object_dim, object_dim, bias=False)
         self.to_key = nn.Linear(feature_dim, object_dim, bias=False)
         self.to_value = nn.Linear(feature_dim, object_dim, bias=False)
-        dim = object_dim // num_blocks
-        self.factors = nn.ModuleList(Factor(dim, num_prototypes, normalize_memory) for _ in range(num_blocks))
-        self.ff_mlp = ff_mlp
+
+    def weigh(self, attention: torch.Tensor) -> torch.Tensor:
+        """Attention (b, k, n), whose sum over slots is 1 -> weights of the features of each slot (b, k, n)."""
+        weights = attention + self.eps  # b k n
+        return weights / weights.sum(-1, keepdim=True)
+
+    def update(self, slots: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+        """Slots (b, k, d) and the mean values of their features (b, k, d) -> the slots of the next iteration."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -311,9 +299,58 @@ class BlockSlotAttentionGrouping(nn.Module):
         if slot_mask is not None:
             logits = logits.masked_fill(slot_mask[..., None], torch.finfo(logits.dtype).min)
         attention = logits.softmax(1)  # b k n
-        weights = attention + self.eps  # b k n
-        updates = (weights / weights.sum(-1, keepdim=True)).to(values.dtype) @ values  # b k d
+        updates = self.weigh(attention).to(values.dtype) @ values  # b k d
+        return self.update(slots, updates), attention
+
+
+class BlockSlotAttentionGrouping(SlotCompetition):
+    """Block slots: slot attention whose slots are made of factors (SysBinder, Singh et al., 2023).
+
+    It has the interface of the host's grouping. Slots compete for features as in slot attention. The update of a slot
+    is split into blocks, and each block is updated by its factor alone. The competitor SysBinder@2 of the paper's
+    tables has two factors.
+
+    Args:
+        feature_dim: channels of the features, behind the positional embedding.
+        object_dim: channels of a slot, all blocks together.
+        num_blocks: number of factors.
+        num_prototypes: number of prototypes in the memory of each factor.
+        iters: number of iterations.
+        eps: added to the attention, so that the weights of no slot sum to zero.
+        ff_mlp: applied to whole slots after every iteration; None keeps factors independent.
+        positional_embedding: applied to features and positions first.
+        normalize_memory: the memory of SysBinder, see FactorMemory.
+        gradients: "all", "last" or "straight_through", see `iterate`.
+        later_iters: see `TruncatedSlotAttentionGrouping`.
+
+    Raises:
+        ValueError: object_dim is not divisible by num_blocks.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        object_dim: int,
+        num_blocks: int = 2,
+        num_prototypes: int = 64,
+        iters: int = 3,
+        eps: float = 1e-8,
+        ff_mlp: Optional[nn.Module] = None,
+        positional_embedding: Optional[nn.Module] = None,
+        normalize_memory: bool = False,
+        gradients: str = "all",
+        later_iters: Optional[int] = None,
+    ):
+        super().__init__(feature_dim, object_dim, iters, eps, positional_embedding, gradients, later_iters)
+        if object_dim % num_blocks:
+            raise ValueError(f"Slots of {object_dim} channels cannot be split into {num_blocks} equal blocks.")
+        dim = object_dim // num_blocks
+        self.factors = nn.ModuleList(Factor(dim, num_prototypes, normalize_memory) for _ in range(num_blocks))
+        self.ff_mlp = ff_mlp
+
+    def update(self, slots: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+        """See SlotCompetition: each block by its factor."""
         count = len(self.factors)
         pairs = zip(self.factors, updates.chunk(count, -1), slots.chunk(count, -1))  # blocks b k d/count
         slots = torch.cat([factor(update, block) for factor, update, block in pairs], -1)  # b k d
-        return (slots if self.ff_mlp is None else self.ff_mlp(slots)), attention
+        return slots if self.ff_mlp is None else self.ff_mlp(slots)

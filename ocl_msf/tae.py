@@ -11,15 +11,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ocl_msf._host import require_host
 from ocl_msf.codebook import Codebook, Schedule
 from ocl_msf.decoding import TokenDecoder
 from ocl_msf.fusion import MultiScaleFusion
-from ocl_msf.iterations import iterate, iterations_of
+from ocl_msf.perceptual_grouping import SlotCompetition
 from ocl_msf.quantization import CodebookQuantizer, Diagnostics, MatchedGroup
-
-with require_host():
-    from ocl.typing import FeatureExtractorOutput, PerceptualGroupingOutput
 
 
 def distance_spread(dim: int) -> float:
@@ -178,7 +174,7 @@ def build_gelu_mlp(input_dim: int, output_dim: int, features: Sequence[int]) -> 
     return nn.Sequential(*layers[:-1])
 
 
-class TaeSlotAttentionGrouping(nn.Module):
+class TaeSlotAttentionGrouping(SlotCompetition):
     """Slot attention whose weights of a slot are divided by their sum + eps, with a GELU MLP with dropout.
 
     Args:
@@ -205,14 +201,7 @@ class TaeSlotAttentionGrouping(nn.Module):
         eps: float = 1e-5,
         dropout: float = 0.01,
     ):
-        super().__init__()
-        self.object_dim, self.eps = object_dim, eps
-        self.iters, self.gradients, self.later_iters = iters, gradients, later_iters
-        self.positional_embedding = positional_embedding
-        self.norm_features, self.norm_slots = nn.LayerNorm(feature_dim), nn.LayerNorm(object_dim)
-        self.to_query = nn.Linear(object_dim, object_dim, bias=False)
-        self.to_key = nn.Linear(feature_dim, object_dim, bias=False)
-        self.to_value = nn.Linear(feature_dim, object_dim, bias=False)
+        super().__init__(feature_dim, object_dim, iters, eps, positional_embedding, gradients, later_iters)
         self.gru = nn.GRUCell(object_dim, object_dim)
         nn.init.zeros_(self.gru.bias_ih)
         nn.init.zeros_(self.gru.bias_hh)
@@ -222,31 +211,12 @@ class TaeSlotAttentionGrouping(nn.Module):
             nn.init.zeros_(layer.bias)
         self.mlp = nn.Sequential(hidden, nn.GELU(), nn.Dropout(dropout), output)
 
-    def forward(
-        self,
-        feature: FeatureExtractorOutput,
-        conditioning: torch.Tensor,
-        slot_mask: Optional[torch.Tensor] = None,
-        previous_slots: Optional[torch.Tensor] = None,
-    ) -> PerceptualGroupingOutput:
-        """Group features; arguments and output as of `perceptual_grouping.BlockSlotAttentionGrouping.forward`."""
-        features = feature.features
-        if self.positional_embedding is not None:
-            features = self.positional_embedding(features, feature.positions)  # b n d
-        features = self.norm_features(features)  # b n d
-        keys, values = self.to_key(features), self.to_value(features)  # b n d
+    def weigh(self, attention: torch.Tensor) -> torch.Tensor:
+        """See SlotCompetition."""
+        return attention / (attention.sum(-1, keepdim=True) + self.eps)
 
-        def step(slots: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-            queries = self.to_query(self.norm_slots(slots)) * self.object_dim**-0.5  # b k d
-            logits = (queries @ keys.transpose(1, 2)).float()  # b k n
-            if slot_mask is not None:
-                logits = logits.masked_fill(slot_mask[..., None], torch.finfo(logits.dtype).min)
-            attention = logits.softmax(1)  # b k n
-            weights = attention / (attention.sum(-1, keepdim=True) + self.eps)  # b k n
-            updates = weights.to(values.dtype) @ values  # b k d
-            with torch.autocast(slots.device.type, enabled=False):  # a recurrent state needs full precision
-                slots = self.gru(updates.flatten(0, 1).float(), slots.flatten(0, 1).float()).view_as(slots)  # b k d
-            return slots + self.mlp(self.norm_mlp(slots)), attention
-
-        slots, attention = iterate(step, conditioning, iterations_of(self, previous_slots), self.gradients)
-        return PerceptualGroupingOutput(slots, is_empty=slot_mask, feature_attributions=attention)
+    def update(self, slots: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+        """See SlotCompetition: a GRU, and an MLP beside it."""
+        with torch.autocast(slots.device.type, enabled=False):  # a recurrent state needs full precision
+            slots = self.gru(updates.flatten(0, 1).float(), slots.flatten(0, 1).float()).view_as(slots)  # b k d
+        return slots + self.mlp(self.norm_mlp(slots))

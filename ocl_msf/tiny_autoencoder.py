@@ -48,9 +48,7 @@ def describe_missing(reason: str) -> str:
 class _Tiny(Pretrained):
     """Some layers of the tiny autoencoder, as diffusers numbers them, in `layers`."""
 
-    offset: (
-        torch.Tensor
-    )  # of pixels in [0, 1]: (pixels - offset) / factor is what the layers take and give, from -1 to 1
+    offset: torch.Tensor  # the layers take and give (pixels - offset) / factor, of pixels in [0, 1]
     factor: torch.Tensor
     part: str
     layers: nn.ModuleDict

@@ -45,6 +45,7 @@ INNER = {
         "PreheatingLoss",
         "Pretrained",
         "Quantizer",
+        "SlotCompetition",
     ),
 }
 IN_TURN = [part for part in COMPONENTS if part.group != "fusion"]  # those have a pyramid around them

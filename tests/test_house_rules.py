@@ -46,8 +46,7 @@ MAY_IMPORT = {
     "frozen": {"torch", "safetensors"},
     "vit": NETWORKS | {"ocl_msf.frozen"},
     "tae": MATHS
-    | HOST
-    | {"ocl_msf.codebook", "ocl_msf.decoding", "ocl_msf.fusion", "ocl_msf.iterations", "ocl_msf.quantization"},
+    | {f"ocl_msf.{name}" for name in ("codebook", "decoding", "fusion", "perceptual_grouping", "quantization")},
     "tiny_autoencoder": {"torch", "diffusers", "ocl_msf.frozen"},
     "transformer": MATHS,
     "preprocessing": {"torch", "numpy"},

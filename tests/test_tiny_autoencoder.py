@@ -83,5 +83,5 @@ def test_what_cannot_be_taken_is_said_in_a_sentence(whole, vae, tmp_path, monkey
     with pytest.raises(ValueError, match="pickled.bin cannot be read as weights of a tiny autoencoder"):
         train(vae, tmp_path / "pickled.bin")
     torch.save(whole.encoder.state_dict(), tmp_path / "half.bin")
-    with pytest.raises(ValueError, match="half.bin do not fit the tiny autoencoder"):
+    with pytest.raises(ValueError, match="half.bin do not fit vqvae.encoder and vqvae.decoder"):
         train(vae, tmp_path / "half.bin")

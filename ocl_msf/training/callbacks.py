@@ -15,17 +15,17 @@ from ocl_msf.tiny_autoencoder import read_tiny_autoencoder
 __getattr__ = refuse_old_names(__name__)
 
 
-class LoadFrozen(Callback):
-    """Give a frozen part of the model its weights at the start of a training, before any data are loaded.
+class LoadPretrained(Callback):
+    """Give pretrained parts of the model their weights at the start of a training, before any data are loaded.
 
     A run that resumes, and an evaluation, take them from the run's own checkpoint, so their source is not needed again.
 
     Args:
-        target: dotted path of the `Frozen` among the models; where there is None, nothing is loaded.
+        targets: dotted paths of each `Pretrained` among the models; where there is none, nothing is loaded.
     """
 
-    def __init__(self, target: str):
-        self.target = target
+    def __init__(self, *targets: str):
+        self.targets = targets
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load, unless a checkpoint of this model has been restored.
@@ -34,23 +34,30 @@ class LoadFrozen(Callback):
             FileNotFoundError: there are no weights within reach.
             ValueError: they are damaged, or of another model.
         """
-        frozen: Any = pl_module.models
-        for name in self.target.split("."):
-            frozen = getattr(frozen, name)
-        if frozen is None or frozen.loaded:
+        parts = [self._part(pl_module.models, target) for target in self.targets]
+        missing = [part for part in parts if part is not None and not part.loaded]
+        if not missing:
             return
-        source, weights = self.read(frozen)
+        source, weights = self.read(missing[0])
         try:
-            frozen.load(weights)
+            for part in missing:
+                part.load(weights)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"The weights in {source} do not fit {self.target} of this experiment: {error}") from error
+            places = " and ".join(self.targets)
+            raise ValueError(f"The weights in {source} do not fit {places} of this experiment: {error}") from error
 
-    def read(self, frozen: Any) -> Tuple[str, Dict[str, Any]]:
+    @staticmethod
+    def _part(models: Any, target: str) -> Any:
+        for name in target.split("."):
+            models = getattr(models, name, None)
+        return models
+
+    def read(self, part: Any) -> Tuple[str, Dict[str, Any]]:
         """Find weights for a part: where they come from, and a state dict."""
         raise NotImplementedError
 
 
-class LoadGuidance(LoadFrozen):
+class LoadGuidance(LoadPretrained):
     """Give the frozen guidance of stage 2 the weights of stage 1.
 
     Args:
@@ -79,7 +86,7 @@ class LoadGuidance(LoadFrozen):
         self.checkpoint = checkpoint
         self.source = source
 
-    def read(self, frozen: Any) -> Tuple[str, Dict[str, Any]]:
+    def read(self, part: Any) -> Tuple[str, Dict[str, Any]]:
         """Take the given checkpoint, or that of the newest finished run."""
         if self.checkpoint:
             path = Path(to_absolute_path(self.checkpoint))
@@ -88,7 +95,7 @@ class LoadGuidance(LoadFrozen):
         return str(path), read_weights(path, self.source)
 
 
-class LoadViT(LoadFrozen):
+class LoadViT(LoadPretrained):
     """Give the frozen ViT of an encoder its pretrained weights. An encoder without a ViT needs none.
 
     Args:
@@ -100,42 +107,27 @@ class LoadViT(LoadFrozen):
         super().__init__(target)
         self.weights = weights
 
-    def read(self, frozen: Any) -> Tuple[str, Dict[str, Any]]:
+    def read(self, part: Any) -> Tuple[str, Dict[str, Any]]:
         """Take the file, or what timm has."""
         path = Path(to_absolute_path(self.weights)) if self.weights else None
-        return str(path or "timm's cache"), frozen.find_weights(path)
+        return str(path or "timm's cache"), part.find_weights(path)
 
 
-class LoadTinyAutoencoder(Callback):
-    """Start the VAE of stage 1 from the weights of the tiny autoencoder, before any data are loaded.
-
-    A run that resumes, stage 2 and an evaluation take them from checkpoints.
+class LoadTinyAutoencoder(LoadPretrained):
+    """Start the VAE of stage 1 from the weights of the tiny autoencoder; stage 2 has them in its guidance.
 
     Args:
         weights: a file of them, relative to the launch directory; by default the hub or its cache.
     """
 
     def __init__(self, weights: Optional[str] = None):
+        super().__init__("vqvae.encoder", "vqvae.decoder")
         self.weights = weights
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load, unless there is no VAE to train or a checkpoint of it has been restored.
-
-        Raises:
-            FileNotFoundError: there are no weights within reach.
-            ValueError: they are damaged, or of another network.
-        """
-        models: Any = pl_module.models
-        halves = [models["vqvae"].encoder, models["vqvae"].decoder] if "vqvae" in models else []
-        if all(half.loaded for half in halves):
-            return
+    def read(self, part: Any) -> Tuple[str, Dict[str, Any]]:
+        """Take the file, or what the hub has."""
         path = Path(to_absolute_path(self.weights)) if self.weights else None
-        weights = read_tiny_autoencoder(path)
-        try:
-            for half in halves:
-                half.load(weights)
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {path or 'the hub'} do not fit the tiny autoencoder: {error}") from error
+        return str(path or "the hub"), read_tiny_autoencoder(path)
 
 
 class SaveFinished(Callback):
